@@ -1,0 +1,1 @@
+//! How the kernel sees a snapshot.

@@ -1,0 +1,15 @@
+//! The index: the one file that describes a snapshot. `docs/FORMAT.md` draws it.
+
+pub mod error;
+pub mod layout;
+mod map;
+pub mod model;
+pub mod reader;
+pub mod xattrs;
+
+pub use error::FormatError;
+pub use model::{
+    Attr, Blob, BlobIdx, Device, DirEntry, Extent, FileKind, Group, GroupIdx, InodeIdx, Timestamp,
+};
+pub use reader::{Dir, Extents, FileData, Index};
+pub use xattrs::Xattrs;
