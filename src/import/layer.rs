@@ -1,0 +1,39 @@
+//! A layer: a tar archive that can be read from its beginning more than once.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+/// A tar archive, plain or compressed with gzip or zstd, that can be opened again: the flattener
+/// comes back for files that it first took for hidden.
+pub trait Layer {
+    /// What messages call it: a digest or a path.
+    fn name(&self) -> String;
+
+    /// Its bytes as stored, from the beginning. The flattener reads to the end, so a reader that
+    /// checks a digest can do so there and answer with an error instead of the end.
+    fn open(&mut self) -> io::Result<Box<dyn Read + Send>>;
+}
+
+/// A layer in a file.
+#[derive(Debug, Clone)]
+pub struct FileLayer {
+    path: PathBuf,
+}
+
+impl FileLayer {
+    /// The archive at `path`.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+}
+
+impl Layer for FileLayer {
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn open(&mut self) -> io::Result<Box<dyn Read + Send>> {
+        Ok(Box::new(File::open(&self.path)?))
+    }
+}
