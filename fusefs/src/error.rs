@@ -1,0 +1,149 @@
+//! What can go wrong with a request of the kernel, and with a mount.
+
+use std::io;
+use std::path::PathBuf;
+
+use inlay_store::format::{FormatError, InodeIdx};
+
+use crate::content::ContentError;
+
+/// Why a request of the kernel is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum FsError {
+    /// The number is of no inode of a mounted snapshot.
+    #[error("no snapshot is mounted that has the inode number {0:#x}")]
+    UnknownInode(u64),
+    /// The index contradicts itself.
+    #[error("inode {}: {source}", inode.0)]
+    Index {
+        /// Whose records are damaged.
+        inode: InodeIdx,
+        /// How.
+        source: FormatError,
+    },
+    /// A file's bytes could not be had.
+    #[error("inode {}, {len} bytes at {offset}: {source}", inode.0)]
+    Content {
+        /// Of which file.
+        inode: InodeIdx,
+        /// Where the read began, in bytes.
+        offset: u64,
+        /// How many bytes were wanted.
+        len: u32,
+        /// Why.
+        source: ContentError,
+    },
+    /// The inode is of another kind than the request needs.
+    #[error("inode {} is not a {wanted}", inode.0)]
+    WrongKind {
+        /// Which.
+        inode: InodeIdx,
+        /// What it should be.
+        wanted: Wanted,
+    },
+    /// The inode has no extended attribute of that name.
+    #[error("no such extended attribute")]
+    NoAttribute,
+    /// The caller's buffer is too small for the value, which takes so many bytes.
+    #[error("the buffer is too small: {0} bytes are needed")]
+    BufferTooSmall(usize),
+    /// There is no data, or no hole, at or after the offset.
+    #[error("the offset is past the last byte of that sort")]
+    NothingAfter,
+    /// A snapshot can't be written to.
+    #[error("snapshots are read-only")]
+    ReadOnly,
+    /// The kernel asked for something that was not agreed on.
+    #[error("invalid request: {0}")]
+    Invalid(&'static str),
+}
+
+impl FsError {
+    /// Whether it tells of damage or a failing store, which the administrator wants to know, and
+    /// not of what programs do every day.
+    pub(crate) fn is_failure(&self) -> bool {
+        match self {
+            Self::Index { .. } | Self::Content { .. } | Self::Invalid(_) => true,
+            Self::UnknownInode(_)
+            | Self::WrongKind { .. }
+            | Self::NoAttribute
+            | Self::BufferTooSmall(_)
+            | Self::NothingAfter
+            | Self::ReadOnly => false,
+        }
+    }
+}
+
+/// The kind of inode that a request needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    RegularFile,
+    /// A symbolic link.
+    SymbolicLink,
+}
+
+impl std::fmt::Display for Wanted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Directory => "directory",
+            Self::RegularFile => "regular file",
+            Self::SymbolicLink => "symbolic link",
+        })
+    }
+}
+
+/// Why a snapshot can't be mounted or unmounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The kernel's FUSE device can't be opened.
+    #[error("/dev/fuse can't be opened: {0}; load the kernel module `fuse`, and be root")]
+    Device(io::Error),
+    /// The kernel refuses the mount for lack of rights.
+    #[error("mounting on {} needs root (CAP_SYS_ADMIN)", .0.display())]
+    NotPermitted(PathBuf),
+    /// The mount point is not there, or not a directory.
+    #[error("the mount point {} must be an existing directory: {why}", path.display())]
+    Mountpoint {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        why: io::Error,
+    },
+    /// The kernel refuses the mount.
+    #[error("can't mount on {}: {source}", path.display())]
+    Mount {
+        /// Where.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The kernel and this program could not agree on how to talk.
+    #[error("the FUSE session for {} can't begin: {source}", path.display())]
+    Session {
+        /// Where it is mounted.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The index has no usable root directory.
+    #[error("the snapshot can't be mounted: {0}")]
+    Index(#[from] FormatError),
+    /// Somebody uses the mount.
+    #[error(
+        "{} is in use: end the processes that have files open or their working directory there \
+         (`fuser -vm DIR` lists them), or unmount lazily",
+        .0.display()
+    )]
+    Busy(PathBuf),
+    /// The kernel refuses to unmount.
+    #[error("can't unmount {}: {source}", path.display())]
+    Unmount {
+        /// Where.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,91 @@
+//! Listings of directories, in pieces.
+
+use inlay_store::format::{FileKind, InodeIdx};
+
+use super::{Found, SnapshotFs, damaged};
+use crate::error::FsError;
+
+/// A place in a listing: 0 is its beginning. The same for ever, because directories never change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct DirOffset(pub u64);
+
+/// An entry of a listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirItem<'a> {
+    /// Its name; `.` and `..` come first.
+    pub name: &'a [u8],
+    /// What it names.
+    pub inode: InodeIdx,
+    /// Of what type that is.
+    pub kind: FileKind,
+    /// Where the listing goes on after it.
+    pub next: DirOffset,
+}
+
+/// What the receiver of a listing says to an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Emit {
+    /// It was taken; there is room for more.
+    More,
+    /// It was not taken: there is no room.
+    Full,
+}
+
+/// `.` and `..` are at offsets 0 and 1, the entry at place n is at n + 2.
+const DOTS: u64 = 2;
+
+impl SnapshotFs {
+    /// Gives `emit` the entries of `dir` that come at or after `from`, sorted by name, until it has
+    /// had enough.
+    ///
+    /// An error that comes after the first entry ends the piece there; the next piece begins with
+    /// it. So a damaged entry hides nothing that comes before it.
+    pub fn read_dir<'s>(
+        &'s self,
+        dir: InodeIdx,
+        from: DirOffset,
+        mut emit: impl FnMut(&DirItem<'s>) -> Result<Emit, FsError>,
+    ) -> Result<(), FsError> {
+        let mut emitted = false;
+        for offset in from.0.. {
+            let Some(item) = self.dir_item(dir, offset) else { break };
+            match item.and_then(|item| emit(&item)) {
+                Ok(Emit::More) => emitted = true,
+                Ok(Emit::Full) => break,
+                Err(_) if emitted => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// An entry of a listing with what `stat` tells of it. As [`SnapshotFs::lookup`].
+    pub fn dir_item_attr(&self, dir: InodeIdx, item: &DirItem<'_>) -> Result<Found, FsError> {
+        if matches!(item.name, b"." | b"..") {
+            return Ok(Found { inode: item.inode, attr: self.attr(item.inode)? });
+        }
+        self.child(dir, item.inode)
+    }
+
+    fn dir_item(&self, inode: InodeIdx, offset: u64) -> Option<Result<DirItem<'_>, FsError>> {
+        let dir = match self.index.dir(inode) {
+            Ok(dir) => dir,
+            Err(error) => return Some(Err(damaged(inode, error))),
+        };
+        let next = DirOffset(offset.checked_add(1)?);
+        let dot = |name, inode| DirItem { name, inode, kind: FileKind::Directory, next };
+        match offset.checked_sub(DOTS) {
+            None if offset == 0 => Some(Ok(dot(&b"."[..], inode))),
+            None => Some(Ok(dot(&b".."[..], dir.parent()))),
+            Some(place) => {
+                let entry = dir.get(usize::try_from(place).ok()?)?;
+                Some(entry.map_err(|e| damaged(inode, e)).map(|entry| DirItem {
+                    name: entry.name,
+                    inode: entry.inode,
+                    kind: entry.kind,
+                    next,
+                }))
+            }
+        }
+    }
+}

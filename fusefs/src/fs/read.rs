@@ -1,0 +1,158 @@
+//! Contents of files: reads, and where data and holes are.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use inlay_store::format::{FileData, InodeIdx};
+
+use super::{SnapshotFs, damaged};
+use crate::content::{ContentError, ReadNow};
+use crate::error::FsError;
+
+/// The longest read that is answered, in bytes: what was agreed on with the kernel (256 pages).
+/// A longer one is refused, because the kernel takes a short answer for the end of the file.
+pub(crate) const READ_LEN_MAX: u32 = 1 << 20;
+
+static ZEROS: [u8; READ_LEN_MAX as usize] = [0; READ_LEN_MAX as usize];
+
+thread_local! {
+    /// Taken while in use: a read allocates nothing after a thread's first one.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Whether a read was answered when the call returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answered {
+    /// It was.
+    Now,
+    /// The content source will.
+    Later,
+}
+
+/// What a program that seeks looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seek {
+    /// The next byte that is data.
+    Data,
+    /// The next byte that is a hole; the file's end counts as one.
+    Hole,
+}
+
+/// Where the bytes of a read are.
+#[derive(Debug)]
+enum Plan<'a> {
+    Here(&'a [u8]),
+    Source { len: u32 },
+}
+
+impl SnapshotFs {
+    /// Reads up to `len` bytes that begin `offset` bytes into the file, at most 1 MiB, and calls
+    /// `reply` once: on this thread if the bytes are in the index, in a hole or at hand in the
+    /// source; otherwise from a thread of the source, when they have come. Fewer bytes than `len`
+    /// mean that the file ends there.
+    pub fn read<R>(&self, inode: InodeIdx, offset: u64, len: u32, reply: R) -> Answered
+    where
+        R: FnOnce(Result<&[u8], FsError>) + Send + 'static,
+    {
+        let len = match self.plan(inode, offset, len) {
+            Ok(Plan::Here(bytes)) => {
+                reply(Ok(bytes));
+                return Answered::Now;
+            }
+            Ok(Plan::Source { len }) => len,
+            Err(error) => {
+                reply(Err(error));
+                return Answered::Now;
+            }
+        };
+        let mut buffer = BUFFER.take();
+        if buffer.len() < len as usize {
+            buffer.resize(len as usize, 0);
+        }
+        let failed = move |source| FsError::Content { inode, offset, len, source };
+        let bytes = buffer.get_mut(..len as usize).unwrap_or_default();
+        let answered = match self.source.read_now(inode, offset, bytes) {
+            Ok(ReadNow::Filled) => {
+                reply(Ok(bytes));
+                Answered::Now
+            }
+            Err(error) => {
+                reply(Err(failed(error)));
+                Answered::Now
+            }
+            Ok(ReadNow::WouldWait) => {
+                let done = move |outcome: Result<bytes::Bytes, ContentError>| match outcome {
+                    Ok(bytes) if bytes.len() == len as usize => reply(Ok(&bytes)),
+                    Ok(bytes) => reply(Err(failed(ContentError::Corrupt {
+                        object: "the file".into(),
+                        why: format!("{} bytes came", bytes.len()),
+                    }))),
+                    Err(error) => reply(Err(failed(error))),
+                };
+                self.source.read_later(inode, offset, len, Box::new(done));
+                Answered::Later
+            }
+        };
+        BUFFER.set(buffer);
+        answered
+    }
+
+    /// The first byte at or after `offset` that is what `seek` says.
+    pub fn seek(&self, inode: InodeIdx, offset: u64, seek: Seek) -> Result<u64, FsError> {
+        let size = self.attr(inode)?.size;
+        let data = self.index.data(inode).map_err(|e| damaged(inode, e))?;
+        if offset >= size {
+            return Err(FsError::NothingAfter);
+        }
+        let extents = match (data, seek) {
+            (FileData::Hole, Seek::Hole) | (FileData::Inline(_), Seek::Data) => return Ok(offset),
+            (FileData::Hole, Seek::Data) => return Err(FsError::NothingAfter),
+            (FileData::Inline(_), Seek::Hole) => return Ok(size),
+            (FileData::Extents(extents), _) => extents,
+        };
+        let mut end = offset;
+        for extent in extents.within(offset..size) {
+            let extent = extent.map_err(|e| damaged(inode, e))?;
+            match seek {
+                Seek::Data => return Ok(extent.file_offset.max(offset)),
+                Seek::Hole if extent.file_offset > end => return Ok(end),
+                Seek::Hole => end = extent.file_end(),
+            }
+        }
+        match seek {
+            Seek::Data => Err(FsError::NothingAfter),
+            Seek::Hole => Ok(end),
+        }
+    }
+
+    fn plan(&self, inode: InodeIdx, offset: u64, len: u32) -> Result<Plan<'_>, FsError> {
+        if len > READ_LEN_MAX {
+            return Err(FsError::Invalid("a read of more than was agreed on"));
+        }
+        let size = self.attr(inode)?.size;
+        let data = self.index.data(inode).map_err(|e| damaged(inode, e))?;
+        let len = u32::try_from(size.saturating_sub(offset)).unwrap_or(u32::MAX).min(len);
+        if len == 0 {
+            return Ok(Plan::Here(&[]));
+        }
+        let zeros = || Plan::Here(ZEROS.get(..len as usize).unwrap_or_default());
+        match data {
+            FileData::Hole => Ok(zeros()),
+            FileData::Inline(bytes) => {
+                Ok(Plan::Here(range_of(offset, len).and_then(|r| bytes.get(r)).unwrap_or_default()))
+            }
+            FileData::Extents(extents) => {
+                match extents.within(offset..offset + u64::from(len)).next() {
+                    None => Ok(zeros()),
+                    Some(Ok(_)) => Ok(Plan::Source { len }),
+                    Some(Err(error)) => Err(damaged(inode, error)),
+                }
+            }
+        }
+    }
+}
+
+fn range_of(offset: u64, len: u32) -> Option<Range<usize>> {
+    let start = usize::try_from(offset).ok()?;
+    Some(start..start.checked_add(len as usize)?)
+}
