@@ -137,7 +137,7 @@ pub(crate) struct Node {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) mtime: Timestamp,
-    /// 0, or one more than the offset of its set in the tree's heap of sets.
+    /// 0, or one more than the number of its set of attributes.
     pub(crate) xattrs: u32,
     pub(crate) kind: NodeKind,
     /// Names that it has; a directory has one, the root too.
@@ -163,8 +163,8 @@ pub struct Tree {
     names: Vec<u8>,
     by_name: HashTable<u32>,
     hasher: RandomState,
-    pub(crate) xattr_heap: Vec<u8>,
-    xattr_sets: HashTable<(u32, u32)>,
+    xattr_sets: Vec<Box<[u8]>>,
+    xattr_places: HashTable<u32>,
     limits: TreeLimits,
     heap_bytes: u64,
 }
@@ -188,8 +188,8 @@ impl Tree {
             names: Vec::new(),
             by_name: HashTable::new(),
             hasher: RandomState::new(),
-            xattr_heap: Vec::new(),
-            xattr_sets: HashTable::new(),
+            xattr_sets: Vec::new(),
+            xattr_places: HashTable::new(),
             limits,
             heap_bytes: 0,
         }
@@ -427,25 +427,21 @@ impl Tree {
         }
         let mut set = Vec::new();
         write_set(&attributes, &mut set);
-        let hash = self.hasher.hash_one(&set);
-        let heap = &self.xattr_heap;
-        let stored = |&(start, len): &(u32, u32)| {
-            heap.get(start as usize..start as usize + len as usize).unwrap_or(&[])
-        };
-        if let Some(&(start, _)) = self.xattr_sets.find(hash, |place| stored(place) == set) {
-            return Ok(start + 1);
+        let hash = self.hasher.hash_one(set.as_slice());
+        let stored = |place: &u32| self.xattr_sets.get(*place as usize).map_or(&[][..], |s| s);
+        if let Some(place) = self.xattr_places.find(hash, |place| stored(place) == set) {
+            return Ok(place + 1);
         }
-        let too_many = TreeError::Limit { what: "bytes of attributes", limit: u32::MAX.into() };
-        let (Ok(start), Ok(len)) = (u32::try_from(heap.len()), u32::try_from(set.len())) else {
-            return Err(too_many);
-        };
-        if start.checked_add(len).is_none_or(|end| end == u32::MAX) {
-            return Err(too_many);
-        }
+        let place = u32::try_from(self.xattr_sets.len()).unwrap_or(u32::MAX - 1);
         let hasher = &self.hasher;
-        self.xattr_sets.insert_unique(hash, (start, len), |place| hasher.hash_one(stored(place)));
+        self.xattr_places.insert_unique(hash, place, |other| hasher.hash_one(stored(other)));
         self.grow_heap(set.len())?;
-        self.xattr_heap.extend_from_slice(&set);
-        Ok(start + 1)
+        self.xattr_sets.push(set.into());
+        Ok(place + 1)
+    }
+
+    /// The bytes of the set of attributes that a node names, as they stand in an index.
+    pub(crate) fn xattr_set(&self, xattrs: u32) -> Option<&[u8]> {
+        self.xattr_sets.get(xattrs.checked_sub(1)? as usize).map(AsRef::as_ref)
     }
 }

@@ -1,10 +1,16 @@
 //! The index: the one file that describes a snapshot. `docs/FORMAT.md` draws it.
 
+pub mod check;
 pub mod error;
 pub mod layout;
 mod map;
 pub mod model;
+pub mod packed;
 pub mod reader;
+pub mod walk;
+pub mod write;
+#[cfg(test)]
+mod write_tests;
 pub mod xattrs;
 
 pub use error::FormatError;

@@ -1,11 +1,25 @@
 //! From bytes to blobs: chunking, deduplication, grouping, compression.
 
+mod compress;
 mod content;
+mod known;
+mod options;
+mod packer;
+#[cfg(test)]
+mod packer_tests;
+mod toc;
 
 use std::io;
 use std::ops::Range;
 
+pub use compress::PackedGroup;
 pub use content::{Content, PackedExtent, Pieces};
+pub use known::KnownChunks;
+pub use options::{ChunkLen, PackOptions};
+pub use packer::{PackStats, PackedGroups, Packer};
+pub use toc::{TOC_LEN_MAX, TocChunk, TocGroup, read_toc, write_toc};
+
+use crate::ids::BlobId;
 
 /// Why a file could not be packed.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +38,18 @@ pub enum PackError {
     /// A finished blob could not be stored.
     #[error("storing a blob: {0}")]
     Store(String),
+    /// A group could not be compressed.
+    #[error("compressing a group: {0}")]
+    Compress(#[source] io::Error),
+    /// A thread could not be started.
+    #[error("starting a thread: {0}")]
+    Thread(#[source] io::Error),
+    /// The threads behind have failed; finishing the packer tells why.
+    #[error("packing has stopped after an earlier error")]
+    Stopped,
+    /// A thread behind has panicked: a defect of this program.
+    #[error("packing has stopped after a defect of this program")]
+    Panicked,
     /// Something of the snapshot exceeds what the format can hold.
     #[error("the snapshot has more than {limit} {what}")]
     Limit {
@@ -45,4 +71,13 @@ pub trait FileSink {
         data: &[Range<u64>],
         reader: &mut dyn io::Read,
     ) -> Result<Content, PackError>;
+}
+
+/// Where finished blobs go. Called from one thread, in the order of the blobs.
+pub trait BlobStore: Send {
+    /// Takes a blob. May return before it is stored, but then holds a bounded number only.
+    fn put(&mut self, id: BlobId, bytes: Vec<u8>) -> Result<(), PackError>;
+
+    /// Waits until every blob that was taken is stored.
+    fn finish(&mut self) -> Result<(), PackError>;
 }

@@ -1,0 +1,363 @@
+//! How an index travels and rests in the store: in compressed segments that are verified one by one.
+//!
+//! The id of a snapshot is the plain BLAKE3 of its index. BLAKE3 is a tree: the chaining values of
+//! aligned segments merge into the very same hash. The packed form lists those chaining values in
+//! front, so a reader checks the list against the id once, and each segment against the list as it
+//! comes: in any order, in parallel, or only those that it needs. (BLAKE3 specification, section 2.1
+//! and 5.5; the crate's `hazmat` module.)
+
+use std::io::{self, Read, Seek, SeekFrom, Write};
+
+use blake3::hazmat::{self, HasherExt, Mode};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::error::FormatError;
+use crate::ids::{Digest, IndexDigest};
+
+/// The first bytes of every packed index.
+pub const PACKED_MAGIC: [u8; 8] = *b"INLAYPAK";
+/// The version of the packed form that this code reads and writes.
+pub const PACKED_VERSION: u32 = 1;
+/// Bytes of index in a segment; the last may be shorter. A power of two, so that segments are whole
+/// subtrees of BLAKE3.
+pub const SEGMENT_LEN: u32 = 128 << 10;
+/// The most bytes of an index that are taken: what 16 million inodes with long names need.
+pub const INDEX_LEN_MAX: u64 = 8 << 30;
+
+const LEVEL: i32 = 9;
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawPackedHeader {
+    magic: [u8; 8],
+    version: U32,
+    segment_len: U32,
+    raw_len: U64,
+    reserved: U64,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawSegment {
+    chaining_value: [u8; 32],
+    stored_len: U32,
+}
+
+/// Length of the fixed part in front of the list of segments, in bytes.
+pub const PACKED_HEADER_LEN: u64 = size_of::<RawPackedHeader>() as u64;
+
+/// What packing gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PackedIndex {
+    /// The BLAKE3 of the index.
+    pub digest: IndexDigest,
+    /// The index's bytes.
+    pub raw_len: u64,
+    /// The packed form's bytes.
+    pub packed_len: u64,
+}
+
+/// A packed index's list of segments, verified against the id.
+#[derive(Debug)]
+pub struct SegmentTable {
+    raw_len: u64,
+    segments: Vec<(hazmat::ChainingValue, u32)>,
+}
+
+/// Packs the index that `raw` holds from its start into `out`.
+pub fn pack_index(raw: &mut dyn Read, raw_len: u64, out: &mut Vec<u8>) -> io::Result<PackedIndex> {
+    let count = raw_len.div_ceil(u64::from(SEGMENT_LEN));
+    let mut compressor = zstd::bulk::Compressor::new(LEVEL)?;
+    let mut table = Vec::new();
+    let mut body = Vec::new();
+    let mut segment = Vec::with_capacity(SEGMENT_LEN as usize);
+    let mut only = None;
+    for place in 0..count {
+        segment.clear();
+        raw.take(u64::from(SEGMENT_LEN)).read_to_end(&mut segment)?;
+        let stored = compressor.compress(&segment)?;
+        let stored_len = u32::try_from(stored.len()).map_err(io::Error::other)?;
+        let chaining_value = chaining_value(place, count, &segment);
+        if count == 1 {
+            only = Some(Digest::of(&segment));
+        }
+        table.push((chaining_value, stored_len));
+        body.extend_from_slice(&stored);
+    }
+    let digest = only.unwrap_or_else(|| root_of(raw_len, &table));
+    let header = RawPackedHeader {
+        magic: PACKED_MAGIC,
+        version: PACKED_VERSION.into(),
+        segment_len: SEGMENT_LEN.into(),
+        raw_len: raw_len.into(),
+        reserved: 0.into(),
+    };
+    let before = out.len();
+    out.extend_from_slice(header.as_bytes());
+    for (chaining_value, stored_len) in &table {
+        let raw = RawSegment { chaining_value: *chaining_value, stored_len: (*stored_len).into() };
+        out.extend_from_slice(raw.as_bytes());
+    }
+    out.extend_from_slice(&body);
+    Ok(PackedIndex {
+        digest: IndexDigest(digest),
+        raw_len,
+        packed_len: (out.len() - before) as u64,
+    })
+}
+
+impl SegmentTable {
+    /// Reads the header and the list that `packed` begins with, and checks them against `id`.
+    ///
+    /// With fewer bytes than the list takes, says how many are needed (`FormatError::Truncated`).
+    pub fn parse(packed: &[u8], id: IndexDigest) -> Result<Self, FormatError> {
+        let have = packed.len() as u64;
+        let Ok((header, rest)) = RawPackedHeader::ref_from_prefix(packed) else {
+            return Err(FormatError::Truncated { have, want: PACKED_HEADER_LEN });
+        };
+        if header.magic != PACKED_MAGIC {
+            return Err(FormatError::NotAnIndex);
+        }
+        if header.version.get() != PACKED_VERSION {
+            return Err(FormatError::Version {
+                found: header.version.get(),
+                known: PACKED_VERSION,
+            });
+        }
+        if header.segment_len.get() != SEGMENT_LEN {
+            return Err(FormatError::corrupt("length of a segment", header.segment_len.get()));
+        }
+        let raw_len = header.raw_len.get();
+        if raw_len > INDEX_LEN_MAX {
+            return Err(FormatError::TooLarge {
+                what: "index",
+                found: raw_len,
+                limit: INDEX_LEN_MAX,
+            });
+        }
+        if raw_len == 0 {
+            return Err(FormatError::corrupt("an index of no bytes", 0u32));
+        }
+        let count = raw_len.div_ceil(u64::from(SEGMENT_LEN));
+        let table_len = count * size_of::<RawSegment>() as u64;
+        let want = PACKED_HEADER_LEN + table_len;
+        let records = usize::try_from(count)
+            .ok()
+            .and_then(|count| <[RawSegment]>::ref_from_prefix_with_elems(rest, count).ok());
+        let Some((records, _)) = records else {
+            return Err(FormatError::Truncated { have, want });
+        };
+        let segments: Vec<_> =
+            records.iter().map(|raw| (raw.chaining_value, raw.stored_len.get())).collect();
+        let table = Self { raw_len, segments };
+        if count > 1 {
+            check(id, root_of(raw_len, &table.segments))?;
+        } else if table.segments.first().is_some_and(|(value, _)| value != id.0.as_bytes()) {
+            return Err(digest_error(id, "another"));
+        }
+        Ok(table)
+    }
+
+    /// The index's length in bytes.
+    pub fn raw_len(&self) -> u64 {
+        self.raw_len
+    }
+
+    /// How many segments there are.
+    pub fn len(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    /// Where the first segment begins in the packed form, in bytes.
+    pub fn body_offset(&self) -> u64 {
+        PACKED_HEADER_LEN + self.segments.len() as u64 * size_of::<RawSegment>() as u64
+    }
+
+    /// How long the packed form is, in bytes.
+    pub fn packed_len(&self) -> u64 {
+        self.body_offset() + self.segments.iter().map(|(_, len)| u64::from(*len)).sum::<u64>()
+    }
+
+    /// Decompresses and verifies segment `place` from its stored bytes.
+    pub fn decode(&self, place: usize, stored: &[u8]) -> Result<Vec<u8>, FormatError> {
+        let what = || format!("segment {place} of an index");
+        let (expected, stored_len) = self
+            .segments
+            .get(place)
+            .ok_or_else(|| FormatError::corrupt("no such segment", place))?;
+        if stored.len() as u64 != u64::from(*stored_len) {
+            return Err(FormatError::Truncated {
+                have: stored.len() as u64,
+                want: u64::from(*stored_len),
+            });
+        }
+        let start = place as u64 * u64::from(SEGMENT_LEN);
+        let len = usize::try_from((self.raw_len - start).min(u64::from(SEGMENT_LEN))).unwrap_or(0);
+        let raw = zstd::bulk::decompress(stored, len)
+            .map_err(|error| FormatError::Decode { what: what(), why: error.to_string() })?;
+        let found = chaining_value(place as u64, self.segments.len() as u64, &raw);
+        if raw.len() != len || found != *expected {
+            return Err(FormatError::Digest {
+                what: what(),
+                expected: Digest::from_bytes(*expected).to_hex(),
+                found: Digest::from_bytes(found).to_hex(),
+            });
+        }
+        Ok(raw)
+    }
+}
+
+/// Unpacks a whole packed index into `out`, verified against `id`. Returns the index's length.
+///
+/// What is written to `out` before an error is verified too, but is not the whole index.
+pub fn unpack_index(
+    packed: &[u8],
+    id: IndexDigest,
+    out: &mut dyn Write,
+) -> Result<u64, FormatError> {
+    let table = SegmentTable::parse(packed, id)?;
+    let mut rest = usize::try_from(table.body_offset())
+        .ok()
+        .and_then(|offset| packed.get(offset..))
+        .unwrap_or(&[]);
+    for place in 0..table.len() {
+        let want = table.segments.get(place).map_or(0, |(_, len)| *len as usize);
+        let Some((stored, after)) = rest.split_at_checked(want) else {
+            return Err(FormatError::Truncated {
+                have: packed.len() as u64,
+                want: table.packed_len(),
+            });
+        };
+        let raw = table.decode(place, stored)?;
+        out.write_all(&raw).map_err(|source| FormatError::Io { path: "index".into(), source })?;
+        rest = after;
+    }
+    if !rest.is_empty() {
+        return Err(FormatError::corrupt("bytes after the last segment", table.packed_len()));
+    }
+    Ok(table.raw_len)
+}
+
+/// The digest of the index in `file`, by the same merging of segments.
+pub fn digest_of(file: &mut (impl Read + Seek)) -> io::Result<IndexDigest> {
+    file.seek(SeekFrom::Start(0))?;
+    let mut hasher = blake3::Hasher::new();
+    io::copy(file, &mut hasher)?;
+    Ok(IndexDigest(Digest::from_bytes(*hasher.finalize().as_bytes())))
+}
+
+/// The value that stands in the list: a subtree's, or the root's where there is one segment only.
+fn chaining_value(place: u64, count: u64, segment: &[u8]) -> hazmat::ChainingValue {
+    if count == 1 {
+        return *blake3::hash(segment).as_bytes();
+    }
+    let mut hasher = blake3::Hasher::new();
+    hasher.set_input_offset(place * u64::from(SEGMENT_LEN));
+    hasher.update(segment);
+    hasher.finalize_non_root()
+}
+
+/// Merges the chaining values of all segments, of which there are at least two, into the root hash.
+fn root_of(raw_len: u64, table: &[(hazmat::ChainingValue, u32)]) -> Digest {
+    let (left, right) = split(raw_len, table);
+    let hash = hazmat::merge_subtrees_root(
+        &subtree(left.0, left.1),
+        &subtree(right.0, right.1),
+        Mode::Hash,
+    );
+    Digest::from_bytes(*hash.as_bytes())
+}
+
+type Subtree<'a> = (u64, &'a [(hazmat::ChainingValue, u32)]);
+
+/// Depth is the logarithm of the number of segments: at most 17.
+fn subtree(raw_len: u64, table: &[(hazmat::ChainingValue, u32)]) -> hazmat::ChainingValue {
+    match table {
+        [] => [0; 32],
+        [(only, _)] => *only,
+        _ => {
+            let (left, right) = split(raw_len, table);
+            hazmat::merge_subtrees_non_root(
+                &subtree(left.0, left.1),
+                &subtree(right.0, right.1),
+                Mode::Hash,
+            )
+        }
+    }
+}
+
+fn split(raw_len: u64, table: &[(hazmat::ChainingValue, u32)]) -> (Subtree<'_>, Subtree<'_>) {
+    let left_len = hazmat::left_subtree_len(raw_len);
+    let left_count = usize::try_from(left_len / u64::from(SEGMENT_LEN)).unwrap_or(usize::MAX);
+    let (left, right) = table.split_at_checked(left_count).unwrap_or((table, &[]));
+    ((left_len, left), (raw_len - left_len, right))
+}
+
+fn check(id: IndexDigest, found: Digest) -> Result<(), FormatError> {
+    if id.0 == found { Ok(()) } else { Err(digest_error(id, &found.to_hex())) }
+}
+
+fn digest_error(id: IndexDigest, found: &str) -> FormatError {
+    FormatError::Digest {
+        what: "the index".to_owned(),
+        expected: id.to_string(),
+        found: found.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sample(len: usize) -> Vec<u8> {
+        (0..len).map(|i| (i.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0] & 0x3f).collect()
+    }
+
+    #[test]
+    fn the_digest_is_the_plain_blake3_of_the_index() {
+        let unit = SEGMENT_LEN as usize;
+        for len in [1, 1024, unit - 1, unit, unit + 1, 2 * unit, 3 * unit + 5, 9 * unit + 1000] {
+            let raw = sample(len);
+            let mut packed = Vec::new();
+            let info = pack_index(&mut raw.as_slice(), len as u64, &mut packed).unwrap();
+            assert_eq!(info.digest.0, Digest::of(&raw), "{len} bytes");
+            let mut back = Vec::new();
+            unpack_index(&packed, info.digest, &mut back).unwrap();
+            assert!(back == raw, "{len} bytes");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn no_changed_byte_passes(len in 1usize..400_000, at in any::<prop::sample::Index>(), flip in 1u8..) {
+            let raw = sample(len);
+            let mut packed = Vec::new();
+            let info = pack_index(&mut raw.as_slice(), len as u64, &mut packed).unwrap();
+            let at = at.index(packed.len());
+            packed[at] ^= flip;
+            let mut out = Vec::new();
+            match unpack_index(&packed, info.digest, &mut out) {
+                // Reserved bytes and bits that zstd ignores may change; the index may not.
+                Ok(_) => prop_assert!(out == raw),
+                Err(_) => prop_assert!(raw.starts_with(&out)),
+            }
+        }
+
+        #[test]
+        fn no_shorter_one_passes(len in 1usize..300_000, cut in any::<prop::sample::Index>()) {
+            let raw = sample(len);
+            let mut packed = Vec::new();
+            let info = pack_index(&mut raw.as_slice(), len as u64, &mut packed).unwrap();
+            let cut = cut.index(packed.len());
+            prop_assert!(unpack_index(&packed[..cut], info.digest, &mut Vec::new()).is_err());
+        }
+    }
+}

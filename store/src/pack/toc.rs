@@ -1,0 +1,233 @@
+//! A blob's table of chunks: what makes its contents usable for later snapshots.
+//!
+//! A snapshot that is mounted never needs it. Who makes another snapshot reads it to learn which
+//! chunks the blob holds already. The index pins it by its digest, so that a store that lies about
+//! it is found out.
+
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::format::FormatError;
+use crate::format::layout::{GROUP_RAW_LEN_MAX, GROUP_STORED_LEN_MAX};
+use crate::ids::{ChunkDigest, Digest, GroupDigest};
+
+/// The first bytes of a table, and the last of a blob.
+const TOC_MAGIC: [u8; 8] = *b"INLAYTOC";
+/// The version of the table that this code reads and writes.
+const TOC_VERSION: u32 = 1;
+/// The most bytes of a table that are taken.
+pub const TOC_LEN_MAX: u64 = 256 << 20;
+
+const EXCLUSIVE: u32 = 1;
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawTocHeader {
+    magic: [u8; 8],
+    version: U32,
+    groups: U32,
+    chunks: U64,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawTocGroup {
+    offset: U64,
+    stored_len: U32,
+    raw_len: U32,
+    flags: U32,
+    chunks: U32,
+    digest: Digest,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawTocChunk {
+    digest: Digest,
+    offset: U32,
+    len: U32,
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawTocEnd {
+    toc_len: U64,
+    magic: [u8; 8],
+}
+
+/// A group of a blob, as its table lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TocGroup {
+    /// Where its compressed bytes begin in the blob.
+    pub offset: u64,
+    /// The compressed bytes' number.
+    pub stored_len: u32,
+    /// The decoded bytes' number.
+    pub raw_len: u32,
+    /// Whether it holds nothing but pieces of one large file.
+    pub exclusive: bool,
+    /// BLAKE3 of the compressed bytes.
+    pub digest: GroupDigest,
+    /// What it holds, in order.
+    pub chunks: Vec<TocChunk>,
+}
+
+/// A chunk of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TocChunk {
+    /// BLAKE3 of its bytes.
+    pub digest: ChunkDigest,
+    /// Where it begins in the group's decoded bytes.
+    pub offset: u32,
+    /// In bytes.
+    pub len: u32,
+}
+
+/// The bytes of the table for `groups`.
+pub fn write_toc(groups: &[TocGroup]) -> Vec<u8> {
+    let chunks: usize = groups.iter().map(|group| group.chunks.len()).sum();
+    let mut out = Vec::with_capacity(40 + 56 * groups.len() + 40 * chunks);
+    let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let header = RawTocHeader {
+        magic: TOC_MAGIC,
+        version: TOC_VERSION.into(),
+        groups: number(groups.len()).into(),
+        chunks: (chunks as u64).into(),
+    };
+    out.extend_from_slice(header.as_bytes());
+    for group in groups {
+        let raw = RawTocGroup {
+            offset: group.offset.into(),
+            stored_len: group.stored_len.into(),
+            raw_len: group.raw_len.into(),
+            flags: if group.exclusive { EXCLUSIVE } else { 0 }.into(),
+            chunks: number(group.chunks.len()).into(),
+            digest: group.digest.0,
+        };
+        out.extend_from_slice(raw.as_bytes());
+    }
+    for chunk in groups.iter().flat_map(|group| &group.chunks) {
+        let raw = RawTocChunk {
+            digest: chunk.digest.0,
+            offset: chunk.offset.into(),
+            len: chunk.len.into(),
+        };
+        out.extend_from_slice(raw.as_bytes());
+    }
+    let toc_len = (out.len() + size_of::<RawTocEnd>()) as u64;
+    out.extend_from_slice(RawTocEnd { toc_len: toc_len.into(), magic: TOC_MAGIC }.as_bytes());
+    out
+}
+
+/// Reads a table of chunks that begins at `toc_offset` of its blob and has the digest `expected`.
+pub fn read_toc(
+    bytes: &[u8],
+    toc_offset: u64,
+    expected: Digest,
+) -> Result<Vec<TocGroup>, FormatError> {
+    let found = Digest::of(bytes);
+    if found != expected {
+        return Err(FormatError::Digest {
+            what: "a blob's table of chunks".to_owned(),
+            expected: expected.to_hex(),
+            found: found.to_hex(),
+        });
+    }
+    let corrupt = |at: usize| FormatError::corrupt("a blob's table of chunks", at);
+    let (header, rest) = RawTocHeader::ref_from_prefix(bytes).map_err(|_| corrupt(0))?;
+    if header.magic != TOC_MAGIC {
+        return Err(corrupt(0));
+    }
+    if header.version.get() != TOC_VERSION {
+        return Err(FormatError::Version { found: header.version.get(), known: TOC_VERSION });
+    }
+    let (raw_groups, rest) =
+        <[RawTocGroup]>::ref_from_prefix_with_elems(rest, header.groups.get() as usize)
+            .map_err(|_| corrupt(1))?;
+    let chunk_count = usize::try_from(header.chunks.get()).map_err(|_| corrupt(2))?;
+    let (mut raw_chunks, _) =
+        <[RawTocChunk]>::ref_from_prefix_with_elems(rest, chunk_count).map_err(|_| corrupt(2))?;
+    let mut groups = Vec::with_capacity(raw_groups.len());
+    for (place, raw) in raw_groups.iter().enumerate() {
+        let (own, after) =
+            raw_chunks.split_at_checked(raw.chunks.get() as usize).ok_or_else(|| corrupt(place))?;
+        raw_chunks = after;
+        groups.push(checked_group(raw, own, toc_offset).ok_or_else(|| corrupt(place))?);
+    }
+    Ok(groups)
+}
+
+fn checked_group(raw: &RawTocGroup, chunks: &[RawTocChunk], toc_offset: u64) -> Option<TocGroup> {
+    let (stored_len, raw_len) = (raw.stored_len.get(), raw.raw_len.get());
+    let end = raw.offset.get().checked_add(stored_len.into())?;
+    let sizes = (1..=GROUP_STORED_LEN_MAX).contains(&stored_len)
+        && (1..=GROUP_RAW_LEN_MAX).contains(&raw_len);
+    if !sizes || end > toc_offset {
+        return None;
+    }
+    let chunks = chunks
+        .iter()
+        .map(|chunk| {
+            let (offset, len) = (chunk.offset.get(), chunk.len.get());
+            let fits = offset.checked_add(len).is_some_and(|end| end <= raw_len) && len > 0;
+            fits.then_some(TocChunk { digest: ChunkDigest(chunk.digest), offset, len })
+        })
+        .collect::<Option<_>>()?;
+    Some(TocGroup {
+        offset: raw.offset.get(),
+        stored_len,
+        raw_len,
+        exclusive: raw.flags.get() & EXCLUSIVE != 0,
+        digest: GroupDigest(raw.digest),
+        chunks,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Vec<TocGroup> {
+        let chunk =
+            |n: u8, offset, len| TocChunk { digest: ChunkDigest(Digest::of(&[n])), offset, len };
+        vec![
+            TocGroup {
+                offset: 0,
+                stored_len: 10,
+                raw_len: 30,
+                exclusive: false,
+                digest: GroupDigest(Digest::of(b"a")),
+                chunks: vec![chunk(1, 0, 10), chunk(2, 10, 20)],
+            },
+            TocGroup {
+                offset: 10,
+                stored_len: 5,
+                raw_len: 7,
+                exclusive: true,
+                digest: GroupDigest(Digest::of(b"b")),
+                chunks: vec![chunk(3, 0, 7)],
+            },
+        ]
+    }
+
+    #[test]
+    fn a_table_comes_back() {
+        let bytes = write_toc(&sample());
+        assert_eq!(read_toc(&bytes, 15, Digest::of(&bytes)).unwrap(), sample());
+    }
+
+    #[test]
+    fn a_table_that_lies_is_refused() {
+        let bytes = write_toc(&sample());
+        assert!(read_toc(&bytes, 15, Digest::of(b"other")).is_err());
+        assert!(read_toc(&bytes, 14, Digest::of(&bytes)).is_err(), "a group past the groups' end");
+        for cut in 0..bytes.len() - 16 {
+            let cut = &bytes[..cut];
+            assert!(read_toc(cut, 15, Digest::of(cut)).is_err());
+        }
+        let mut long = sample();
+        long[0].chunks[1].len = 21;
+        let bytes = write_toc(&long);
+        assert!(read_toc(&bytes, 15, Digest::of(&bytes)).is_err(), "a chunk past its group");
+    }
+}
