@@ -4,4 +4,5 @@
 pub mod format;
 pub mod ids;
 pub mod pack;
+pub mod remote;
 pub mod tree;

@@ -1,0 +1,64 @@
+//! An answer's bytes: as many as were asked for, or a failure.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use object_store::{GetResult, GetResultPayload};
+use tokio::time::timeout;
+
+use super::failure::Failure;
+
+/// How much is set aside before a byte has come, at most: a length is only a promise.
+const RESERVE_MAX: u64 = 1 << 20;
+
+/// Reads the whole body of `answer`, which has to have exactly `want` bytes. Silence for longer
+/// than `stall` is a failure.
+pub(super) async fn read(answer: GetResult, want: u64, stall: Duration) -> Result<Bytes, Failure> {
+    let promised = answer.range.end.saturating_sub(answer.range.start);
+    check(want, promised)?;
+    let mut stream = match answer.payload {
+        GetResultPayload::Stream(stream) => stream,
+        // A file is read in one piece by the library, not in its stream's small ones.
+        GetResultPayload::File(..) => {
+            let bytes = timeout(stall, answer.bytes()).await;
+            let bytes = bytes.map_err(|_| Failure::Timeout(stall))??;
+            return check(want, bytes.len() as u64).map(|()| bytes);
+        }
+    };
+    let mut first = Bytes::new();
+    let mut rest: Option<BytesMut> = None;
+    let mut got = 0u64;
+    while let Some(piece) =
+        timeout(stall, stream.next()).await.map_err(|_| Failure::Timeout(stall))?
+    {
+        let piece = piece?;
+        got = got.saturating_add(piece.len() as u64);
+        if got > want {
+            return Err(Failure::Long(want));
+        }
+        // The usual answer is one piece, which is handed on as it is.
+        if first.is_empty() {
+            first = piece;
+        } else {
+            rest.get_or_insert_with(|| gathered(&first, want)).extend_from_slice(&piece);
+        }
+    }
+    check(want, got)?;
+    Ok(rest.map_or(first, BytesMut::freeze))
+}
+
+fn gathered(first: &Bytes, want: u64) -> BytesMut {
+    let reserve = usize::try_from(want.min(RESERVE_MAX)).unwrap_or_default();
+    let mut all = BytesMut::with_capacity(reserve.max(first.len()));
+    all.extend_from_slice(first);
+    all
+}
+
+fn check(want: u64, got: u64) -> Result<(), Failure> {
+    match got {
+        _ if got < want => Err(Failure::Short { want, got }),
+        _ if got > want => Err(Failure::Long(want)),
+        _ => Ok(()),
+    }
+}

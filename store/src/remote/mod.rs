@@ -1,0 +1,32 @@
+//! The remote store: immutable objects named by their content, and small records, in whatever
+//! keeps objects.
+
+mod body;
+mod catalog;
+mod client;
+mod config;
+mod endpoint;
+mod error;
+mod failure;
+mod http;
+mod key;
+mod local;
+mod open;
+mod records;
+mod retry;
+
+pub use client::{PutOutcome, Remote};
+pub use config::{OptionsRefresh, PlainHttp, StoreConfig};
+pub use error::StoreError;
+pub use failure::Failure;
+pub use http::ServerAnswer;
+pub use key::{Name, NameError, ObjectKey};
+pub use records::{NameRecord, RecordError, SnapshotRecord, TreeCounts};
+pub use retry::{Jitter, Operation, RetryBudget, RetryPolicy};
+
+#[cfg(test)]
+mod conformance_tests;
+#[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
+mod http_tests;

@@ -1,0 +1,225 @@
+//! From a URL and options to a client of the service behind it.
+
+use std::net::IpAddr;
+use std::path::Path as FilePath;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::http::HttpBuilder;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{BackoffConfig, ClientOptions, ObjectStore, ObjectStoreScheme, RetryConfig};
+use url::{Host, Position, Url};
+
+use super::config::{PlainHttp, StoreConfig};
+use super::endpoint::Endpoint;
+use super::error::StoreError;
+use super::http::Connector;
+use super::local::LocalDirectory;
+
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+
+/// Whether a store can be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    ReadWrite,
+    ReadOnly,
+}
+
+/// A store that has been opened.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) endpoint: Endpoint,
+    /// What all paths in it begin with.
+    pub(super) root: Path,
+    /// Its URL, for messages.
+    pub(super) description: String,
+    pub(super) access: Access,
+}
+
+/// Opens the store that `config` describes. Reads and writes no object.
+pub(super) fn open(config: &StoreConfig) -> Result<Opened, StoreError> {
+    if config.url == "memory:" {
+        let store = Arc::new(InMemory::new());
+        return Ok(opened(Endpoint::fixed(store), Path::default(), "memory:".to_owned()));
+    }
+    if !config.url.contains("://") {
+        return directory(FilePath::new(&config.url), &config.url);
+    }
+    let url = Url::parse(&config.url).map_err(|e| unusable(&config.url, e.to_string()))?;
+    if url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
+        let reason = "a password, a query or a fragment has no place in it".to_owned();
+        return Err(unusable(&url[..Position::BeforeUsername], reason));
+    }
+    let (scheme, root) =
+        ObjectStoreScheme::parse(&url).map_err(|e| unusable(&config.url, e.to_string()))?;
+    let description = config.url.trim_end_matches('/').to_owned();
+    match scheme {
+        ObjectStoreScheme::Local => {
+            let path = url.to_file_path();
+            let path = path.map_err(|()| unusable(&config.url, "it is no path".to_owned()))?;
+            directory(&path, &description)
+        }
+        ObjectStoreScheme::Memory => {
+            Err(unusable(&config.url, "the store in memory is memory:".to_owned()))
+        }
+        ObjectStoreScheme::Http => {
+            let store = http(&url, config)?;
+            let opened = opened(Endpoint::fixed(store), root, description);
+            Ok(Opened { access: Access::ReadOnly, ..opened })
+        }
+        scheme => {
+            let store = cloud(&scheme, &url, config)?;
+            let config = config.clone();
+            let reopen = Box::new(move || {
+                let mut config = config.clone();
+                if let Some(refresh) = &config.refresh {
+                    config.options = (refresh.0)();
+                }
+                let reopened = cloud(&scheme, &url, &config);
+                reopened.inspect_err(|e| tracing::warn!("can't renew the credentials: {e}")).ok()
+            });
+            Ok(opened(Endpoint::reopened_by(store, reopen), root, description))
+        }
+    }
+}
+
+fn opened(endpoint: Endpoint, root: Path, description: String) -> Opened {
+    Opened { endpoint, root, description, access: Access::ReadWrite }
+}
+
+fn directory(path: &FilePath, description: &str) -> Result<Opened, StoreError> {
+    let store = LocalDirectory::open(path).map_err(|e| cannot_open(description, &e))?;
+    Ok(opened(Endpoint::fixed(Arc::new(store)), Path::default(), description.to_owned()))
+}
+
+fn cloud(
+    scheme: &ObjectStoreScheme,
+    url: &Url,
+    config: &StoreConfig,
+) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    match scheme {
+        ObjectStoreScheme::AmazonS3 => s3(url, config),
+        ObjectStoreScheme::GoogleCloudStorage => gcs(url, config),
+        ObjectStoreScheme::MicrosoftAzure => azure(url, config),
+        _ => Err(unusable(url.as_str(), "this kind of store is not known".to_owned())),
+    }
+}
+
+fn s3(url: &Url, config: &StoreConfig) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    let builder = AmazonS3Builder::new()
+        .with_url(url.as_str())
+        .with_client_options(client_options())
+        .with_retry(no_retries())
+        .with_http_connector(Connector::default());
+    let mut builder = options_for(config)
+        .fold(builder, |builder, (key, value): (AmazonS3ConfigKey, _)| {
+            builder.with_config(key, value)
+        });
+    let endpoint = [AmazonS3ConfigKey::S3Endpoint, AmazonS3ConfigKey::Endpoint]
+        .iter()
+        .find_map(|key| builder.get_config_value(key));
+    let style = AmazonS3ConfigKey::VirtualHostedStyleRequest;
+    let style_given = options_for::<AmazonS3ConfigKey>(config).any(|(key, _)| key == style);
+    // The service itself prefers the bucket in the host name, where its certificate has no place
+    // for a bucket with dots; other servers seldom know that style.
+    let dotted = url.host_str().is_some_and(|bucket| bucket.contains('.'));
+    if endpoint.is_none() && !style_given && !dotted && url.scheme() != "https" {
+        builder = builder.with_virtual_hosted_style_request(true);
+    }
+    let builder = builder.with_allow_http(plain_http(endpoint.as_deref(), config)?);
+    Ok(Arc::new(builder.build().map_err(|e| cannot_open(url.as_str(), &e))?))
+}
+
+fn gcs(url: &Url, config: &StoreConfig) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    let builder = GoogleCloudStorageBuilder::new().with_url(url.as_str());
+    let mut builder = options_for(config)
+        .fold(builder, |builder, (key, value): (GoogleConfigKey, _)| {
+            builder.with_config(key, value)
+        });
+    let endpoint = builder.get_config_value(&GoogleConfigKey::BaseUrl);
+    let allowed = plain_http(endpoint.as_deref(), config)?;
+    builder = builder
+        .with_client_options(client_options().with_allow_http(allowed))
+        .with_retry(no_retries())
+        .with_http_connector(Connector::default());
+    Ok(Arc::new(builder.build().map_err(|e| cannot_open(url.as_str(), &e))?))
+}
+
+fn azure(url: &Url, config: &StoreConfig) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    let builder = MicrosoftAzureBuilder::new().with_url(url.as_str());
+    let mut builder = options_for(config)
+        .fold(builder, |builder, (key, value): (AzureConfigKey, _)| {
+            builder.with_config(key, value)
+        });
+    let endpoint = builder.get_config_value(&AzureConfigKey::Endpoint);
+    let allowed = plain_http(endpoint.as_deref(), config)?;
+    builder = builder
+        .with_client_options(client_options().with_allow_http(allowed))
+        .with_retry(no_retries())
+        .with_http_connector(Connector::default());
+    Ok(Arc::new(builder.build().map_err(|e| cannot_open(url.as_str(), &e))?))
+}
+
+fn http(url: &Url, config: &StoreConfig) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    let allowed = plain_http(Some(url.as_str()), config)?;
+    let builder = HttpBuilder::new()
+        .with_url(&url[..Position::BeforePath])
+        .with_client_options(client_options().with_allow_http(allowed))
+        .with_retry(no_retries())
+        .with_http_connector(Connector::default());
+    Ok(Arc::new(builder.build().map_err(|e| cannot_open(url.as_str(), &e))?))
+}
+
+/// The options that this service knows.
+fn options_for<K: FromStr>(config: &StoreConfig) -> impl Iterator<Item = (K, &String)> {
+    config
+        .options
+        .iter()
+        .filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse().ok()?, value)))
+}
+
+/// Whether the client for `endpoint` may speak plain HTTP; an error if it would have to and may not.
+fn plain_http(endpoint: Option<&str>, config: &StoreConfig) -> Result<bool, StoreError> {
+    let Some(endpoint) = endpoint else { return Ok(false) };
+    let url = Url::parse(endpoint).map_err(|e| unusable(endpoint, e.to_string()))?;
+    if url.scheme() != "http" {
+        return Ok(false);
+    }
+    let loopback = match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(ip)) => IpAddr::from(ip).is_loopback(),
+        Some(Host::Ipv6(ip)) => IpAddr::from(ip).is_loopback(),
+        None => false,
+    };
+    if loopback || config.plain_http == PlainHttp::Allowed {
+        return Ok(true);
+    }
+    Err(StoreError::PlainHttp { endpoint: url[..Position::BeforePath].to_owned() })
+}
+
+/// Each attempt has its time limit from the retry loop, which knows how many bytes it is about.
+fn client_options() -> ClientOptions {
+    ClientOptions::new().with_timeout_disabled().with_connect_timeout(CONNECT_MAX)
+}
+
+/// The library's retries do not cover a body that is too short, and would multiply with ours.
+fn no_retries() -> RetryConfig {
+    RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::ZERO }
+}
+
+fn unusable(url: &str, reason: String) -> StoreError {
+    StoreError::Url { url: url.to_owned(), reason }
+}
+
+fn cannot_open(store: &str, error: &object_store::Error) -> StoreError {
+    StoreError::Open { store: store.to_owned(), reason: error.to_string() }
+}
+
+#[cfg(test)]
+#[path = "open_tests.rs"]
+mod tests;
