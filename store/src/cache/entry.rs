@@ -1,0 +1,163 @@
+//! One cache file: the decoded bytes of a group, then a trailer that lets them prove themselves.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use zerocopy::little_endian::U32;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::format::layout::GROUP_RAW_LEN_MAX;
+use crate::ids::{Digest, GroupDigest};
+
+const MAGIC: [u8; 8] = *b"INLAYGRP";
+const VERSION: u32 = 1;
+
+/// The last bytes of a cache file. Each field is compared, so none needs a checksum.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Trailer {
+    magic: [u8; 8],
+    version: U32,
+    /// Decoded bytes.
+    len: U32,
+    /// Which group: a good file under another group's name is wrong, too.
+    group: GroupDigest,
+    /// BLAKE3 of the decoded bytes.
+    content: Digest,
+}
+
+const TRAILER_LEN: u64 = size_of::<Trailer>() as u64;
+
+/// What a file of `decoded_len` decoded bytes counts against the budget: whole blocks of 4 KiB, as
+/// file systems give them.
+pub(super) fn disk_cost(decoded_len: u64) -> u64 {
+    file_cost(decoded_len + TRAILER_LEN)
+}
+
+/// What a file of `file_len` bytes counts against the budget.
+pub(super) fn file_cost(file_len: u64) -> u64 {
+    file_len.div_ceil(4096) * 4096
+}
+
+/// Tells a file from one that took its place, and from itself after a change of its length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    inode: u64,
+    len: u64,
+    mtime: (i64, i64),
+}
+
+impl Identity {
+    pub(super) fn of(file: &File) -> io::Result<Self> {
+        file.metadata().map(|meta| Self::from_metadata(&meta))
+    }
+
+    pub(super) fn from_metadata(meta: &std::fs::Metadata) -> Self {
+        Self { inode: meta.ino(), len: meta.len(), mtime: (meta.mtime(), meta.mtime_nsec()) }
+    }
+
+    pub(super) fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    pub(super) fn file_len(&self) -> u64 {
+        self.len
+    }
+}
+
+/// An open cache file whose contents were proved right.
+#[derive(Debug)]
+pub(super) struct Entry {
+    file: File,
+    len: u32,
+}
+
+/// Why a file is no entry.
+pub(super) enum Reject {
+    /// Its bytes are not what they should be.
+    Wrong,
+    /// The system could not read it.
+    Io(io::Error),
+}
+
+impl From<io::Error> for Reject {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => Self::Wrong,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+impl Entry {
+    /// Writes the decoded bytes of `group` into the new file `file`.
+    pub(super) fn write(mut file: File, group: GroupDigest, decoded: &[u8]) -> io::Result<Self> {
+        let len = u32::try_from(decoded.len()).map_err(io::Error::other)?;
+        let content = Digest::of(decoded);
+        let trailer = Trailer {
+            magic: MAGIC,
+            version: U32::new(VERSION),
+            len: U32::new(len),
+            group,
+            content,
+        };
+        file.write_all(decoded)?;
+        file.write_all(trailer.as_bytes())?;
+        Ok(Self { file, len })
+    }
+
+    /// Takes a file that has proved itself earlier and has not changed since.
+    pub(super) fn trusted(file: File, identity: Identity) -> Result<Self, Reject> {
+        let len = decoded_len(identity.len).ok_or(Reject::Wrong)?;
+        Ok(Self { file, len })
+    }
+
+    /// Reads the whole file and compares it with its trailer.
+    pub(super) fn verified(
+        file: File,
+        identity: Identity,
+        group: GroupDigest,
+    ) -> Result<Self, Reject> {
+        let len = decoded_len(identity.len).ok_or(Reject::Wrong)?;
+        let mut trailer = Trailer::new_zeroed();
+        file.read_exact_at(trailer.as_mut_bytes(), u64::from(len))?;
+        if trailer.magic != MAGIC
+            || trailer.version.get() != VERSION
+            || trailer.len.get() != len
+            || trailer.group != group
+        {
+            return Err(Reject::Wrong);
+        }
+        let mut decoded = vec![0; len as usize];
+        file.read_exact_at(&mut decoded, 0)?;
+        if Digest::of(&decoded) != trailer.content {
+            return Err(Reject::Wrong);
+        }
+        Ok(Self { file, len })
+    }
+
+    /// Decoded bytes.
+    pub(super) fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Whether the decoded bytes reach to `offset + len`.
+    pub(super) fn covers(&self, offset: u32, len: usize) -> bool {
+        u64::from(offset).checked_add(len as u64).is_some_and(|end| end <= u64::from(self.len))
+    }
+
+    /// Fills `buf` from `offset`. A file that was cut short meanwhile gives an error, not zeros.
+    pub(super) fn read(&self, offset: u32, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, u64::from(offset))
+    }
+
+    pub(super) fn identity(&self) -> io::Result<Identity> {
+        Identity::of(&self.file)
+    }
+}
+
+fn decoded_len(file_len: u64) -> Option<u32> {
+    let len = u32::try_from(file_len.checked_sub(TRAILER_LEN)?).ok()?;
+    (1..=GROUP_RAW_LEN_MAX).contains(&len).then_some(len)
+}

@@ -1,0 +1,105 @@
+//! How many bytes all processes together have stored: one small file, changed under a lock.
+//!
+//! Space is reserved before it is written, so a process that dies in between leaves the count too
+//! high, never too low. Whoever opens the cache alone after such a death counts anew.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use parking_lot::Mutex;
+use zerocopy::little_endian::U64;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+const MAGIC: [u8; 8] = *b"INLAYUSE";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The whole file. It needs no checksum: only a power loss can tear it, and then the boot differs.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Record {
+    magic: [u8; 8],
+    /// The boot in which it was last counted.
+    boot: [u8; 40],
+    bytes: U64,
+}
+
+/// The shared count.
+#[derive(Debug)]
+pub(super) struct Usage {
+    /// The lock on the file keeps other processes out, the mutex this one's other threads.
+    file: Mutex<File>,
+}
+
+impl Usage {
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)?;
+        Ok(Self { file: Mutex::new(file) })
+    }
+
+    /// The count, if it was made in this boot.
+    pub(super) fn valid(&self) -> Option<u64> {
+        let mut record = Record::new_zeroed();
+        self.file.lock().read_exact_at(record.as_mut_bytes(), 0).ok()?;
+        (record.magic == MAGIC && record.boot == boot()).then_some(record.bytes.get())
+    }
+
+    /// Starts from `bytes`. Only for one who has the cache alone.
+    pub(super) fn reset(&self, bytes: u64) -> io::Result<()> {
+        let record = Record { magic: MAGIC, boot: boot(), bytes: U64::new(bytes) };
+        self.file.lock().write_all_at(record.as_bytes(), 0)
+    }
+
+    /// Replaces the count by what `change` makes of it; `None` leaves it. Gives the count as it
+    /// then is, and whether it was changed.
+    pub(super) fn update(
+        &self,
+        change: impl FnOnce(u64) -> Option<u64>,
+    ) -> io::Result<(u64, Outcome)> {
+        let file = self.file.lock();
+        file.lock()?;
+        let updated = read_and_change(&file, change);
+        file.unlock()?;
+        updated
+    }
+}
+
+/// What an update did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The count has its new value.
+    Changed,
+    /// The count is what it was.
+    Unchanged,
+}
+
+fn read_and_change(
+    file: &File,
+    change: impl FnOnce(u64) -> Option<u64>,
+) -> io::Result<(u64, Outcome)> {
+    let at = std::mem::offset_of!(Record, bytes) as u64;
+    let mut bytes = U64::new(0);
+    file.read_exact_at(bytes.as_mut_bytes(), at)?;
+    let Some(changed) = change(bytes.get()) else {
+        return Ok((bytes.get(), Outcome::Unchanged));
+    };
+    file.write_all_at(U64::new(changed).as_bytes(), at)?;
+    Ok((changed, Outcome::Changed))
+}
+
+fn boot() -> [u8; 40] {
+    let mut id = [0; 40];
+    // Without an id every boot looks the same; files still prove themselves one by one.
+    let text = std::fs::read(BOOT_ID).unwrap_or_default();
+    for (to, from) in id.iter_mut().zip(text) {
+        *to = from;
+    }
+    id
+}
