@@ -2,10 +2,18 @@
 
 pub mod acl;
 pub mod attributes;
+pub mod cli;
 pub mod compare;
 pub mod content;
+pub mod faults;
+mod http;
+pub mod process;
+pub mod proxy;
+pub mod registry;
+pub mod rootfs;
 pub mod scratch;
 pub mod tree;
+pub mod weed;
 
 pub use compare::{Comparison, Holes};
 pub use scratch::scratch;

@@ -1,0 +1,33 @@
+//! Real root file systems, made once by `scripts/fixtures`.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::scratch::source_root;
+
+/// A fixture, by what it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fixture {
+    /// A minimal Debian with python3, as a directory.
+    Directory,
+    /// The same as a plain tar file.
+    Tar,
+    /// The same as an OCI layout of two layers, of which the second one also removes: the
+    /// directory `usr/share/doc` is replaced as a whole (opaque), `etc/motd` is gone, and
+    /// `etc/inlay-layer` is new. The tag is `test`.
+    OciLayout,
+}
+
+/// Where a fixture is. Fails, saying how to make it, if it has not been made.
+pub fn find(fixture: Fixture) -> io::Result<PathBuf> {
+    let name = match fixture {
+        Fixture::Directory => "debian-python",
+        Fixture::Tar => "debian-python.tar",
+        Fixture::OciLayout => "debian-python-oci",
+    };
+    let path = source_root().join("target/fixtures").join(name);
+    if path.exists() {
+        return Ok(path);
+    }
+    Err(io::Error::other(format!("{} is missing: run scripts/fixtures", path.display())))
+}
