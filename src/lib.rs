@@ -1,3 +1,4 @@
 //! The product.
 
+pub mod export;
 pub mod import;

@@ -1,6 +1,6 @@
-//! How an import tells what it has done.
+//! How an import or an export tells what it has done.
 
-/// What an import is doing.
+/// What an import or an export is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Asking for the image's manifest and configuration.
@@ -11,9 +11,11 @@ pub enum Phase {
     Reading,
     /// Reading files of a layer again that only a hard link has shown to be needed.
     Revisiting,
+    /// Giving a snapshot back.
+    Exporting,
 }
 
-/// Told what an import does. Called for every file, so it must be cheap and never wait.
+/// Told what an import or an export does. Called for every file, so it must be cheap and never wait.
 pub trait Progress: Sync {
     /// `phase` begins, for `what`: a layer's or a source's name.
     fn phase(&self, phase: Phase, what: &str);

@@ -129,6 +129,11 @@ impl Index {
         self.count(Section::Inodes)
     }
 
+    /// How many directory entries there are, all directories together.
+    pub fn entry_count(&self) -> u32 {
+        self.count(Section::Dirents)
+    }
+
     /// How many groups there are.
     pub fn group_count(&self) -> u32 {
         self.count(Section::Groups)
