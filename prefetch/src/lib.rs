@@ -1,1 +1,22 @@
-//! Which bytes to fetch next.
+//! Which bytes to fetch next, and the fetching: what a read waits for, and what it will want.
+//!
+//! This crate knows groups, blobs and the cache, and nothing of files but their offsets.
+
+mod batch;
+mod error;
+mod fetcher;
+mod limits;
+mod recent;
+mod sequential;
+mod source;
+mod stats;
+mod table;
+mod want;
+
+pub use error::FetchError;
+pub use fetcher::Fetcher;
+pub use limits::FetchLimits;
+pub use sequential::{ReadAheadLimits, SequentialReads, StreamId};
+pub use source::RangeSource;
+pub use stats::FetchFigures;
+pub use want::{Class, GroupRef};

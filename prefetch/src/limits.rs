@@ -1,0 +1,63 @@
+//! How much may be going on at once.
+
+use std::time::Duration;
+
+/// The bounds of a `Fetcher`. Demand and read-ahead have bounds of their own, so that a reader
+/// never waits for room that read-ahead takes.
+#[derive(Debug, Clone, Copy)]
+pub struct FetchLimits {
+    /// Requests to the store for readers that wait. Default 32.
+    pub demand_requests: usize,
+    /// Requests to the store for read-ahead. Default 4.
+    pub read_ahead_requests: usize,
+    /// Bytes of buffers, stored and decoded, for readers that wait. A single larger request is
+    /// still served, alone. Default 64 MiB.
+    pub demand_bytes: u64,
+    /// Bytes of buffers, stored and decoded, for read-ahead. Default 32 MiB.
+    pub read_ahead_bytes: u64,
+    /// Groups that wait to be read ahead; further hints are dropped. Default 256.
+    pub read_ahead_queue: usize,
+    /// The most bytes that one request spans when neighbouring groups are fetched together.
+    /// Default 4 MiB.
+    pub request_bytes: u64,
+    /// How far apart in a blob two groups may be and still be fetched together, in bytes that are
+    /// fetched for nothing. Default 16 KiB.
+    pub gap_bytes: u64,
+    /// How long a reader waits before it gets an error. Default 30 s.
+    pub deadline: Duration,
+    /// How long the store is asked and asked again for one request, so that its own error, which
+    /// says more, comes before the deadline. Default 25 s.
+    pub store_budget: Duration,
+    /// How often a group that came with wrong bytes is fetched again for a reader. Default 1.
+    pub corrupt_retries: u32,
+    /// Threads that decode, at least 2, so that read-ahead never has all. Default: one a core.
+    pub decoders: usize,
+    /// Threads that write into the cache, at least 1. Default 2.
+    pub inserters: usize,
+    /// Decoded bytes that wait to be written into the cache after their readers have got them;
+    /// what is above that is not cached. Default 16 MiB.
+    pub insert_backlog_bytes: u64,
+    /// Decoded bytes kept in memory because the cache did not take them. Default 32 MiB.
+    pub recent_bytes: u64,
+}
+
+impl Default for FetchLimits {
+    fn default() -> Self {
+        Self {
+            demand_requests: 32,
+            read_ahead_requests: 4,
+            demand_bytes: 64 << 20,
+            read_ahead_bytes: 32 << 20,
+            read_ahead_queue: 256,
+            request_bytes: 4 << 20,
+            gap_bytes: 16 << 10,
+            deadline: Duration::from_secs(30),
+            store_budget: Duration::from_secs(25),
+            corrupt_retries: 1,
+            decoders: std::thread::available_parallelism().map_or(2, usize::from),
+            inserters: 2,
+            insert_backlog_bytes: 16 << 20,
+            recent_bytes: 32 << 20,
+        }
+    }
+}
