@@ -5,6 +5,7 @@
 
 pub mod content;
 mod counters;
+mod ended;
 mod errno;
 mod error;
 mod fs;
@@ -15,9 +16,10 @@ mod session;
 
 pub use content::{ContentError, ContentSource, ReadDone, ReadNow};
 pub use counters::{RequestCounters, RequestCounts};
+pub use ended::Ended;
 pub use error::{FsError, MountError, Wanted};
 pub use fs::{
     Answered, DirItem, DirOffset, Emit, Found, Seek, SnapshotFs, StatFs, Viewer, XattrAnswer,
 };
 pub use inode::Slot;
-pub use session::{Ended, IfBusy, Mount, MountOptions, Privileges};
+pub use session::{IfBusy, Mount, MountOptions, Privileges};

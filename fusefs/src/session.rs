@@ -12,13 +12,16 @@ use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
 use inlay_store::format::{Index, InodeIdx};
-use parking_lot::{Condvar, Mutex};
-use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags, fsconfig_create, fsmount,
+    fsopen, mount, unmount,
+};
 
 use crate::content::ContentSource;
 use crate::counters::RequestCounters;
+use crate::ended::{EndOnDrop, Ended};
 use crate::error::MountError;
 use crate::fs::SnapshotFs;
 use crate::fuse::Adapter;
@@ -122,14 +125,18 @@ impl Mount {
         &self.counters
     }
 
-    /// Blocks until the filesystem is no longer mounted anywhere, whoever unmounted it.
-    pub fn wait(&self) {
-        self.ended.wait();
+    /// Tells when the filesystem is no longer mounted anywhere, whoever unmounted it.
+    pub fn ended(&self) -> &Arc<Ended> {
+        &self.ended
     }
 
-    /// Something to wait with on another thread: see [`Mount::wait`].
-    pub fn ended(&self) -> Arc<Ended> {
-        Arc::clone(&self.ended)
+    /// Takes the mount out of the tree and returns at once. What is in use goes on being served:
+    /// open files, and an overlay above it. [`Mount::ended`] tells when the last of it is gone.
+    pub fn detach(&self) -> Result<(), MountError> {
+        match unmount(&self.mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+            Err(errno) => Err(self.refused(errno)),
+        }
     }
 
     /// Unmounts, and waits for the threads that served it. Does nothing if that was done before.
@@ -166,11 +173,8 @@ impl Mount {
         }
         // A copy of the mount lives in another mount namespace, or it was unmounted lazily before
         // and is still used.
-        if let Some(minor) = self.device {
-            let control = format!("/sys/fs/fuse/connections/{minor}/abort");
-            if let Err(error) = std::fs::write(&control, "1") {
-                tracing::warn!(%error, control, "can't cut the FUSE connection");
-            }
+        if let Some(Err(error)) = self.device.map(cut_connection) {
+            tracing::warn!(%error, "can't cut the FUSE connection");
         }
         if self.ended.within(END_WITHIN) { Ok(()) } else { Err(self.refused(Errno::BUSY)) }
     }
@@ -193,42 +197,6 @@ impl Drop for Mount {
         if let Err(error) = self.unmount(IfBusy::Force) {
             tracing::error!(%error, "a mount could not be ended");
         }
-    }
-}
-
-/// Tells when a filesystem is no longer mounted anywhere and its threads have stopped.
-#[derive(Debug, Default)]
-pub struct Ended {
-    over: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Ended {
-    /// Blocks until then.
-    pub fn wait(&self) {
-        let mut over = self.over.lock();
-        while !*over {
-            self.changed.wait(&mut over);
-        }
-    }
-
-    /// Blocks until then, but not longer than `limit`. Returns whether it is over.
-    pub fn within(&self, limit: Duration) -> bool {
-        let mut over = self.over.lock();
-        if !*over {
-            self.changed.wait_while_for(&mut over, |over| !*over, limit);
-        }
-        *over
-    }
-}
-
-/// Sets the end even if the thread panics.
-struct EndOnDrop(Arc<Ended>);
-
-impl Drop for EndOnDrop {
-    fn drop(&mut self) {
-        *self.0.over.lock() = true;
-        self.0.changed.notify_all();
     }
 }
 
@@ -275,7 +243,7 @@ fn start(
     config.n_threads = Some(threads.get());
     let session = Session::from_fd(adapter, device, SessionACL::All, config)?;
     std::thread::Builder::new().name("inlay-fuse".into()).spawn(move || {
-        let _end = EndOnDrop(ended);
+        let _end = EndOnDrop::new(ended);
         session.run()
     })
 }
@@ -290,6 +258,18 @@ fn device_minor(mountpoint: &Path) -> Option<u32> {
             None
         }
     }
+}
+
+/// Ends the connection to the kernel: what waits gets an error, the threads get `ENODEV`. The control
+/// file is in a filesystem of its own, which need not be mounted anywhere for this.
+fn cut_connection(minor: u32) -> io::Result<()> {
+    let control = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&control)?;
+    let root = fsmount(&control, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    let abort =
+        openat(&root, format!("{minor}/abort"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(abort, b"1")?;
+    Ok(())
 }
 
 /// The kernel caps what a server may ask for at 128 KiB; the administrator may set more.
