@@ -29,4 +29,6 @@ mod conformance_tests;
 #[cfg(test)]
 mod fault_tests;
 #[cfg(test)]
+mod http_server;
+#[cfg(test)]
 mod http_tests;

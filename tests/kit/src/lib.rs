@@ -6,6 +6,7 @@ pub mod cli;
 pub mod compare;
 pub mod content;
 pub mod faults;
+pub mod faulty_store;
 mod http;
 pub mod process;
 pub mod proxy;
