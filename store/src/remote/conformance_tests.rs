@@ -21,6 +21,10 @@ fn content() -> Bytes {
     (0..200_000u32).map(|n| (n % 251) as u8).collect()
 }
 
+fn place(offset: u64) -> usize {
+    usize::try_from(offset).unwrap()
+}
+
 fn directory(path: &std::path::Path) -> Remote {
     Remote::open(&StoreConfig::new(path.to_str().unwrap())).unwrap()
 }
@@ -49,7 +53,7 @@ async fn check_reads(remote: &Remote) {
     assert_eq!(remote.len(&key).await.unwrap(), Some(len));
     assert_eq!(remote.get(&key, len).await.unwrap(), bytes);
     for range in [0..1, 0..len, 5..100_000, len - 1..len, 7..7] {
-        let expected = &bytes[range.start as usize..range.end as usize];
+        let expected = bytes.slice(place(range.start)..place(range.end));
         assert_eq!(remote.get_range(&key, range, budget).await.unwrap(), expected);
     }
     let error = remote.get(&key, len - 1).await.unwrap_err();

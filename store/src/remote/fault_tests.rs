@@ -30,7 +30,7 @@ const PASSING: [What; 10] = [
 ];
 
 fn content() -> Bytes {
-    (0..LEN).map(|n| (n % 241) as u8).collect()
+    (0..10_000u32).map(|n| (n % 241) as u8).collect()
 }
 
 fn key() -> ObjectKey {

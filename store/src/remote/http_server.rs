@@ -90,7 +90,7 @@ async fn talk(
     let mut head =
         format!("HTTP/1.1 {status} -\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
     for (name, value) in headers {
-        head += &format!("{name}: {value}\r\n");
+        head.extend([name, ": ", &value, "\r\n"]);
     }
     stream.write_all(format!("{head}\r\n").as_bytes()).await?;
     if request.method != "HEAD" {
