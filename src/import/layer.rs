@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
 
+use bytes::{Buf, Bytes};
+
 /// A tar archive, plain or compressed with gzip or zstd, that can be opened again: the flattener
 /// comes back for files that it first took for hidden.
 pub trait Layer {
@@ -35,5 +37,48 @@ impl Layer for FileLayer {
 
     fn open(&mut self) -> io::Result<Box<dyn Read + Send>> {
         Ok(Box::new(File::open(&self.path)?))
+    }
+}
+
+/// A layer in memory.
+#[derive(Debug, Clone)]
+pub struct BytesLayer {
+    name: String,
+    bytes: Bytes,
+}
+
+impl BytesLayer {
+    /// The archive in `bytes`, which messages call `name`.
+    pub fn new(name: impl Into<String>, bytes: impl Into<Bytes>) -> Self {
+        Self { name: name.into(), bytes: bytes.into() }
+    }
+}
+
+impl Layer for BytesLayer {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn open(&mut self) -> io::Result<Box<dyn Read + Send>> {
+        Ok(Box::new(self.bytes.clone().reader()))
+    }
+}
+
+/// The archive on standard input. It can be opened once, which is enough for a single layer.
+#[derive(Debug, Default)]
+pub struct StdinLayer {
+    opened: bool,
+}
+
+impl Layer for StdinLayer {
+    fn name(&self) -> String {
+        "standard input".into()
+    }
+
+    fn open(&mut self) -> io::Result<Box<dyn Read + Send>> {
+        if std::mem::replace(&mut self.opened, true) {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "it can't be read twice"));
+        }
+        Ok(Box::new(io::stdin()))
     }
 }

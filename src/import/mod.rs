@@ -9,18 +9,19 @@ mod layer;
 mod options;
 mod progress;
 mod source;
+mod tar;
+#[cfg(test)]
+mod testing;
 
 pub use error::ImportError;
 pub use flatten::{Flattener, Markers};
-pub use layer::{FileLayer, Layer};
+pub use layer::{BytesLayer, FileLayer, Layer, StdinLayer};
 pub use options::{ImportOptions, Mounts, Platform};
 pub use progress::{NoProgress, Phase, Progress};
 pub use source::{Source, SourceError};
 
-use inlay_store::tree::Tree;
-
-#[cfg(doc)]
 use inlay_store::pack::FileSink;
+use inlay_store::tree::{Tree, TreeLimits};
 
 /// What an import gives.
 #[derive(Debug)]
@@ -29,4 +30,28 @@ pub struct Imported {
     pub tree: Tree,
     /// The OCI image configuration as JSON, as the image has it; empty for other sources.
     pub config: Vec<u8>,
+}
+
+/// Takes the tree in a tar archive. Names that begin with `.wh.` are nothing special in it.
+pub fn import_tar(
+    archive: &mut dyn Layer,
+    options: &ImportOptions,
+    sink: &mut dyn FileSink,
+    progress: &dyn Progress,
+) -> Result<Tree, ImportError> {
+    let mut flattener = Flattener::new(options, Markers::Literal, sink, progress);
+    flattener.layer(archive)?;
+    Ok(flattener.finish())
+}
+
+/// Takes the tree in a tar archive in memory, which may decode to `decoded_bytes_max` bytes.
+pub fn import_tar_bytes(
+    archive: &[u8],
+    tree: TreeLimits,
+    decoded_bytes_max: u64,
+    sink: &mut dyn FileSink,
+) -> Result<Tree, ImportError> {
+    let options = ImportOptions { tree, decoded_bytes_max, ..ImportOptions::default() };
+    let mut layer = BytesLayer::new("archive", archive.to_vec());
+    import_tar(&mut layer, &options, sink, &NoProgress)
 }

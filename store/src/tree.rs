@@ -10,7 +10,7 @@ use std::hash::{BuildHasher, RandomState};
 use crate::format::layout::{
     NAME_LEN_MAX, SYMLINK_LEN_MAX, XATTR_LIST_LEN_MAX, XATTR_VALUE_LEN_MAX,
 };
-use crate::format::xattrs::write_set;
+use crate::format::xattrs::{XattrSet, Xattrs, write_set};
 use crate::format::{Device, FileKind, Timestamp};
 use crate::pack::Content;
 
@@ -293,6 +293,32 @@ impl Tree {
             n.gid = meta.gid;
             n.mtime = meta.mtime;
             n.xattrs = xattrs;
+        }
+        Ok(())
+    }
+
+    /// The metadata of `node`, its attributes in order of their names.
+    pub fn meta(&self, node: NodeId) -> Meta {
+        let Some(n) = self.nodes.get(node.place()) else { return Meta::default() };
+        let set = self.xattr_set(n.xattrs);
+        let xattrs = set
+            .and_then(|bytes| XattrSet::parse(bytes, 0).ok())
+            .map_or(Xattrs::none(), Xattrs::new)
+            .iter()
+            .filter_map(Result::ok)
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect();
+        Meta { perm: n.perm, uid: n.uid, gid: n.gid, mtime: n.mtime, xattrs }
+    }
+
+    /// Says where the bytes of the regular file `node` are; nothing happens to other kinds.
+    pub fn set_content(&mut self, node: NodeId, content: Content) -> Result<(), TreeError> {
+        if let Content::Inline(bytes) = &content {
+            self.grow_heap(bytes.len())?;
+        }
+        let kind = self.nodes.get_mut(node.place()).map(|n| &mut n.kind);
+        if let Some(NodeKind::Regular { content: place, .. }) = kind {
+            *place = content;
         }
         Ok(())
     }
