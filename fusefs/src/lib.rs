@@ -22,4 +22,4 @@ pub use fs::{
     Answered, DirItem, DirOffset, Emit, Found, Seek, SnapshotFs, StatFs, Viewer, XattrAnswer,
 };
 pub use inode::Slot;
-pub use session::{IfBusy, Mount, MountOptions, Privileges};
+pub use session::{IfBusy, Mount, MountOptions, Privileges, SOURCE};

@@ -26,8 +26,8 @@ use crate::error::MountError;
 use crate::fs::SnapshotFs;
 use crate::fuse::Adapter;
 
-/// What `mount` and `df` show as the source.
-const SOURCE: &str = "inlay";
+/// What `mount` and `df` show as the source of this program's mounts.
+pub const SOURCE: &str = "inlay";
 /// The filesystem type; what follows the dot is the subtype that `mount` shows.
 const FS_TYPE: &str = "fuse.inlay";
 /// How long a forced unmount may take before its threads are left behind. The kernel wakes them at

@@ -1,0 +1,118 @@
+//! What can go wrong with a mount on this host.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use inlay_store::ids::SnapshotId;
+
+/// Why a snapshot can't be mounted, served or unmounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The FUSE mount.
+    #[error(transparent)]
+    Fuse(#[from] inlay_fusefs::MountError),
+    /// The overlay above it.
+    #[error("can't mount an overlay on {}: {step}: {source}{kernel}", mountpoint.display())]
+    Overlay {
+        /// Where.
+        mountpoint: PathBuf,
+        /// Which step failed.
+        step: &'static str,
+        /// What the system says.
+        source: io::Error,
+        /// What the kernel says in its own words, if it does.
+        kernel: String,
+    },
+    /// Another mount writes there.
+    #[error("the upper directory {} is used by another mount; name another with --upper",
+        .0.display())]
+    UpperInUse(PathBuf),
+    /// It holds changes to another snapshot.
+    #[error(
+        "the upper directory {} holds changes to {found}, not to {wanted}; name another with \
+         --upper, or mount that snapshot",
+        path.display()
+    )]
+    UpperOfOther {
+        /// Which directory.
+        path: PathBuf,
+        /// Whose changes it holds.
+        found: String,
+        /// What is being mounted.
+        wanted: SnapshotId,
+    },
+    /// There is a mount already.
+    #[error("{snapshot} is already mounted on {}; `inlay umount` it first", mountpoint.display())]
+    AlreadyMounted {
+        /// Where.
+        mountpoint: PathBuf,
+        /// What.
+        snapshot: SnapshotId,
+    },
+    /// There is none.
+    #[error("no mount on {} is recorded in {}; use the same --state as for `inlay mount`, or \
+        umount(8) for mounts that are not inlay's", mountpoint.display(), registry.display())]
+    NotMounted {
+        /// Where one was looked for.
+        mountpoint: PathBuf,
+        /// Where records are.
+        registry: PathBuf,
+    },
+    /// It is unmounted, but the process that served it still runs.
+    #[error("{} is unmounted, but process {pid}, which served it, has not ended in {limit:?}; \
+        its log may say why", mountpoint.display())]
+    ServerLives {
+        /// Where it was mounted.
+        mountpoint: PathBuf,
+        /// The process.
+        pid: u32,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// A record that can't be read.
+    #[error("the mount record {} is damaged ({why}); if nothing is mounted there, delete it",
+        path.display())]
+    Record {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A file, directory or system call failed.
+    #[error("can't {what} {}: {source}", path.display())]
+    Io {
+        /// What was done.
+        what: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The process in the background failed before the mount was there.
+    #[error("{0}")]
+    Background(String),
+    /// It neither failed nor got ready.
+    #[error("the mount was not ready after {limit:?}, so its process was ended; see {}",
+        log.display())]
+    BackgroundTimeout {
+        /// How long it was given.
+        limit: Duration,
+        /// Its log.
+        log: PathBuf,
+    },
+    /// A task panicked: a defect of this program.
+    #[error("the mount has failed after a defect of this program")]
+    Panicked,
+}
+
+impl MountError {
+    /// For `map_err`: `what` was being done to `path`.
+    pub(crate) fn io<E: Into<io::Error>>(
+        what: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(E) -> Self + use<E> {
+        let path = path.to_owned();
+        move |source| Self::Io { what, path, source: source.into() }
+    }
+}

@@ -1,0 +1,122 @@
+//! What is remembered of a mount, so that another process can find and end it.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use inlay_store::ids::{Digest, SnapshotId};
+use serde::{Deserialize, Serialize};
+
+use super::process::ProcessId;
+use super::upper::Keep;
+
+/// Names a mount in a state directory: 16 hexadecimal digits, a function of its mount point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MountId(String);
+
+impl MountId {
+    /// The name of a mount on `mountpoint`, an absolute path without symbolic links.
+    pub fn of(mountpoint: &Path) -> Self {
+        let mut hex = Digest::of(mountpoint.as_os_str().as_bytes()).to_hex();
+        hex.truncate(16);
+        Self(hex)
+    }
+
+    /// Its text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A path in JSON: text where it is UTF-8, else its bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum PathText {
+    /// Nearly all paths.
+    Text(String),
+    /// The others.
+    Bytes(Vec<u8>),
+}
+
+impl From<&Path> for PathText {
+    fn from(path: &Path) -> Self {
+        match path.to_str() {
+            Some(text) => Self::Text(text.to_owned()),
+            None => Self::Bytes(path.as_os_str().as_bytes().to_vec()),
+        }
+    }
+}
+
+impl PathText {
+    /// The path.
+    pub fn to_path(&self) -> PathBuf {
+        match self {
+            Self::Text(text) => text.into(),
+            Self::Bytes(bytes) => OsString::from_vec(bytes.clone()).into(),
+        }
+    }
+}
+
+/// How a snapshot is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "mode")]
+pub enum View {
+    /// As it is.
+    ReadOnly,
+    /// Below an overlay that takes changes.
+    Writable {
+        /// Where the snapshot itself is mounted.
+        lower: PathText,
+        /// The directory that holds `upper` and `work`.
+        upper: PathText,
+        /// Whether it stays when the mount is gone.
+        keep: Keep,
+    },
+}
+
+/// A mount of this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountRecord {
+    /// Where the user sees it: absolute, without symbolic links.
+    pub mountpoint: PathText,
+    /// What is mounted.
+    pub snapshot: SnapshotId,
+    /// The process that serves it.
+    pub server: ProcessId,
+    /// How it is shown.
+    #[serde(flatten)]
+    pub view: View,
+}
+
+impl MountRecord {
+    /// Its name in the state directory.
+    pub fn id(&self) -> MountId {
+        MountId::of(&self.mountpoint.to_path())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_survive_being_written_and_read_whatever_the_paths() {
+        let odd = PathBuf::from(OsString::from_vec(b"/a b/\xff\n".to_vec()));
+        let record = MountRecord {
+            mountpoint: odd.as_path().into(),
+            snapshot: format!("fs-{}", Digest::of(b"x").to_hex()).parse().unwrap(),
+            server: ProcessId { pid: 3, started: 4 },
+            view: View::Writable {
+                lower: Path::new("/state/mounts/x/lower").into(),
+                upper: odd.as_path().into(),
+                keep: Keep::Kept,
+            },
+        };
+        let json = serde_json::to_string(&record).unwrap();
+        let read: MountRecord = serde_json::from_str(&json).unwrap();
+        assert_eq!(read, record);
+        assert_eq!(read.mountpoint.to_path(), odd);
+        assert_eq!(read.id(), MountId::of(&odd));
+    }
+}
