@@ -73,28 +73,6 @@ impl Place {
         }
     }
 
-    /// Serves while `visit` runs, then stops.
-    fn visit<T: Send + 'static>(
-        &self,
-        request: Request,
-        visit: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, MountError> {
-        runtime().block_on(async {
-            let (ready, is_ready) = oneshot::channel();
-            let (stop, stopped) = oneshot::channel();
-            let visitor = tokio::task::spawn_blocking(move || {
-                is_ready.blocking_recv().ok()?;
-                let seen = visit();
-                stop.send(()).unwrap();
-                Some(seen)
-            });
-            let ready = |_: &_| ready.send(()).unwrap();
-            let ending = serve(request, ready, async { drop(stopped.await) }).await?;
-            assert_eq!(ending, Ending::Stopped);
-            Ok(visitor.await.unwrap().unwrap())
-        })
-    }
-
     /// Nothing is mounted below the place, and the state directory holds no traces of mounts.
     fn assert_clean(&self) {
         let table = fs::read("/proc/self/mountinfo").unwrap();
@@ -106,6 +84,27 @@ impl Place {
             assert!(left.iter().all(|name| name == ".lock"), "{dir}: {left:?}");
         }
     }
+}
+
+/// Serves while `visit` runs, then stops.
+fn visit<T: Send + 'static>(
+    request: Request,
+    visit: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, MountError> {
+    runtime().block_on(async {
+        let (ready, is_ready) = oneshot::channel();
+        let (stop, stopped) = oneshot::channel();
+        let visitor = tokio::task::spawn_blocking(move || {
+            is_ready.blocking_recv().ok()?;
+            let seen = visit();
+            stop.send(()).unwrap();
+            Some(seen)
+        });
+        let ready = |_: &_| ready.send(()).unwrap();
+        let ending = serve(request, ready, async { drop(stopped.await) }).await?;
+        assert_eq!(ending, Ending::Stopped);
+        Ok(visitor.await.unwrap().unwrap())
+    })
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -123,36 +122,35 @@ fn a_writable_view_is_an_ordinary_root_filesystem() {
     EveryKind { entries: 100, large: 2 << 20 }.make(&tree).unwrap();
     fs::copy("/usr/bin/id", tree.join("id")).unwrap();
     let request = place.request(&Snapshot::of(&tree), scratch());
-    place
-        .visit(request, move || {
-            let all = Comparison::default().holes(Holes::Ignore);
-            let outcome = all.without_attributes("trusted.overlay.").run(&tree, &mnt);
-            // overlayfs counts no links of directories that it merges, as the root is.
-            let Err(NotSame::Different(differences)) = outcome else { panic!("{outcome:?}") };
-            assert!(matches!(&differences.0[..], [Difference { what, .. }]
+    visit(request, move || {
+        let all = Comparison::default().holes(Holes::Ignore);
+        let outcome = all.without_attributes("trusted.overlay.").run(&tree, &mnt);
+        // overlayfs counts no links of directories that it merges, as the root is.
+        let Err(NotSame::Different(differences)) = outcome else { panic!("{outcome:?}") };
+        assert!(matches!(&differences.0[..], [Difference { what, .. }]
                 if matches!(what, What::Field("link count", ..))));
-            assert!(Command::new(mnt.join("id")).stdout(Stdio::null()).status().unwrap().success());
+        assert!(Command::new(mnt.join("id")).stdout(Stdio::null()).status().unwrap().success());
 
-            let mut file = File::options().append(true).open(mnt.join("sizes/text-4097")).unwrap();
-            file.write_all(b"more").unwrap();
-            file.sync_all().unwrap();
-            assert_eq!(fs::metadata(mnt.join("sizes/text-4097")).unwrap().len(), 4101);
-            fs::write(mnt.join("new"), "new").unwrap();
-            // EXDEV without redirects.
-            fs::rename(mnt.join("sizes"), mnt.join("renamed")).unwrap();
-            assert!(fs::read(mnt.join("renamed/text-4097")).unwrap().ends_with(b"more"));
-            fs::remove_file(mnt.join("renamed/random-1")).unwrap();
-            fs::remove_dir_all(mnt.join("many")).unwrap();
-            chown(mnt.join("renamed/text-1"), Some(12), Some(13)).unwrap();
-            let (uid, gid) = {
-                let stat = fs::metadata(mnt.join("renamed/text-1")).unwrap();
-                (stat.uid(), stat.gid())
-            };
-            assert_eq!((uid, gid), (12, 13));
-            assert!(!mnt.join("many").exists() && !mnt.join("renamed/random-1").exists());
-            assert!(tree.join("many").exists());
-        })
-        .unwrap();
+        let mut file = File::options().append(true).open(mnt.join("sizes/text-4097")).unwrap();
+        file.write_all(b"more").unwrap();
+        file.sync_all().unwrap();
+        assert_eq!(fs::metadata(mnt.join("sizes/text-4097")).unwrap().len(), 4101);
+        fs::write(mnt.join("new"), "new").unwrap();
+        // EXDEV without redirects.
+        fs::rename(mnt.join("sizes"), mnt.join("renamed")).unwrap();
+        assert!(fs::read(mnt.join("renamed/text-4097")).unwrap().ends_with(b"more"));
+        fs::remove_file(mnt.join("renamed/random-1")).unwrap();
+        fs::remove_dir_all(mnt.join("many")).unwrap();
+        chown(mnt.join("renamed/text-1"), Some(12), Some(13)).unwrap();
+        let (uid, gid) = {
+            let stat = fs::metadata(mnt.join("renamed/text-1")).unwrap();
+            (stat.uid(), stat.gid())
+        };
+        assert_eq!((uid, gid), (12, 13));
+        assert!(!mnt.join("many").exists() && !mnt.join("renamed/random-1").exists());
+        assert!(tree.join("many").exists());
+    })
+    .unwrap();
     place.assert_clean();
 }
 
@@ -162,15 +160,14 @@ fn the_whole_tree_is_one_device_so_that_nothing_is_skipped() {
     EveryKind { entries: 10, large: 1 << 20 }.make(&place.tree()).unwrap();
     let mnt = place.mnt();
     let request = place.request(&Snapshot::of(&place.tree()), scratch());
-    place
-        .visit(request, move || {
-            fs::write(mnt.join("sizes/text-1"), "changed").unwrap();
-            let device = fs::metadata(&mnt).unwrap().dev();
-            for path in ["sizes", "sizes/text-1", "sizes/text-256", "special/null"] {
-                assert_eq!(fs::symlink_metadata(mnt.join(path)).unwrap().dev(), device, "{path}");
-            }
-        })
-        .unwrap();
+    visit(request, move || {
+        fs::write(mnt.join("sizes/text-1"), "changed").unwrap();
+        let device = fs::metadata(&mnt).unwrap().dev();
+        for path in ["sizes", "sizes/text-1", "sizes/text-256", "special/null"] {
+            assert_eq!(fs::symlink_metadata(mnt.join(path)).unwrap().dev(), device, "{path}");
+        }
+    })
+    .unwrap();
 }
 
 #[test]
@@ -182,14 +179,13 @@ fn changing_attributes_fetches_no_contents() {
     // This source never answers: a read would wait for ever.
     let request =
         Request { source: Delayed::new(&snapshot), ..place.request(&snapshot, scratch()) };
-    place
-        .visit(request, move || {
-            fs::set_permissions(mnt.join("file"), Permissions::from_mode(0o600)).unwrap();
-            chown(mnt.join("file"), Some(5), None).unwrap();
-            let stat = fs::metadata(mnt.join("file")).unwrap();
-            assert_eq!((stat.mode() & 0o777, stat.uid(), stat.len()), (0o600, 5, 3 << 20));
-        })
-        .unwrap();
+    visit(request, move || {
+        fs::set_permissions(mnt.join("file"), Permissions::from_mode(0o600)).unwrap();
+        chown(mnt.join("file"), Some(5), None).unwrap();
+        let stat = fs::metadata(mnt.join("file")).unwrap();
+        assert_eq!((stat.mode() & 0o777, stat.uid(), stat.len()), (0o600, 5, 3 << 20));
+    })
+    .unwrap();
 }
 
 #[test]
@@ -200,26 +196,24 @@ fn kept_changes_come_back_with_their_snapshot_and_with_no_other() {
     let upper = place.dir.path().join("upper");
     let view = || WantedView::Writable(UpperPlace::Kept(upper.clone()));
     let mnt = place.mnt();
-    place
-        .visit(place.request(&snapshot, view()), move || fs::write(mnt.join("new"), "n").unwrap())
+    visit(place.request(&snapshot, view()), move || fs::write(mnt.join("new"), "n").unwrap())
         .unwrap();
     let mnt = place.mnt();
     let again = place.request(&snapshot, view());
     // While it is mounted, nobody else may write there.
     let second = Place::new();
     let taken = second.request(&snapshot, view());
-    let refused = place
-        .visit(again, move || {
-            assert_eq!(fs::read(mnt.join("new")).unwrap(), b"n");
-            let refused = second.visit(taken, || ()).unwrap_err();
-            second.assert_clean();
-            refused
-        })
-        .unwrap();
+    let refused = visit(again, move || {
+        assert_eq!(fs::read(mnt.join("new")).unwrap(), b"n");
+        let refused = visit(taken, || ()).unwrap_err();
+        second.assert_clean();
+        refused
+    })
+    .unwrap();
     assert!(matches!(refused, MountError::UpperInUse(_)), "{refused}");
     fs::write(place.tree().join("file"), "other").unwrap();
     let other = place.request(&Snapshot::of(&place.tree()), view());
-    let refused = place.visit(other, || ()).unwrap_err();
+    let refused = visit(other, || ()).unwrap_err();
     assert!(matches!(refused, MountError::UpperOfOther { .. }), "{refused}");
     place.assert_clean();
 }
@@ -230,11 +224,10 @@ fn paths_with_odd_bytes_are_as_good_as_others() {
     fs::write(place.tree().join("file"), "x").unwrap();
     let snapshot = Snapshot::of(&place.tree());
     let mnt = place.mnt();
-    place
-        .visit(place.request(&snapshot, scratch()), move || {
-            fs::write(mnt.join("file"), "y").unwrap();
-        })
-        .unwrap();
+    visit(place.request(&snapshot, scratch()), move || {
+        fs::write(mnt.join("file"), "y").unwrap();
+    })
+    .unwrap();
     place.assert_clean();
     assert_eq!(Registry::open(&place.state).unwrap().list().unwrap(), []);
 }
@@ -246,12 +239,11 @@ fn a_mount_point_is_taken_once() {
     let (first, second) =
         (place.request(&snapshot, WantedView::ReadOnly), place.request(&snapshot, scratch()));
     let state = place.state.clone();
-    let refused = place
-        .visit(first, move || {
-            assert_eq!(Registry::open(&state).unwrap().list().unwrap().len(), 1);
-            runtime().block_on(serve(second, |_| (), std::future::pending())).unwrap_err()
-        })
-        .unwrap();
+    let refused = visit(first, move || {
+        assert_eq!(Registry::open(&state).unwrap().list().unwrap().len(), 1);
+        runtime().block_on(serve(second, |_| (), std::future::pending())).unwrap_err()
+    })
+    .unwrap();
     assert!(matches!(refused, MountError::AlreadyMounted { .. }), "{refused}");
     place.assert_clean();
 }
@@ -263,7 +255,7 @@ fn a_mount_point_that_is_no_directory_is_named() {
     place.state = place.dir.path().join("state");
     let mut request = place.request(&snapshot, scratch());
     request.mountpoint = place.dir.path().join("absent");
-    let refused = place.visit(request, || ()).unwrap_err().to_string();
+    let refused = visit(request, || ()).unwrap_err().to_string();
     assert!(refused.contains("/absent must be an existing directory"), "{refused}");
     place.assert_clean();
 }
