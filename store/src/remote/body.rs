@@ -62,3 +62,36 @@ fn check(want: u64, got: u64) -> Result<(), Failure> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+    use object_store::path::Path;
+    use object_store::{Attributes, Extensions, ObjectMeta};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_without_end_is_left_once_it_is_too_long() {
+        let meta = ObjectMeta {
+            location: Path::from("x"),
+            last_modified: std::time::SystemTime::UNIX_EPOCH.into(),
+            size: 25,
+            e_tag: None,
+            version: None,
+        };
+        let pieces = (0..).map(|number| {
+            assert!(number < 3, "more was read than could be wanted");
+            Ok(Bytes::from_static(&[0; 10]))
+        });
+        let answer = GetResult {
+            payload: GetResultPayload::Stream(stream::iter(pieces).boxed()),
+            range: 0..25,
+            meta,
+            attributes: Attributes::default(),
+            extensions: Extensions::default(),
+        };
+        let failure = read(answer, 25, Duration::from_secs(1)).await.unwrap_err();
+        assert_eq!(failure, Failure::Long(25));
+    }
+}

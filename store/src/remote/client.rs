@@ -98,7 +98,8 @@ impl Remote {
     /// Reads a whole object of at most `len_max` bytes. A longer one is an error, and is not read.
     pub async fn get(&self, key: &ObjectKey, len_max: u64) -> Result<Bytes, StoreError> {
         let path = key.path(self.root());
-        let stall = self.policy().stall;
+        let policy = *self.policy();
+        let stall = policy.stall;
         let got = self
             .run(self.request(Operation::Get, key, len_max), |store| {
                 let path = path.clone();
@@ -108,7 +109,10 @@ impl Remote {
                     if len > len_max {
                         return Ok(Whole::TooLong(len));
                     }
-                    body::read(answer, len, stall).await.map(Whole::Bytes)
+                    // The loop's limit is for `len_max`; the object may be far shorter.
+                    let limit = policy.attempt_limit(len);
+                    let bytes = timeout(limit, body::read(answer, len, stall)).await;
+                    bytes.map_err(|_| Failure::Timeout(limit))?.map(Whole::Bytes)
                 }
             })
             .await?;

@@ -103,6 +103,11 @@ impl RetryPolicy {
         }
     }
 
+    /// The longest that an attempt takes that is about this many bytes.
+    pub(super) fn attempt_limit(&self, bytes: u64) -> Duration {
+        self.attempt + self.allowance(bytes)
+    }
+
     fn allowance(&self, bytes: u64) -> Duration {
         Duration::from_secs(bytes / self.rate_min.max(1))
     }
@@ -148,7 +153,7 @@ where
     loop {
         attempts += 1;
         let left = deadline.saturating_duration_since(Instant::now());
-        let limit = (policy.attempt + allowance).min(left);
+        let limit = policy.attempt_limit(request.bytes).min(left);
         let store = endpoint.current();
         let failure = match timeout(limit, attempt(Arc::clone(&store))).await {
             Ok(Ok(done)) => return Ok(done),
