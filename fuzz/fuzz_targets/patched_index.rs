@@ -1,0 +1,8 @@
+//! Fuzzes `entries::index` with patches to a valid index.
+#![no_main]
+
+#[path = "../entries/mod.rs"]
+#[allow(dead_code, reason = "each target uses one of the entries")]
+mod entries;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| entries::index::run_patched(bytes));
