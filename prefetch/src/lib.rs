@@ -20,3 +20,10 @@ pub use sequential::{ReadAheadLimits, SequentialReads, StreamId};
 pub use source::RangeSource;
 pub use stats::FetchFigures;
 pub use want::{Class, GroupRef};
+
+#[cfg(test)]
+mod doubles;
+#[cfg(test)]
+mod fetcher_tests;
+#[cfg(test)]
+mod stress_tests;

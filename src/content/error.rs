@@ -1,0 +1,32 @@
+//! What readers are told when bytes can't be had.
+
+use inlay_fusefs::ContentError;
+use inlay_prefetch::FetchError;
+use inlay_store::format::FormatError;
+
+pub(super) fn damaged_index(error: FormatError) -> ContentError {
+    ContentError::Corrupt { object: "the snapshot's index".into(), why: error.to_string() }
+}
+
+pub(super) fn fetch_failed(error: &FetchError) -> ContentError {
+    match error {
+        FetchError::Store { blob, offset, source } => {
+            let object = place(blob, *offset);
+            match source.is_not_found() {
+                true => ContentError::NotFound { object },
+                false => ContentError::Unavailable { object, why: source.to_string() },
+            }
+        }
+        FetchError::Corrupt { blob, offset, source, .. } => {
+            ContentError::Corrupt { object: place(blob, *offset), why: source.to_string() }
+        }
+        FetchError::Deadline { blob, offset, .. } => {
+            ContentError::Timeout { object: place(blob, *offset) }
+        }
+        FetchError::Shutdown => ContentError::Shutdown,
+    }
+}
+
+fn place(blob: &inlay_store::ids::BlobId, offset: u64) -> String {
+    format!("blob {blob} at byte {offset}")
+}

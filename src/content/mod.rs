@@ -1,0 +1,235 @@
+//! The bytes of a snapshot's files: its index, the cache and the fetcher joined.
+//!
+//! The kernel's adapter, `inlay cat` and export all read through here.
+
+mod adapters;
+mod error;
+mod pieces;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use inlay_fusefs::ContentError;
+use inlay_prefetch::{Fetcher, GroupRef, ReadAheadLimits, SequentialReads, StreamId};
+use inlay_store::cache::Cache;
+use inlay_store::format::{Index, InodeIdx};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+use error::{damaged_index, fetch_failed};
+use pieces::{Piece, Place, Plan};
+
+/// How a snapshot's contents are read.
+#[derive(Debug, Clone, Copy)]
+pub struct ContentOptions {
+    /// Reads that wait for the store and hold a buffer at once; more wait for their turn.
+    /// Default 128.
+    pub waiting_reads: usize,
+    /// How long a read waits for its turn before it fails. Default 30 s.
+    pub turn: Duration,
+    /// How far sequential readers are read ahead of; `None`: not at all.
+    pub read_ahead: Option<ReadAheadLimits>,
+}
+
+impl Default for ContentOptions {
+    fn default() -> Self {
+        Self {
+            waiting_reads: 128,
+            turn: Duration::from_secs(30),
+            read_ahead: Some(ReadAheadLimits::default()),
+        }
+    }
+}
+
+/// Whether bytes are on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Now {
+    /// The first so many bytes of the buffer are filled: fewer than it holds only at the file's end.
+    Filled(usize),
+    /// Something has to be fetched; the buffer's contents mean nothing.
+    WouldWait,
+}
+
+/// The contents of one snapshot's files. Clones share everything.
+///
+/// `shutdown` must be awaited before the runtime ends. The fetcher belongs to whoever made it.
+#[derive(Clone)]
+pub struct SnapshotContent {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    index: Index,
+    cache: Option<Cache>,
+    fetcher: Fetcher,
+    sequential: Option<Mutex<SequentialReads>>,
+    turns: Semaphore,
+    options: ContentOptions,
+    reads: TaskTracker,
+    runtime: Handle,
+}
+
+impl SnapshotContent {
+    /// The contents of the files in `index`. Reads that wait run on `runtime`.
+    pub fn new(
+        index: Index,
+        cache: Option<Cache>,
+        fetcher: Fetcher,
+        options: ContentOptions,
+        runtime: Handle,
+    ) -> Self {
+        let inner = Inner {
+            index,
+            cache,
+            fetcher,
+            sequential: options.read_ahead.map(|limits| Mutex::new(SequentialReads::new(limits))),
+            turns: Semaphore::new(options.waiting_reads.clamp(1, Semaphore::MAX_PERMITS)),
+            options,
+            reads: TaskTracker::new(),
+            runtime,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Fills `buf` with the bytes of the regular file `inode` from `offset`, if all of them are on
+    /// this host. Never waits for the network.
+    pub fn read_now(
+        &self,
+        inode: InodeIdx,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<Now, ContentError> {
+        let inner = &self.inner;
+        let plan = Plan::new(&inner.index, inode, offset, buf.len()).map_err(damaged_index)?;
+        for piece in &plan.pieces {
+            let Some(to) = buf.get_mut(piece.to.clone()) else { continue };
+            if !inner.copy_here(piece, to) {
+                return Ok(Now::WouldWait);
+            }
+        }
+        plan.clear_holes(buf);
+        inner.read_ahead(inode, offset, &plan);
+        Ok(Now::Filled(plan.len))
+    }
+
+    /// The bytes of the regular file `inode` from `offset`: `len`, or fewer at the file's end. What
+    /// is missing is fetched, all of it at once.
+    pub async fn read(
+        &self,
+        inode: InodeIdx,
+        offset: u64,
+        len: u32,
+    ) -> Result<Bytes, ContentError> {
+        let inner = &self.inner;
+        let Ok(turn) = timeout(inner.options.turn, inner.turns.acquire()).await else {
+            return Err(ContentError::Timeout { object: "a turn to read from the store".into() });
+        };
+        let _turn = turn.map_err(|_| ContentError::Shutdown)?;
+        let plan = Plan::new(&inner.index, inode, offset, len as usize).map_err(damaged_index)?;
+        let mut buf = vec![0; plan.len];
+        let mut missing: Vec<&Piece> = Vec::new();
+        for piece in &plan.pieces {
+            let Some(to) = buf.get_mut(piece.to.clone()) else { continue };
+            if !inner.copy_here(piece, to) {
+                // What the failed copy left is written over below.
+                missing.push(piece);
+            }
+        }
+        inner.read_ahead(inode, offset, &plan);
+        inner.fetch(&missing, &mut buf).await?;
+        Ok(Bytes::from(buf))
+    }
+
+    /// Waits until every read that was started by an adapter has ended. Shut the fetcher down
+    /// first, so that they end at once.
+    pub async fn shutdown(&self) {
+        self.inner.reads.close();
+        self.inner.reads.wait().await;
+    }
+}
+
+impl Inner {
+    /// Copies a piece that is in the index, the cache or memory. False if it is not.
+    fn copy_here(&self, piece: &Piece, to: &mut [u8]) -> bool {
+        match &piece.from {
+            Place::Index(bytes) => {
+                let same = bytes.len() == to.len();
+                if same {
+                    to.copy_from_slice(bytes);
+                }
+                same
+            }
+            Place::Group { group, offset } => {
+                let cached = self.cache.as_ref().is_some_and(|cache| {
+                    cache.read(&group.group.digest, *offset, to) == inlay_store::cache::Lookup::Hit
+                });
+                cached
+                    || self
+                        .fetcher
+                        .here(group)
+                        .is_some_and(|decoded| copy_part(&decoded, *offset, to))
+            }
+        }
+    }
+
+    async fn fetch(&self, missing: &[&Piece], buf: &mut [u8]) -> Result<(), ContentError> {
+        let mut wants: Vec<GroupRef> = Vec::new();
+        for piece in missing {
+            if let Place::Group { group, .. } = &piece.from
+                && !wants.contains(group)
+            {
+                wants.push(*group);
+            }
+        }
+        if wants.is_empty() {
+            return Ok(());
+        }
+        let decoded = self.fetcher.groups(&wants).await.map_err(|error| fetch_failed(&error))?;
+        for piece in missing {
+            let Place::Group { group, offset } = &piece.from else { continue };
+            let whole = wants.iter().zip(&decoded).find(|(want, _)| *want == group);
+            let copied = match (whole, buf.get_mut(piece.to.clone())) {
+                (Some((_, whole)), Some(to)) => copy_part(whole, *offset, to),
+                _ => false,
+            };
+            if !copied {
+                return Err(ContentError::Corrupt {
+                    object: format!("group {}", group.group.digest),
+                    why: "it is shorter than the index says".into(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn read_ahead(&self, inode: InodeIdx, offset: u64, plan: &Plan) {
+        let Some(sequential) = &self.sequential else { return };
+        let stream = StreamId(u64::from(inode.0));
+        let len = plan.len as u64;
+        let range = sequential.lock().read(stream, offset, len, plan.file_len);
+        let Some(range) = range else { return };
+        match pieces::groups_within(&self.index, inode, range) {
+            Ok(wants) => self.fetcher.read_ahead(wants),
+            // Whoever reads these bytes gets the error.
+            Err(error) => tracing::debug!(%error, "nothing is read ahead"),
+        }
+    }
+}
+
+fn copy_part(decoded: &Bytes, offset: u32, to: &mut [u8]) -> bool {
+    let start = offset as usize;
+    let part = start.checked_add(to.len()).and_then(|end| decoded.get(start..end));
+    match part {
+        Some(part) => {
+            to.copy_from_slice(part);
+            true
+        }
+        None => false,
+    }
+}
