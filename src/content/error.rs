@@ -3,8 +3,9 @@
 use inlay_fusefs::ContentError;
 use inlay_prefetch::FetchError;
 use inlay_store::format::FormatError;
+use inlay_store::ids::BlobId;
 
-pub(super) fn damaged_index(error: FormatError) -> ContentError {
+pub(super) fn damaged_index(error: &FormatError) -> ContentError {
     ContentError::Corrupt { object: "the snapshot's index".into(), why: error.to_string() }
 }
 
@@ -12,9 +13,10 @@ pub(super) fn fetch_failed(error: &FetchError) -> ContentError {
     match error {
         FetchError::Store { blob, offset, source } => {
             let object = place(blob, *offset);
-            match source.is_not_found() {
-                true => ContentError::NotFound { object },
-                false => ContentError::Unavailable { object, why: source.to_string() },
+            if source.is_not_found() {
+                ContentError::NotFound { object }
+            } else {
+                ContentError::Unavailable { object, why: source.to_string() }
             }
         }
         FetchError::Corrupt { blob, offset, source, .. } => {
@@ -27,6 +29,6 @@ pub(super) fn fetch_failed(error: &FetchError) -> ContentError {
     }
 }
 
-fn place(blob: &inlay_store::ids::BlobId, offset: u64) -> String {
+fn place(blob: &BlobId, offset: u64) -> String {
     format!("blob {blob} at byte {offset}")
 }

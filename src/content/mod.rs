@@ -106,7 +106,8 @@ impl SnapshotContent {
         buf: &mut [u8],
     ) -> Result<Now, ContentError> {
         let inner = &self.inner;
-        let plan = Plan::new(&inner.index, inode, offset, buf.len()).map_err(damaged_index)?;
+        let plan = Plan::new(&inner.index, inode, offset, buf.len())
+            .map_err(|error| damaged_index(&error))?;
         for piece in &plan.pieces {
             let Some(to) = buf.get_mut(piece.to.clone()) else { continue };
             if !inner.copy_here(piece, to) {
@@ -131,7 +132,8 @@ impl SnapshotContent {
             return Err(ContentError::Timeout { object: "a turn to read from the store".into() });
         };
         let _turn = turn.map_err(|_| ContentError::Shutdown)?;
-        let plan = Plan::new(&inner.index, inode, offset, len as usize).map_err(damaged_index)?;
+        let plan = Plan::new(&inner.index, inode, offset, len as usize)
+            .map_err(|error| damaged_index(&error))?;
         let mut buf = vec![0; plan.len];
         let mut missing: Vec<&Piece> = Vec::new();
         for piece in &plan.pieces {

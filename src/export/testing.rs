@@ -64,6 +64,11 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
+    /// Every blob, as a store should hold it.
+    pub(crate) fn blobs(&self) -> HashMap<BlobId, Vec<u8>> {
+        self.blobs.lock().unwrap().clone()
+    }
+
     pub(crate) fn export(&self, target: &Target) -> Result<Report, ExportError> {
         self.exporter().run(target)
     }
