@@ -64,7 +64,8 @@ pub enum PackError {
 pub trait FileSink {
     /// Takes a file of `size` bytes whose data are `data`: ranges of the file, sorted, without
     /// overlap, not past `size`. `reader` gives the bytes of those ranges, one after another, and
-    /// nothing of the holes between them. A file without holes has the one range `0..size`.
+    /// nothing of the holes between them. A file without holes has the one range `0..size`; empty
+    /// ranges do no harm.
     fn add_file(
         &mut self,
         size: u64,

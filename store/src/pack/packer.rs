@@ -335,7 +335,7 @@ impl FileSink for Packer {
         }
         // The digest is for files that may be served whole; a hole may be endless.
         let mut pieces = Collected::new(whole);
-        for range in data {
+        for range in data.iter().filter(|range| !range.is_empty()) {
             let len = range.end - range.start;
             if content <= small_max(&self.options) as u64 {
                 let place = self.add_small(len, reader)?;
@@ -404,7 +404,7 @@ fn count(number: usize) -> u32 {
 fn check_ranges(size: u64, data: &[Range<u64>]) -> Result<(), PackError> {
     let mut floor = 0;
     for range in data {
-        if range.start < floor || range.end <= range.start || range.end > size {
+        if range.start < floor || range.end < range.start || range.end > size {
             let wrong = "the ranges of a sparse file are out of order or past its end";
             return Err(PackError::Read(io::Error::new(io::ErrorKind::InvalidData, wrong)));
         }

@@ -224,7 +224,7 @@ fn a_store_that_fails_stops_the_packing_with_its_error() {
 #[test]
 fn ranges_that_lie_are_refused() {
     let mut packer = Packer::new(options(), KnownChunks::new(), Box::new(Broken)).unwrap();
-    for ranges in [[0..2, 3..11], [5..8, 7..9], [1..2, 5..5], [5..8, 1..2]] {
+    for ranges in [[0..2, 3..11], [5..8, 7..9], [1..2, #[allow(clippy::reversed_empty_ranges)] { 5..4 }], [5..8, 1..2]] {
         assert!(packer.add_file(10, &ranges, &mut Cursor::new(&[0; 20])).is_err(), "{ranges:?}");
     }
 }
@@ -232,7 +232,7 @@ fn ranges_that_lie_are_refused() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
-    fn every_file_comes_back(sizes in prop::collection::vec((0usize..60_000, 0u64..6), 1..30)) {
+    fn every_file_comes_back(sizes in prop::collection::vec((prop_oneof![Just(0), 0usize..60_000], 0u64..6), 1..30)) {
         let files: Vec<_> = sizes.iter().map(|&(len, seed)| noise(seed, len)).collect();
         let (contents, groups, stored) = pack(&files, KnownChunks::new());
         for (file, content) in files.iter().zip(&contents) {
