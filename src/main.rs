@@ -1,3 +1,29 @@
-//! The command line.
+//! The command `inlay`.
 
-fn main() {}
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use inlayfs::cli::Cli;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = match EnvFilter::try_new(cli.log()) {
+        Ok(filter) => filter,
+        Err(error) => return fail(&format!("--log {}: {error}", cli.log()), 2),
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match cli.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read the output has had enough: that is not for this program to complain about.
+        Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string(), error.exit_code()),
+    }
+}
+
+fn fail(message: &str, code: u8) -> ExitCode {
+    // Nothing is left to be done where standard error is gone too.
+    writeln!(std::io::stderr(), "inlay: {message}").ok();
+    ExitCode::from(code)
+}

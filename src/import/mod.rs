@@ -8,6 +8,7 @@ mod flatten;
 mod layer;
 mod options;
 mod progress;
+mod run;
 mod source;
 mod tar;
 #[cfg(test)]
@@ -18,6 +19,7 @@ pub use flatten::{Flattener, Markers};
 pub use layer::{BytesLayer, FileLayer, Layer, StdinLayer};
 pub use options::{ImportOptions, Mounts, Platform};
 pub use progress::{NoProgress, Phase, Progress};
+pub use run::import;
 pub use source::{Source, SourceError};
 
 use inlay_store::pack::FileSink;

@@ -184,6 +184,11 @@ impl SegmentTable {
         self.body_offset() + self.segments.iter().map(|(_, len)| u64::from(*len)).sum::<u64>()
     }
 
+    /// How many bytes segment `place` takes in the packed form; 0 past the last.
+    pub fn stored_len(&self, place: usize) -> u32 {
+        self.segments.get(place).map_or(0, |(_, len)| *len)
+    }
+
     /// Decompresses and verifies segment `place` from its stored bytes.
     pub fn decode(&self, place: usize, stored: &[u8]) -> Result<Vec<u8>, FormatError> {
         let what = || format!("segment {place} of an index");
@@ -227,7 +232,7 @@ pub fn unpack_index(
         .and_then(|offset| packed.get(offset..))
         .unwrap_or(&[]);
     for place in 0..table.len() {
-        let want = table.segments.get(place).map_or(0, |(_, len)| *len as usize);
+        let want = table.stored_len(place) as usize;
         let Some((stored, after)) = rest.split_at_checked(want) else {
             return Err(FormatError::Truncated {
                 have: packed.len() as u64,

@@ -40,7 +40,7 @@ impl Default for PackOptions {
             blob_len: 32 << 20,
             inline_len_max: 256,
             small_len_max: 256 << 10,
-            chunk_len: ChunkLen { min: 32 << 10, avg: 128 << 10, max: 512 << 10 },
+            chunk_len: ChunkLen { min: 16 << 10, avg: 64 << 10, max: 256 << 10 },
             workers: std::thread::available_parallelism().map_or(2, usize::from),
             known_chunks_max: 4 << 20,
         }

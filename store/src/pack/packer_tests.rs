@@ -224,7 +224,18 @@ fn a_store_that_fails_stops_the_packing_with_its_error() {
 #[test]
 fn ranges_that_lie_are_refused() {
     let mut packer = Packer::new(options(), KnownChunks::new(), Box::new(Broken)).unwrap();
-    for ranges in [[0..2, 3..11], [5..8, 7..9], [1..2, #[allow(clippy::reversed_empty_ranges)] { 5..4 }], [5..8, 1..2]] {
+    for ranges in [
+        [0..2, 3..11],
+        [5..8, 7..9],
+        [
+            1..2,
+            #[allow(clippy::reversed_empty_ranges)]
+            {
+                5..4
+            },
+        ],
+        [5..8, 1..2],
+    ] {
         assert!(packer.add_file(10, &ranges, &mut Cursor::new(&[0; 20])).is_err(), "{ranges:?}");
     }
 }

@@ -1,0 +1,68 @@
+//! Why a command failed, and its exit code.
+
+use std::io;
+
+use inlay_fusefs::ContentError;
+use inlay_store::format::FormatError;
+use inlay_store::remote::StoreError;
+
+use crate::export::ExportError;
+use crate::host::HostError;
+use crate::snapshots::SnapshotError;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The store or the state could not be opened.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// A snapshot can't be found, opened or made.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A snapshot's index.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// Files' bytes.
+    #[error(transparent)]
+    Content(#[from] ContentError),
+    /// An export.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// A mount.
+    #[error(transparent)]
+    Mount(#[from] crate::mount::MountError),
+    /// A path inside a snapshot.
+    #[error("{snapshot}:{path}: {why}")]
+    Path {
+        /// Which snapshot.
+        snapshot: String,
+        /// Which path.
+        path: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Parts of the snapshot are missing or damaged.
+    #[error("{0}")]
+    Damaged(String),
+    /// Standard output.
+    #[error("writing the output: {0}")]
+    Output(#[from] io::Error),
+    /// The words of the command don't fit together.
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl CliError {
+    /// Whether it is only that nobody reads the output any more.
+    pub fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    /// 2 for wrong words, otherwise 1.
+    pub fn exit_code(&self) -> u8 {
+        if matches!(self, Self::Usage(_)) { 2 } else { 1 }
+    }
+}

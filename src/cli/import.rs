@@ -1,0 +1,171 @@
+//! `inlay import`.
+
+use std::collections::BTreeMap;
+
+use clap::{Args, ValueEnum};
+use inlay_store::ids::Kind;
+use inlay_store::pack::PackOptions;
+use inlay_store::remote::Name;
+use inlay_store::units::ByteSize;
+use serde::Serialize;
+
+use super::Global;
+use super::error::CliError;
+use super::output;
+use crate::import::{ImportOptions, Mounts, Platform, Source};
+use crate::snapshots::{CreateOptions, Created, Parent, create};
+
+/// Make a snapshot from a directory, an archive or an image.
+///
+/// Nothing is visible in the store before everything is there. An import that was cut short can be
+/// repeated; what it had uploaded is not uploaded again.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  inlay import dir:/srv/root --name base
+  inlay import tar:root.tar.zst --name base
+  zcat root.tar.gz | inlay import tar:- --name base
+  inlay import oci:./layout:v1 --name app --platform linux/arm64
+  inlay import docker-archive:saved.tar --name app
+  inlay import docker://registry.example:5000/team/app:1.2 --name app")]
+pub(super) struct ImportArgs {
+    /// dir:PATH, tar:FILE (tar:- for standard input), oci:DIR[:TAG], docker-archive:FILE[:REF] or
+    /// docker://REF
+    source: Source,
+    /// The name that shall stand for the snapshot; moved here if it stands for another
+    #[arg(long, short)]
+    name: Option<Name>,
+    /// Take the snapshot as one of this kind
+    #[arg(long, value_enum, default_value_t = KindArg::Image)]
+    kind: KindArg,
+    /// The earlier snapshot that this comes from; what that one holds is not stored again
+    /// [default: what --name stood for before; "none" for none]
+    #[arg(long, value_name = "SNAPSHOT")]
+    parent: Option<String>,
+    /// Other snapshots whose contents need not be stored again
+    #[arg(long, value_name = "SNAPSHOT")]
+    dedup: Vec<String>,
+    /// A remark that is kept with the snapshot
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
+    label: Vec<(String, String)>,
+    /// Which variant of a multi-platform image, as OS/ARCH[/VARIANT] [default: this machine's]
+    #[arg(long, value_parser = platform)]
+    platform: Option<Platform>,
+    /// Take along what is mounted inside an imported directory
+    #[arg(long)]
+    follow_mounts: bool,
+    /// The most bytes that the source may decompress to
+    #[arg(long, value_name = "SIZE", default_value = "1T")]
+    size_max: ByteSize,
+    /// zstd level, 1 to 19
+    #[arg(long, default_value_t = PackOptions::default().level, value_parser = clap::value_parser!(i32).range(1..=19))]
+    level: i32,
+    /// Bytes that are compressed together, fetched together and verified together
+    #[arg(long, value_name = "SIZE", default_value = "512K")]
+    group_size: ByteSize,
+}
+
+/// The kinds that an import can make.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum KindArg {
+    Image,
+    Filesystem,
+    Directory,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    text.split_once('=')
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .ok_or_else(|| "a label is KEY=VALUE".to_owned())
+}
+
+fn platform(text: &str) -> Result<Platform, String> {
+    let mut parts = text.split('/');
+    match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some(os), Some(architecture), variant, None)
+            if !os.is_empty() && !architecture.is_empty() =>
+        {
+            Ok(Platform {
+                os: os.to_owned(),
+                architecture: architecture.to_owned(),
+                variant: variant.map(str::to_owned),
+            })
+        }
+        _ => Err("a platform is OS/ARCH or OS/ARCH/VARIANT, such as linux/arm64".to_owned()),
+    }
+}
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    #[serde(flatten)]
+    record: &'a inlay_store::remote::SnapshotRecord,
+    name: Option<&'a Name>,
+    known_bytes: u64,
+    blobs_uploaded: usize,
+    blobs_already_there: usize,
+}
+
+pub(super) fn import(global: &Global, args: ImportArgs) -> Result<(), CliError> {
+    let host = global.host()?;
+    let progress = global.progress();
+    let group_len = usize::try_from(args.group_size.0).unwrap_or(usize::MAX);
+    if !(4096..=2 << 20).contains(&group_len) {
+        return Err(CliError::Usage("--group-size is between 4K and 2M".to_owned()));
+    }
+    let options = CreateOptions {
+        kind: match args.kind {
+            KindArg::Image => Kind::Image,
+            KindArg::Filesystem => Kind::Filesystem,
+            KindArg::Directory => Kind::Directory,
+        },
+        name: args.name,
+        parent: match args.parent.as_deref() {
+            None => Parent::Automatic,
+            Some("none") => Parent::None,
+            Some(reference) => Parent::Given(reference.to_owned()),
+        },
+        dedup: args.dedup,
+        labels: args.label.into_iter().collect::<BTreeMap<_, _>>(),
+        import: ImportOptions {
+            decoded_bytes_max: args.size_max.0,
+            platform: args.platform.unwrap_or_default(),
+            mounts: if args.follow_mounts { Mounts::Follow } else { Mounts::Skip },
+            scratch: host.state().scratch(),
+            ..ImportOptions::default()
+        },
+        pack: PackOptions { level: args.level, group_len, ..PackOptions::default() },
+    };
+    let created = create(&host, &args.source, &options, &progress)?;
+    progress.finish();
+    print(global, &created, options.name.as_ref())
+}
+
+fn print(global: &Global, created: &Created, name: Option<&Name>) -> Result<(), CliError> {
+    let Created { record, stats, uploaded, already_there } = created;
+    let answer = Answer {
+        record,
+        name,
+        known_bytes: stats.known_bytes,
+        blobs_uploaded: *uploaded,
+        blobs_already_there: *already_there,
+    };
+    output::print(global.format(), &answer, |out| {
+        writeln!(out, "{}", record.id)?;
+        if !global.quiet {
+            let counts = record.counts;
+            eprintln!(
+                "{} files, {} directories, {} others; {} of content, {} stored, {} known before; \
+                 index {}",
+                counts.files,
+                counts.directories,
+                counts.others,
+                output::bytes(stats.content_bytes),
+                output::bytes(stats.stored_bytes),
+                output::bytes(stats.known_bytes),
+                output::bytes(record.index_packed_bytes),
+            );
+        }
+        Ok(())
+    })?;
+    Ok(())
+}

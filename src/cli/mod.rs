@@ -1,0 +1,162 @@
+//! The command line: what users type, and the exit codes they get.
+//!
+//! 0: done. 1: failed, with one line on standard error that says what, on what, and what to do.
+//! 2: the words of the command are wrong.
+
+mod error;
+mod export;
+mod import;
+mod list;
+mod look;
+mod mount;
+mod output;
+mod path;
+mod progress;
+mod reader;
+mod verify;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use inlay_store::remote::PlainHttp;
+
+pub use error::CliError;
+use output::Format;
+
+use crate::config::STATE_DEFAULT;
+use crate::host::Host;
+
+/// Lazy-loading container images and snapshots.
+///
+/// A snapshot is imported once into a store and then mounted anywhere in milliseconds; its files
+/// are fetched when they are read.
+#[derive(Debug, Parser)]
+#[command(
+    name = "inlay",
+    version,
+    max_term_width = 100,
+    after_help = "\
+Examples:
+  inlay import dir:/srv/root --name base           a directory, into the store inside the state
+  inlay import docker://localhost:5000/app --name app
+  inlay mount base /mnt/base                       at once; files come when they are read
+  inlay mount --rw base /mnt/work                  writable, changes kept beside
+  inlay --store s3://bucket/prefix snapshots       another store"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// The store: a directory, s3://BUCKET/PREFIX, gs://…, az://…, http(s)://… (read-only)
+    /// [default: a directory inside the state]
+    #[arg(long, global = true, env = "INLAY_STORE", value_name = "URL")]
+    store: Option<String>,
+    /// The state directory: cache, indexes, upper directories, and the default store
+    #[arg(long, global = true, env = "INLAY_STATE", value_name = "DIR", default_value = STATE_DEFAULT)]
+    state: PathBuf,
+    /// Print one JSON value instead of text
+    #[arg(long, global = true)]
+    json: bool,
+    /// Show no progress
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    /// Let plain HTTP go to other machines too, for stores and registries
+    #[arg(long, global = true)]
+    plain_http: bool,
+    /// What is logged to standard error: error, warn, info, debug, or filters such as
+    /// inlay_store=debug
+    #[arg(long, global = true, env = "INLAY_LOG", value_name = "FILTER", default_value = "warn")]
+    log: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a snapshot from a directory, an archive or an image
+    Import(import::ImportArgs),
+    /// Write a snapshot to a tar archive, a directory or an OCI layout
+    Export(export::ExportArgs),
+    /// Mount a snapshot on a directory
+    Mount(mount::MountArgs),
+    /// Unmount a directory that 'inlay mount' has mounted
+    #[command(alias = "unmount")]
+    Umount(mount::UmountArgs),
+    /// List what is mounted
+    Mounts(mount::MountsArgs),
+    /// List a directory of a snapshot, without mounting it
+    Ls(look::LsArgs),
+    /// Print a file of a snapshot, without mounting it
+    Cat(look::CatArgs),
+    /// Show an object of a snapshot in full
+    Stat(look::StatArgs),
+    /// Show a snapshot's directories as a tree
+    Tree(look::TreeArgs),
+    /// List the snapshots in the store
+    #[command(alias = "images")]
+    Snapshots(list::SnapshotsArgs),
+    /// Show what is known of a snapshot
+    #[command(alias = "inspect")]
+    Show(list::ShowArgs),
+    /// Let a name stand for a snapshot
+    Tag(list::TagArgs),
+    /// Take a name away; the snapshot stays
+    Untag(list::UntagArgs),
+    /// Check every byte of a snapshot in the store
+    Verify(verify::VerifyArgs),
+}
+
+impl Global {
+    fn format(&self) -> Format {
+        if self.json { Format::Json } else { Format::Text }
+    }
+
+    fn plain_http(&self) -> PlainHttp {
+        if self.plain_http { PlainHttp::Allowed } else { PlainHttp::LoopbackOnly }
+    }
+
+    /// What a reference that begins with an option's dash can't be is left to clap.
+    fn host(&self) -> Result<Host, CliError> {
+        Ok(Host::open(self.store.as_deref(), &self.state, self.plain_http())?)
+    }
+
+    fn progress(&self) -> progress::Bar {
+        progress::Bar::new(if self.quiet {
+            progress::Show::Never
+        } else {
+            progress::Show::Terminal
+        })
+    }
+}
+
+impl Cli {
+    /// The log filter that was asked for.
+    pub fn log(&self) -> &str {
+        &self.global.log
+    }
+
+    /// Does what was asked for.
+    pub fn run(self) -> Result<(), CliError> {
+        let global = &self.global;
+        match self.command {
+            Command::Import(args) => import::import(global, args),
+            Command::Export(args) => export::export(global, &args),
+            Command::Mount(args) => mount::mount(global, &args),
+            Command::Umount(args) => mount::umount(global, &args),
+            Command::Mounts(args) => mount::mounts(global, &args),
+            Command::Ls(args) => look::ls(global, &args),
+            Command::Cat(args) => look::cat(global, &args),
+            Command::Stat(args) => look::stat(global, &args),
+            Command::Tree(args) => look::tree(global, &args),
+            Command::Snapshots(args) => list::snapshots(global, &args),
+            Command::Show(args) => list::show(global, &args),
+            Command::Tag(args) => list::tag(global, &args),
+            Command::Untag(args) => list::untag(global, &args),
+            Command::Verify(args) => verify::verify(global, &args),
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! How answers are printed: text for people, JSON for machines.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+/// The form of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    Text,
+    Json,
+}
+
+/// Prints `value` as JSON, or what `text` writes.
+pub(super) fn print(
+    format: Format,
+    value: &impl Serialize,
+    text: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    match format {
+        Format::Json => {
+            serde_json::to_writer_pretty(&mut out, value)?;
+            out.write_all(b"\n")?;
+        }
+        Format::Text => text(&mut out)?,
+    }
+    out.flush()
+}
+
+/// `17`, `4.2K`, `130M`: at most four characters and a unit of 1024.
+pub(super) fn bytes(number: u64) -> String {
+    const UNITS: [(&str, u64); 5] =
+        [("P", 1 << 50), ("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)];
+    for (unit, size) in UNITS {
+        if number >= size {
+            let tenths = number / (size / 10).max(1);
+            return if tenths < 100 {
+                format!("{}.{}{unit}", tenths / 10, tenths % 10)
+            } else {
+                format!("{}{unit}", number / size)
+            };
+        }
+    }
+    number.to_string()
+}
+
+/// A moment in UTC as `2026-01-31 23:59:58`.
+pub(super) fn time(secs: i64) -> String {
+    let (days, second) = (secs.div_euclid(86400), secs.rem_euclid(86400));
+    let (year, month, day) = civil(days);
+    format!(
+        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}",
+        second / 3600,
+        second / 60 % 60,
+        second % 60
+    )
+}
+
+/// The date that lies `days` after 1970-01-01. (Howard Hinnant, "chrono-Compatible Low-Level Date
+/// Algorithms", `civil_from_days`.)
+fn civil(days: i64) -> (i64, i64, i64) {
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+}
+
+/// Bytes that may be anything as a terminal may show them: UTF-8 as it is, the rest escaped.
+pub(super) fn shown(name: &[u8]) -> String {
+    let mut out = String::new();
+    for chunk in name.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+        }
+        out.extend(chunk.invalid().iter().flat_map(|byte| byte.escape_ascii()).map(char::from));
+    }
+    out
+}
+
+/// A table: columns as wide as they must be, two spaces between; the last is not padded.
+pub(super) fn table(out: &mut dyn Write, rows: &[Vec<String>]) -> io::Result<()> {
+    let mut widths: Vec<usize> = Vec::new();
+    for row in rows {
+        for (place, cell) in row.iter().enumerate() {
+            let len = cell.chars().count();
+            match widths.get_mut(place) {
+                Some(width) => *width = len.max(*width),
+                None => widths.push(len),
+            }
+        }
+    }
+    for row in rows {
+        let mut line = String::new();
+        for (place, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            if place + 1 == row.len() {
+                line.push_str(cell);
+            } else {
+                line.extend([&format!("{cell:<width$}"), "  "]);
+            }
+        }
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_short() {
+        for (number, text) in [
+            (0, "0"),
+            (1023, "1023"),
+            (1024, "1.0K"),
+            (10 << 10, "10K"),
+            ((10 << 20) - 1, "10M"),
+            (3 << 30, "3.0G"),
+            (u64::MAX, "16383P"),
+        ] {
+            assert_eq!(bytes(number), text, "{number}");
+        }
+    }
+
+    #[test]
+    fn times_are_dates() {
+        assert_eq!(time(0), "1970-01-01 00:00:00");
+        assert_eq!(time(951_782_400), "2000-02-29 00:00:00");
+        assert_eq!(time(1_709_251_199), "2024-02-29 23:59:59");
+        assert_eq!(time(-1), "1969-12-31 23:59:59");
+    }
+
+    #[test]
+    fn names_can_not_write_to_the_terminal() {
+        assert_eq!(shown("grün".as_bytes()), "grün");
+        assert_eq!(shown(b"a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
+        assert_eq!(shown(b"\xff\xfe"), "\\xff\\xfe");
+    }
+}

@@ -1,0 +1,89 @@
+//! Progress on a terminal; silence in a pipe.
+
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::import::{Phase, Progress};
+
+/// When progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Show {
+    Never,
+    Terminal,
+}
+
+/// A line that tells what is being done and how far it is.
+#[derive(Debug)]
+pub(super) struct Bar {
+    bar: ProgressBar,
+    objects: AtomicU64,
+}
+
+const OPEN: &str = "{spinner} {prefix} {wide_msg} {bytes} {bytes_per_sec}";
+const CLOSED: &str = "{spinner} {prefix} {wide_msg} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+
+impl Bar {
+    pub(super) fn new(show: Show) -> Self {
+        let visible = show == Show::Terminal && std::io::stderr().is_terminal();
+        let target = if visible {
+            ProgressDrawTarget::stderr_with_hz(10)
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        let bar = ProgressBar::with_draw_target(None, target);
+        if visible {
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+        style(&bar, OPEN);
+        Self { bar, objects: AtomicU64::new(0) }
+    }
+
+    /// A phase of something that is not an import.
+    pub(super) fn begin(&self, prefix: &'static str, bytes: u64) {
+        self.bar.reset();
+        self.bar.set_prefix(prefix);
+        self.bar.set_message("");
+        self.expect(bytes);
+    }
+
+    pub(super) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn style(bar: &ProgressBar, template: &str) {
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+}
+
+impl Progress for Bar {
+    fn phase(&self, phase: Phase, what: &str) {
+        self.bar.reset();
+        self.bar.unset_length();
+        style(&self.bar, OPEN);
+        self.bar.set_prefix(match phase {
+            Phase::Resolving => "resolving",
+            Phase::Downloading => "downloading",
+            Phase::Reading => "reading",
+            Phase::Revisiting => "revisiting",
+            Phase::Exporting => "exporting",
+        });
+        self.bar.set_message(what.to_owned());
+    }
+
+    fn advance(&self, objects: u64, bytes: u64) {
+        self.objects.fetch_add(objects, Ordering::Relaxed);
+        self.bar.inc(bytes);
+    }
+
+    fn expect(&self, bytes: u64) {
+        if bytes > 0 {
+            style(&self.bar, CLOSED);
+            self.bar.inc_length(bytes);
+        }
+    }
+}

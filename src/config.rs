@@ -1,0 +1,157 @@
+//! Reads the environment and the usual credential files: the only place that does.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use inlay_store::remote::{OptionsRefresh, PlainHttp, StoreConfig};
+
+/// Where the state is kept when nothing else is said.
+pub const STATE_DEFAULT: &str = "/var/lib/inlay";
+
+/// Variables with these beginnings configure and authorise object stores.
+const PREFIXES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
+
+/// The configuration of the store at `url`, with what the environment says of it.
+///
+/// For `s3://`, the shared files of AWS (`~/.aws/credentials` and `~/.aws/config`, or those that
+/// `AWS_SHARED_CREDENTIALS_FILE` and `AWS_CONFIG_FILE` name, profile `AWS_PROFILE` or `default`) give
+/// what no variable gives. They are read again when the store refuses the credentials.
+pub fn store_config(url: &str, plain_http: PlainHttp) -> StoreConfig {
+    let mut config = StoreConfig::new(url);
+    config.plain_http = plain_http;
+    let gather: Arc<dyn Fn() -> Vec<(String, String)> + Send + Sync> = if url.starts_with("s3:") {
+        Arc::new(|| aws_options(&env::vars().collect(), |path| fs::read_to_string(path).ok()))
+    } else {
+        Arc::new(|| plain_options(&env::vars().collect()))
+    };
+    config.options = gather();
+    config.refresh = Some(OptionsRefresh(gather));
+    config
+}
+
+type Variables = BTreeMap<String, String>;
+
+fn plain_options(variables: &Variables) -> Vec<(String, String)> {
+    variables
+        .iter()
+        .filter(|(name, _)| PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
+}
+
+fn aws_options(
+    variables: &Variables,
+    read: impl Fn(&Path) -> Option<String>,
+) -> Vec<(String, String)> {
+    let mut options: BTreeMap<String, String> = plain_options(variables).into_iter().collect();
+    let profile = variables.get("AWS_PROFILE").map_or("default", String::as_str);
+    let home = variables.get("HOME").map(PathBuf::from).unwrap_or_default();
+    let file = |variable: &str, name: &str| {
+        variables.get(variable).map_or_else(|| home.join(".aws").join(name), PathBuf::from)
+    };
+    // A key from a variable goes with the secret from a variable: halves are never mixed.
+    let has_keys = options.contains_key("AWS_ACCESS_KEY_ID");
+    let sources = [
+        (file("AWS_SHARED_CREDENTIALS_FILE", "credentials"), profile.to_owned()),
+        (
+            file("AWS_CONFIG_FILE", "config"),
+            if profile == "default" { profile.to_owned() } else { format!("profile {profile}") },
+        ),
+    ];
+    for (path, section) in sources {
+        let Some(text) = read(&path) else { continue };
+        for (key, value) in ini_section(&text, &section) {
+            let name = match key {
+                "aws_access_key_id" | "aws_secret_access_key" | "aws_session_token" if has_keys => {
+                    continue;
+                }
+                "aws_access_key_id" => "AWS_ACCESS_KEY_ID",
+                "aws_secret_access_key" => "AWS_SECRET_ACCESS_KEY",
+                "aws_session_token" => "AWS_SESSION_TOKEN",
+                "region" => "AWS_REGION",
+                "endpoint_url" => "AWS_ENDPOINT_URL",
+                _ => continue,
+            };
+            let given = name == "AWS_REGION" && options.contains_key("AWS_DEFAULT_REGION");
+            if !given {
+                options.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+            }
+        }
+    }
+    options.into_iter().collect()
+}
+
+/// The `key = value` lines of one `[section]`.
+fn ini_section<'t>(text: &'t str, section: &str) -> Vec<(&'t str, &'t str)> {
+    let mut inside = false;
+    let mut found = Vec::new();
+    for line in text.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            inside = name.trim() == section;
+        } else if inside
+            && !line.starts_with(['#', ';'])
+            && let Some((key, value)) = line.split_once('=')
+        {
+            found.push((key.trim(), value.trim()));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variables(of: &[(&str, &str)]) -> Variables {
+        of.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
+    }
+
+    const CREDENTIALS: &str = "[default]\naws_access_key_id = file-key\n\
+        aws_secret_access_key=file-secret\n[other]\n# a remark\naws_access_key_id=other-key\n\
+        aws_secret_access_key = other-secret\naws_session_token=t\n";
+    const CONFIG: &str = "[default]\nregion = eu-1\n[profile other]\nregion=eu-2\n";
+
+    fn gathered(of: &[(&str, &str)]) -> Variables {
+        let read = |path: &Path| match path.to_str() {
+            Some("/home/a/.aws/credentials") => Some(CREDENTIALS.to_owned()),
+            Some("/home/a/.aws/config") => Some(CONFIG.to_owned()),
+            _ => None,
+        };
+        aws_options(&variables(of), read).into_iter().collect()
+    }
+
+    #[test]
+    fn files_give_what_variables_do_not() {
+        let options = gathered(&[("HOME", "/home/a"), ("PATH", "/bin")]);
+        assert_eq!(options["AWS_ACCESS_KEY_ID"], "file-key");
+        assert_eq!(options["AWS_SECRET_ACCESS_KEY"], "file-secret");
+        assert_eq!(options["AWS_REGION"], "eu-1");
+        assert!(!options.contains_key("PATH"));
+    }
+
+    #[test]
+    fn variables_win_and_halves_are_not_mixed() {
+        let options = gathered(&[
+            ("HOME", "/home/a"),
+            ("AWS_PROFILE", "other"),
+            ("AWS_ACCESS_KEY_ID", "k"),
+            ("AWS_SECRET_ACCESS_KEY", "s"),
+            ("AWS_DEFAULT_REGION", "us-1"),
+        ]);
+        assert_eq!(options["AWS_ACCESS_KEY_ID"], "k");
+        assert_eq!(options["AWS_SECRET_ACCESS_KEY"], "s");
+        assert!(!options.contains_key("AWS_SESSION_TOKEN"));
+        assert!(!options.contains_key("AWS_REGION"));
+    }
+
+    #[test]
+    fn a_profile_picks_its_sections() {
+        let options = gathered(&[("HOME", "/home/a"), ("AWS_PROFILE", "other")]);
+        assert_eq!(options["AWS_ACCESS_KEY_ID"], "other-key");
+        assert_eq!(options["AWS_SESSION_TOKEN"], "t");
+        assert_eq!(options["AWS_REGION"], "eu-2");
+    }
+}

@@ -1,0 +1,26 @@
+//! One import, whatever its source.
+
+use inlay_store::pack::FileSink;
+
+use super::{
+    FileLayer, ImportError, ImportOptions, Imported, Progress, Source, StdinLayer, import_tar,
+};
+
+/// Reads `source` into a tree; its files' bytes go to `sink`.
+pub fn import(
+    source: &Source,
+    options: &ImportOptions,
+    sink: &mut dyn FileSink,
+    progress: &dyn Progress,
+) -> Result<Imported, ImportError> {
+    let tree_only = |tree| Imported { tree, config: Vec::new() };
+    match source {
+        Source::Tar(path) => {
+            import_tar(&mut FileLayer::new(path.clone()), options, sink, progress).map(tree_only)
+        }
+        Source::TarStdin => {
+            import_tar(&mut StdinLayer::default(), options, sink, progress).map(tree_only)
+        }
+        _ => Err(ImportError::Unsupported { what: source.to_string() }),
+    }
+}

@@ -1,0 +1,17 @@
+//! Snapshots as a user knows them: found by name or id, opened, made.
+
+mod create;
+mod error;
+mod known;
+mod open;
+mod publish;
+mod resolve;
+mod upload;
+pub mod verify;
+
+pub use create::{CreateOptions, Created, Parent, create};
+pub use error::SnapshotError;
+pub use known::known_chunks;
+pub use open::open_index;
+pub use publish::{Draft, publish};
+pub use resolve::{Reference, resolve};
