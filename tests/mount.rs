@@ -17,9 +17,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Delayed, Snapshot};
+use common::{Failing, Snapshot};
 use inlay_fusefs::MountOptions;
 use inlay_store::ids::{Kind, SnapshotId};
 use inlay_testkit::compare::{Difference, NotSame, What};
@@ -176,9 +177,7 @@ fn changing_attributes_fetches_no_contents() {
     fs::write(place.tree().join("file"), content::random("x", 3 << 20)).unwrap();
     let mnt = place.mnt();
     let snapshot = Snapshot::of(&place.tree());
-    // This source never answers: a read would wait for ever.
-    let request =
-        Request { source: Delayed::new(&snapshot), ..place.request(&snapshot, scratch()) };
+    let request = Request { source: Arc::new(Failing), ..place.request(&snapshot, scratch()) };
     visit(request, move || {
         fs::set_permissions(mnt.join("file"), Permissions::from_mode(0o600)).unwrap();
         chown(mnt.join("file"), Some(5), None).unwrap();
@@ -370,6 +369,21 @@ fn umount_waits_for_the_server_and_says_if_the_mount_is_in_use() {
         let gone = umount(&registry, &place.mnt(), Umount::IfFree, LONG).unwrap_err();
         assert!(matches!(gone, MountError::NotMounted { .. }), "{gone}");
     }
+}
+
+#[test]
+fn what_somebody_mounted_over_it_is_not_unmounted() {
+    let place = Place::new();
+    let mut child = server(&place, "writable");
+    let registry = Registry::open(&place.state).unwrap();
+    let over = Command::new("mount").args(["-t", "tmpfs", "other"]).arg(place.mnt()).status();
+    assert!(over.unwrap().success());
+    let covered = umount(&registry, &place.mnt(), Umount::IfFree, LONG).unwrap_err();
+    assert!(matches!(covered, MountError::Covered(_)), "{covered}");
+    system_umount(&[], &place.mnt());
+    umount(&registry, &place.mnt(), Umount::IfFree, LONG).unwrap();
+    assert!(child.wait().unwrap().success());
+    place.assert_clean();
 }
 
 #[test]

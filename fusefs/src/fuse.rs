@@ -170,13 +170,15 @@ impl Filesystem for Adapter {
             Err(error) => return reply.error(self.shared.refuse(&error)),
         };
         let shared = Arc::clone(&self.shared);
-        let answered = self.fs.read(inode, offset, size, move |outcome| match outcome {
-            Ok(bytes) => reply.data(bytes),
-            Err(error) => reply.error(shared.refuse(&error)),
-        });
-        count(match answered {
-            Answered::Now => &self.shared.counters.read_hit,
-            Answered::Later => &self.shared.counters.read_miss,
+        self.fs.read(inode, offset, size, move |answered, outcome| {
+            count(match answered {
+                Answered::Now => &shared.counters.read_hit,
+                Answered::Later => &shared.counters.read_miss,
+            });
+            match outcome {
+                Ok(bytes) => reply.data(bytes),
+                Err(error) => reply.error(shared.refuse(&error)),
+            }
         });
     }
 

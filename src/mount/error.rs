@@ -59,6 +59,9 @@ pub enum MountError {
         /// Where records are.
         registry: PathBuf,
     },
+    /// Something else is mounted over it.
+    #[error("something that is not inlay's is mounted over {}; unmount that first", .0.display())]
+    Covered(PathBuf),
     /// It is unmounted, but the process that served it still runs.
     #[error("{} is unmounted, but process {pid}, which served it, has not ended in {limit:?}; \
         its log may say why", mountpoint.display())]

@@ -3,9 +3,11 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use inlay_fusefs::SOURCE;
+
+use super::error::MountError;
 
 /// Where the kernel tells.
 pub(crate) const MOUNTINFO: &str = "/proc/self/mountinfo";
@@ -31,6 +33,12 @@ impl MountEntry {
 /// All of them, in the order in which they were made.
 pub(crate) fn mounts() -> io::Result<Vec<MountEntry>> {
     Ok(parse(&std::fs::read(MOUNTINFO)?))
+}
+
+/// What is seen at `mountpoint`, an absolute path: the last mount that was made there.
+pub(crate) fn top(mountpoint: &Path) -> Result<Option<MountEntry>, MountError> {
+    let mounts = mounts().map_err(MountError::io("read", MOUNTINFO.as_ref()))?;
+    Ok(mounts.into_iter().rfind(|mount| mount.mountpoint == mountpoint))
 }
 
 fn parse(text: &[u8]) -> Vec<MountEntry> {

@@ -9,7 +9,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::error::MountError;
@@ -189,15 +188,15 @@ pub(crate) fn remove_all(dir: &Path) -> Result<(), MountError> {
     }
 }
 
-/// Takes every mount that this program made at `mountpoint` out of the tree.
+/// Takes every mount that this program made at `mountpoint` out of the tree, unless something else is
+/// mounted over it.
 fn detach_ours(mountpoint: &Path) -> Result<(), MountError> {
-    let mounts =
-        mountinfo::mounts().map_err(MountError::io("read", mountinfo::MOUNTINFO.as_ref()))?;
-    for _ in mounts.iter().filter(|m| m.mountpoint == mountpoint && m.is_ours()) {
-        match unmount(mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            Ok(()) | Err(Errno::INVAL) => {}
-            Err(errno) => return Err(MountError::io("unmount", mountpoint)(errno)),
+    while let Some(top) = mountinfo::top(mountpoint)? {
+        if !top.is_ours() {
+            return Err(MountError::Covered(mountpoint.to_owned()));
         }
+        unmount(mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+            .map_err(MountError::io("unmount", mountpoint))?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::error::MountError;
+use super::mountinfo;
 use super::registry::Registry;
 
 /// What to do about a mount that is in use.
@@ -32,6 +33,9 @@ pub fn umount(
     };
     if !record.server.is_alive() {
         return registry.sweep().map(drop);
+    }
+    if mountinfo::top(&mountpoint)?.is_some_and(|top| !top.is_ours()) {
+        return Err(MountError::Covered(mountpoint));
     }
     let flags = match how {
         Umount::IfFree => UnmountFlags::NOFOLLOW,

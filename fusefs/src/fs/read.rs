@@ -20,12 +20,12 @@ thread_local! {
     static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Whether a read was answered when the call returned.
+/// How a read was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answered {
-    /// It was.
+    /// At once.
     Now,
-    /// The content source will.
+    /// After the content source had got the bytes.
     Later,
 }
 
@@ -50,20 +50,14 @@ impl SnapshotFs {
     /// `reply` once: on this thread if the bytes are in the index, in a hole or at hand in the
     /// source; otherwise from a thread of the source, when they have come. Fewer bytes than `len`
     /// mean that the file ends there.
-    pub fn read<R>(&self, inode: InodeIdx, offset: u64, len: u32, reply: R) -> Answered
+    pub fn read<R>(&self, inode: InodeIdx, offset: u64, len: u32, reply: R)
     where
-        R: FnOnce(Result<&[u8], FsError>) + Send + 'static,
+        R: FnOnce(Answered, Result<&[u8], FsError>) + Send + 'static,
     {
         let len = match self.plan(inode, offset, len) {
-            Ok(Plan::Here(bytes)) => {
-                reply(Ok(bytes));
-                return Answered::Now;
-            }
+            Ok(Plan::Here(bytes)) => return reply(Answered::Now, Ok(bytes)),
             Ok(Plan::Source { len }) => len,
-            Err(error) => {
-                reply(Err(error));
-                return Answered::Now;
-            }
+            Err(error) => return reply(Answered::Now, Err(error)),
         };
         let mut buffer = BUFFER.take();
         if buffer.len() < len as usize {
@@ -71,30 +65,23 @@ impl SnapshotFs {
         }
         let failed = move |source| FsError::Content { inode, offset, len, source };
         let bytes = buffer.get_mut(..len as usize).unwrap_or_default();
-        let answered = match self.source.read_now(inode, offset, bytes) {
-            Ok(ReadNow::Filled) => {
-                reply(Ok(bytes));
-                Answered::Now
-            }
-            Err(error) => {
-                reply(Err(failed(error)));
-                Answered::Now
-            }
+        match self.source.read_now(inode, offset, bytes) {
+            Ok(ReadNow::Filled) => reply(Answered::Now, Ok(bytes)),
+            Err(error) => reply(Answered::Now, Err(failed(error))),
             Ok(ReadNow::WouldWait) => {
                 let done = move |outcome: Result<bytes::Bytes, ContentError>| match outcome {
-                    Ok(bytes) if bytes.len() == len as usize => reply(Ok(&bytes)),
-                    Ok(bytes) => reply(Err(failed(ContentError::Corrupt {
-                        object: "the file".into(),
-                        why: format!("{} bytes came", bytes.len()),
-                    }))),
-                    Err(error) => reply(Err(failed(error))),
+                    Ok(bytes) if bytes.len() == len as usize => reply(Answered::Later, Ok(&bytes)),
+                    Ok(bytes) => {
+                        let why = format!("{} bytes came", bytes.len());
+                        let error = ContentError::Corrupt { object: "the file".into(), why };
+                        reply(Answered::Later, Err(failed(error)));
+                    }
+                    Err(error) => reply(Answered::Later, Err(failed(error))),
                 };
                 self.source.read_later(inode, offset, len, Box::new(done));
-                Answered::Later
             }
-        };
+        }
         BUFFER.set(buffer);
-        answered
     }
 
     /// The first byte at or after `offset` that is what `seek` says.

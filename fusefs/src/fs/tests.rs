@@ -66,7 +66,8 @@ fn meta() -> impl Strategy<Value = Meta> {
 }
 
 fn contents() -> impl Strategy<Value = Contents> {
-    let piece = (0u64..5000, prop::collection::vec(any::<u8>(), 1..4000));
+    let hole = prop_oneof![0u64..3, 0u64..5000];
+    let piece = (hole, prop::collection::vec(any::<u8>(), 1..4000));
     (prop::collection::vec(piece, 0..5), 0u64..5000).prop_map(|(pieces, tail)| {
         let mut at = 0;
         let mut data: Vec<(u64, Vec<u8>)> = Vec::new();
@@ -195,7 +196,9 @@ impl ContentSource for Memory {
 
 fn read(fs: &SnapshotFs, inode: InodeIdx, offset: u64, len: u32) -> Result<Vec<u8>, FsError> {
     let (sender, receiver) = mpsc::channel();
-    fs.read(inode, offset, len, move |outcome| sender.send(outcome.map(<[u8]>::to_vec)).unwrap());
+    fs.read(inode, offset, len, move |_, outcome| {
+        sender.send(outcome.map(<[u8]>::to_vec)).unwrap();
+    });
     receiver.recv().unwrap()
 }
 
@@ -253,7 +256,11 @@ fn check_meta(fs: &SnapshotFs, inode: InodeIdx, meta: &Meta) {
 fn check_file(fs: &SnapshotFs, inode: InodeIdx, contents: &Contents, probes: &[(u64, u32)]) {
     let bytes = contents.bytes();
     fs.open(inode).unwrap();
-    for (offset, len) in probes {
+    let edges = contents.data.iter().flat_map(|(start, piece)| {
+        let end = *start + piece.len() as u64;
+        [*start, end - 1, end].map(|offset| (offset, 2))
+    });
+    for (offset, len) in &edges.chain(probes.iter().copied()).collect::<Vec<_>>() {
         let start = usize::try_from(*offset).unwrap().min(bytes.len());
         let end = (start + *len as usize).min(bytes.len());
         assert_eq!(read(fs, inode, *offset, *len).unwrap(), bytes[start..end]);

@@ -183,6 +183,19 @@ impl ContentSource for AtHand {
     }
 }
 
+/// Has nothing and gets nothing.
+pub(crate) struct Failing;
+
+impl ContentSource for Failing {
+    fn read_now(&self, _: InodeIdx, _: u64, _: &mut [u8]) -> Result<ReadNow, ContentError> {
+        Err(ContentError::Shutdown)
+    }
+
+    fn read_later(&self, _: InodeIdx, _: u64, _: u32, done: ReadDone) {
+        done(Err(ContentError::Shutdown));
+    }
+}
+
 /// Has nothing at hand: reads wait until the test lets them go.
 #[derive(Default)]
 pub(crate) struct Delayed {
