@@ -3,6 +3,7 @@
 //! Every source ends as a [`Tree`]; the files' bytes go to a [`FileSink`] on the way and are never
 //! held here.
 
+mod dir;
 mod error;
 mod flatten;
 mod layer;
@@ -14,6 +15,7 @@ mod tar;
 #[cfg(test)]
 mod testing;
 
+pub use dir::import_dir;
 pub use error::ImportError;
 pub use flatten::{Flattener, Markers};
 pub use layer::{BytesLayer, FileLayer, Layer, StdinLayer};

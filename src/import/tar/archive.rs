@@ -12,8 +12,10 @@ use super::sparse::{DataMap, MapPlace, SparseMap};
 use super::stream::{BLOCK, Budget, Stream, StreamError};
 use crate::import::{ImportError, Layer};
 
-/// Extended headers and long names may be this long, in bytes.
-const EXTENDED_LEN_MAX: u64 = 1 << 20;
+/// Long names may be this long, in bytes. Linux takes paths of 4096.
+const LONG_NAME_LEN_MAX: u64 = 1 << 20;
+/// Extended headers may be this long: an entry may have many attributes of 64 KiB each.
+const EXTENDED_LEN_MAX: u64 = 16 << 20;
 
 /// What is said of an archive that ends without the block of zeros that marks its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,11 +75,11 @@ impl Archive {
                 EntryType::GNULongName => long_name = Some(self.long_text(header)?),
                 EntryType::GNULongLink => long_link = Some(self.long_text(header)?),
                 EntryType::XHeader => {
-                    let records = self.extended_bytes(header)?;
+                    let records = self.extended_bytes(header, EXTENDED_LEN_MAX)?;
                     extended.read(&records).map_err(|why| self.malformed(why))?;
                 }
                 EntryType::XGlobalHeader => {
-                    let records = self.extended_bytes(header)?;
+                    let records = self.extended_bytes(header, EXTENDED_LEN_MAX)?;
                     self.take_globals(&records)?;
                     extended = self.globals.clone();
                     between = true;
@@ -225,15 +227,15 @@ impl Archive {
     }
 
     fn long_text(&mut self, header: &Header) -> Result<Vec<u8>, ImportError> {
-        let mut text = self.extended_bytes(header)?;
+        let mut text = self.extended_bytes(header, LONG_NAME_LEN_MAX)?;
         let len = text.iter().position(|&b| b == 0).unwrap_or(text.len());
         text.truncate(len);
         Ok(text)
     }
 
-    fn extended_bytes(&mut self, header: &Header) -> Result<Vec<u8>, ImportError> {
+    fn extended_bytes(&mut self, header: &Header, len_max: u64) -> Result<Vec<u8>, ImportError> {
         let len: u64 = number(&header.as_old().size, "size").map_err(|why| self.malformed(why))?;
-        if len > EXTENDED_LEN_MAX {
+        if len > len_max {
             return Err(self.malformed(format!("an extended header has {len} bytes")));
         }
         let padding = len.next_multiple_of(BLOCK as u64) - len;
@@ -243,16 +245,11 @@ impl Archive {
         bytes.map_err(|error| self.stream_error(error))
     }
 
-    /// Records for all entries that follow. Only what is small and makes sense for many is kept.
+    /// Records for all entries that follow.
     fn take_globals(&mut self, records: &[u8]) -> Result<(), ImportError> {
         let mut globals = self.globals.clone();
         globals.read(records).map_err(|why| self.malformed(why))?;
-        self.globals = Extended {
-            uid: globals.uid,
-            gid: globals.gid,
-            mtime: globals.mtime,
-            ..Extended::default()
-        };
+        self.globals = globals.for_all();
         Ok(())
     }
 

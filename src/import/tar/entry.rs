@@ -84,7 +84,7 @@ impl Headers<'_> {
             uid: owner(self.extended.uid, &old.uid, "owner")?,
             gid: owner(self.extended.gid, &old.gid, "group")?,
             mtime,
-            xattrs: std::mem::take(&mut self.extended.xattrs),
+            xattrs: self.extended.take_xattrs()?,
         })
     }
 

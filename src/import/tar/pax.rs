@@ -30,7 +30,9 @@ pub(super) struct Extended {
     pub(super) device_major: Option<u64>,
     pub(super) device_minor: Option<u64>,
     pub(super) socket: bool,
-    pub(super) xattrs: Vec<Xattr>,
+    xattrs: Vec<Xattr>,
+    /// Texts of ACLs, by the attributes that they stand for.
+    acls: Vec<(&'static [u8], Vec<u8>)>,
     pub(super) sparse: PaxSparse,
 }
 
@@ -47,6 +49,11 @@ impl Extended {
             records = rest;
         }
         Ok(())
+    }
+
+    /// What of a global header is kept: what is small and makes sense for many entries.
+    pub(super) fn for_all(&self) -> Self {
+        Self { uid: self.uid, gid: self.gid, mtime: self.mtime, ..Self::default() }
     }
 
     fn take(&mut self, key: &[u8], value: &[u8]) -> Result<(), ()> {
@@ -66,8 +73,8 @@ impl Extended {
             b"SCHILY.filetype" => self.socket = value == b"socket",
             b"mtime" if value.is_empty() => self.mtime = None,
             b"mtime" => self.mtime = Some(time(value).ok_or(())?),
-            b"SCHILY.acl.access" => self.acl(b"system.posix_acl_access", value)?,
-            b"SCHILY.acl.default" => self.acl(b"system.posix_acl_default", value)?,
+            b"SCHILY.acl.access" => self.acls.push((b"system.posix_acl_access", value.into())),
+            b"SCHILY.acl.default" => self.acls.push((b"system.posix_acl_default", value.into())),
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.xattrs.push((gnu_name(name), value.into()));
@@ -83,14 +90,25 @@ impl Extended {
         Ok(())
     }
 
-    /// A plain attribute of the same name, if there is one, has the last word: it is exact.
-    fn acl(&mut self, name: &[u8], value: &[u8]) -> Result<(), ()> {
-        if let Some(binary) = acl::from_text(value)?
-            && !self.xattrs.iter().any(|(known, _)| &**known == name)
-        {
-            self.xattrs.push((name.into(), binary.into()));
+    /// The attributes, ACLs among them. An ACL that is there as an attribute, too, is taken from
+    /// that: it is exact, while the text may name users that only the writer knew.
+    pub(super) fn take_xattrs(&mut self) -> Result<Vec<Xattr>, String> {
+        let mut xattrs = std::mem::take(&mut self.xattrs);
+        // Of equal ones the last counts.
+        for (name, text) in std::mem::take(&mut self.acls).into_iter().rev() {
+            if xattrs.iter().any(|(known, _)| **known == *name) {
+                continue;
+            }
+            let binary = acl::from_text(&text).map_err(|()| {
+                format!(
+                    "its ACL '{}' is malformed or has users by name only; GNU tar keeps numbers \
+                     with --xattrs --xattrs-include='*'",
+                    text.escape_ascii()
+                )
+            })?;
+            xattrs.extend(binary.map(|binary| (name.into(), binary.into())));
         }
-        Ok(())
+        Ok(xattrs)
     }
 }
 
@@ -162,6 +180,21 @@ mod tests {
     fn an_empty_value_takes_an_earlier_one_back() {
         let extended = read(&[record("path", b"x"), record("path", b""), record("size", b"")]);
         assert_eq!(extended.unwrap().path, None);
+    }
+
+    #[test]
+    fn an_acl_comes_from_its_attribute_or_else_from_its_text() {
+        let access = "SCHILY.acl.access";
+        let raw = "SCHILY.xattr.system.posix_acl_access";
+        let named = record(access, b"user::rw-\nuser:lisa:r--");
+        let mut exact = read(&[named.clone(), record(raw, b"binary")]).unwrap();
+        let name = &b"system.posix_acl_access"[..];
+        assert_eq!(exact.take_xattrs(), Ok(vec![(name.into(), b"binary"[..].into())]));
+        let message = read(std::slice::from_ref(&named)).unwrap().take_xattrs().unwrap_err();
+        assert!(message.contains("users by name only"), "{message}");
+        let mut numbered = read(&[named, record(access, b"user::rw-\nuser:7:r--")]);
+        let error = numbered.as_mut().unwrap().take_xattrs();
+        assert_eq!(error.unwrap()[0].1.len(), 20);
     }
 
     #[test]
