@@ -15,7 +15,7 @@ use rustix::io::Errno;
 const XATTR_BUFFER: usize = 64 << 10;
 
 /// What failed, and how.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Failure {
     System(&'static str, Errno),
     /// It is not what it was a moment ago.
