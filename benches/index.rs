@@ -17,8 +17,8 @@ use inlay_store::format::packed::pack_index;
 use inlay_store::format::write::{IndexParts, write_index};
 use inlay_store::format::{Index, InodeIdx, Timestamp};
 use inlay_store::ids::Kind;
-use inlay_store::pack::{Content, KnownChunks, PackOptions, PackedGroups, Packer};
 use inlay_store::pack::{BlobStore, FileSink, PackError};
+use inlay_store::pack::{Content, KnownChunks, PackOptions, PackedGroups, Packer};
 use inlay_store::tree::{Meta, NodeId, NodeKind, Tree, TreeLimits};
 
 const ROUNDS: u32 = 1000;
@@ -60,8 +60,9 @@ fn build(files: u32) -> (Tree, PackedGroups) {
     for file in 0..files {
         if file % (FAN_OUT * FAN_OUT) == 0 {
             let name = dir_name(file / FAN_OUT / FAN_OUT);
-            outer =
-                tree.insert(NodeId::ROOT, name.as_bytes(), meta(file), NodeKind::Directory).unwrap();
+            outer = tree
+                .insert(NodeId::ROOT, name.as_bytes(), meta(file), NodeKind::Directory)
+                .unwrap();
         }
         if file % FAN_OUT == 0 {
             let name = dir_name(file / FAN_OUT % FAN_OUT);
@@ -69,9 +70,8 @@ fn build(files: u32) -> (Tree, PackedGroups) {
         }
         bytes[..4].copy_from_slice(&file.to_le_bytes());
         let size = bytes.len() as u64;
-        let content: Content = packer
-            .add_file(size, std::slice::from_ref(&(0..size)), &mut bytes.as_slice())
-            .unwrap();
+        let content: Content =
+            packer.add_file(size, std::slice::from_ref(&(0..size)), &mut bytes.as_slice()).unwrap();
         let name = file_name(file % FAN_OUT);
         let kind = NodeKind::Regular { size, content };
         tree.insert(inner, name.as_bytes(), meta(file), kind).unwrap();
@@ -85,9 +85,9 @@ fn look_up(index: &Index, file: u32) -> u64 {
         dir_name(file / FAN_OUT % FAN_OUT),
         file_name(file % FAN_OUT),
     ];
-    let inode = names.iter().fold(InodeIdx::ROOT, |dir, name| {
-        index.lookup(dir, name.as_bytes()).unwrap().unwrap()
-    });
+    let inode = names
+        .iter()
+        .fold(InodeIdx::ROOT, |dir, name| index.lookup(dir, name.as_bytes()).unwrap().unwrap());
     index.attr(inode).unwrap().size
 }
 

@@ -3,7 +3,8 @@
 use inlay_store::pack::FileSink;
 
 use super::{
-    FileLayer, ImportError, ImportOptions, Imported, Progress, Source, StdinLayer, import_tar,
+    FileLayer, ImportError, ImportOptions, Imported, Progress, Source, StdinLayer, import_dir,
+    import_tar,
 };
 
 /// Reads `source` into a tree; its files' bytes go to `sink`.
@@ -15,6 +16,7 @@ pub fn import(
 ) -> Result<Imported, ImportError> {
     let tree_only = |tree| Imported { tree, config: Vec::new() };
     match source {
+        Source::Dir(path) => import_dir(path, options, sink, progress).map(tree_only),
         Source::Tar(path) => {
             import_tar(&mut FileLayer::new(path.clone()), options, sink, progress).map(tree_only)
         }
