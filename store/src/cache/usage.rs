@@ -103,3 +103,27 @@ fn boot() -> [u8; 40] {
     }
     id
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::TryLockError;
+
+    use super::*;
+
+    #[test]
+    fn a_change_keeps_other_processes_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("usage");
+        let usage = Usage::open(&path).unwrap();
+        assert_eq!(usage.valid(), None);
+        usage.reset(5).unwrap();
+        let other = File::open(&path).unwrap();
+        let update = usage.update(|bytes| {
+            assert!(matches!(other.try_lock(), Err(TryLockError::WouldBlock)));
+            Some(bytes + 1)
+        });
+        assert_eq!(update.unwrap(), (6, Outcome::Changed));
+        other.try_lock().unwrap();
+        assert_eq!(usage.valid(), Some(6));
+    }
+}
