@@ -12,6 +12,8 @@ mod pax;
 mod peek;
 mod sparse;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub(super) use archive::{Archive, EndMark};
 pub(super) use entry::{Body, Entry};
