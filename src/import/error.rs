@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use inlay_store::pack::PackError;
 use inlay_store::tree::TreeError;
 
+use super::ImageError;
+
 /// Why a source can't be imported. Names of entries may be any bytes; messages show them escaped.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
@@ -88,4 +90,7 @@ pub enum ImportError {
         /// What.
         what: String,
     },
+    /// An image, its manifests or its configuration can't be used.
+    #[error(transparent)]
+    Image(#[from] ImageError),
 }

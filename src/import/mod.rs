@@ -4,9 +4,12 @@
 //! held here.
 
 mod dir;
+mod docker_archive;
 mod error;
 mod flatten;
+mod image;
 mod layer;
+mod oci;
 mod options;
 mod progress;
 mod run;
@@ -16,9 +19,12 @@ mod tar;
 mod testing;
 
 pub use dir::import_dir;
+pub use docker_archive::import_docker_archive;
 pub use error::ImportError;
 pub use flatten::{Flattener, Markers};
+pub use image::ImageError;
 pub use layer::{BytesLayer, FileLayer, Layer, StdinLayer};
+pub use oci::import_oci;
 pub use options::{ImportOptions, Mounts, Platform};
 pub use progress::{NoProgress, Phase, Progress};
 pub use run::import;
