@@ -44,6 +44,10 @@ impl Sink {
         Self { packer: Packer::new(options, KnownChunks::new(), store).unwrap(), blobs }
     }
 
+    pub(crate) fn packer(&mut self) -> &mut dyn FileSink {
+        &mut self.packer
+    }
+
     pub(crate) fn snapshot(self, tree: &Tree, config: &[u8]) -> Snapshot {
         let groups = self.packer.finish().unwrap();
         Snapshot { index: index_of(tree, &groups, config), blobs: self.blobs }

@@ -10,8 +10,9 @@ use inlay_store::tree::{NodeId, NodeKind};
 use inlay_testkit::compare::Comparison;
 use inlay_testkit::scratch::scratch;
 
-use super::testing::{Snapshot, every_kind, meta, noise};
+use super::testing::{Sink, Snapshot, every_kind, meta, noise};
 use super::*;
+use crate::import::{FileLayer, ImportOptions, NoProgress, import_dir, import_oci, import_tar};
 
 fn run(command: &mut Command) -> String {
     let out = command.stdin(Stdio::null()).output().unwrap();
@@ -221,4 +222,78 @@ fn a_configuration_that_is_none_makes_no_image() {
         assert!(matches!(error, ExportError::Config(_)));
     }
     exported(&every_kind().finish(b""), &target);
+}
+
+fn archive_of(snapshot: &Snapshot, path: &Path) -> Vec<u8> {
+    let report = exported(snapshot, &Target::Tar(path.to_owned()));
+    assert!(report.warnings.is_empty(), "{:?}", report.warnings);
+    fs::read(path).unwrap()
+}
+
+#[test]
+fn an_archive_comes_back_as_it_was() {
+    let scratch = scratch().unwrap();
+    let (first, second) = (scratch.path().join("1"), scratch.path().join("2"));
+    let before = archive_of(&every_kind().finish(b""), &first);
+    let mut sink = Sink::new();
+    let mut layer = FileLayer::new(first);
+    let options = ImportOptions::default();
+    let tree = import_tar(&mut layer, &options, sink.packer(), &NoProgress).unwrap();
+    let after = archive_of(&sink.snapshot(&tree, b""), &second);
+    assert!(before == after);
+}
+
+#[test]
+fn a_layout_comes_back_as_it_was() {
+    let scratch = scratch().unwrap();
+    let config = br#"{"architecture":"riscv64","os":"linux","config":{"Cmd":["x"]}}"#;
+    let snapshot = every_kind().finish(config);
+    let before = archive_of(&snapshot, &scratch.path().join("before"));
+    let mut options = ImportOptions::default();
+    options.platform.architecture = "riscv64".into();
+    for compression in [LayerCompression::Gzip, LayerCompression::Zstd] {
+        let layout = scratch.path().join(format!("{compression:?}"));
+        let export = Export { compression, ..snapshot.exporter() };
+        export.run(&Target::Oci(layout.clone())).unwrap();
+        let mut sink = Sink::new();
+        let imported = import_oci(&layout, None, &options, sink.packer(), &NoProgress).unwrap();
+        let after = sink.snapshot(&imported.tree, &imported.config);
+        assert!(archive_of(&after, &scratch.path().join("after")) == before);
+        let config: serde_json::Value = serde_json::from_slice(after.index.config()).unwrap();
+        assert_eq!(config["config"]["Cmd"][0], "x");
+    }
+}
+
+#[test]
+fn a_directory_comes_back_as_it_was() {
+    let scratch = scratch().unwrap();
+    let (before, after) = (scratch.path().join("before"), scratch.path().join("after"));
+    fs::create_dir(&before).unwrap();
+    let recipe = inlay_testkit::tree::EveryKind { entries: 200, large: 2 << 20 };
+    recipe.make(&before).unwrap();
+    let mut sink = Sink::new();
+    let options = ImportOptions::default();
+    let tree = import_dir(&before, &options, sink.packer(), &NoProgress).unwrap();
+    let snapshot = sink.snapshot(&tree, b"");
+    let report = exported(&snapshot, &Target::Dir(after.clone()));
+    assert!(report.warnings.is_empty(), "{:?}", report.warnings);
+    Comparison::default().run(&before, &after).unwrap();
+
+    // And by way of an archive, which alone lacks the sockets.
+    let archive = scratch.path().join("a.tar");
+    let report = exported(&snapshot, &Target::Tar(archive.clone()));
+    assert!(report.warnings.first.iter().all(|w| w.what == Omission::Socket));
+    for warning in &report.warnings.first {
+        let socket = before.join(&warning.path);
+        let dir = File::open(socket.parent().unwrap()).unwrap();
+        let modified = dir.metadata().unwrap().modified().unwrap();
+        fs::remove_file(&socket).unwrap();
+        dir.set_times(fs::FileTimes::new().set_modified(modified)).unwrap();
+    }
+    let mut sink = Sink::new();
+    let mut layer = FileLayer::new(archive);
+    let tree = import_tar(&mut layer, &options, sink.packer(), &NoProgress).unwrap();
+    let again = scratch.path().join("again");
+    exported(&sink.snapshot(&tree, b""), &Target::Dir(again.clone()));
+    Comparison::default().run(&before, &again).unwrap();
 }

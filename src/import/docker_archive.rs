@@ -3,6 +3,8 @@
 //! symbolic links where layers are equal; newer ones write the blobs of an OCI layout.
 
 mod members;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use inlay_store::pack::PackError;
 use inlay_store::tree::TreeError;
 
-use super::ImageError;
+use super::{ImageError, RegistryError};
 
 /// Why a source can't be imported. Names of entries may be any bytes; messages show them escaped.
 #[derive(Debug, thiserror::Error)]
@@ -93,4 +93,7 @@ pub enum ImportError {
     /// An image, its manifests or its configuration can't be used.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// A registry does not give an image.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
 }

@@ -10,8 +10,11 @@ mod flatten;
 mod image;
 mod layer;
 mod oci;
+#[cfg(test)]
+mod oci_tests;
 mod options;
 mod progress;
+mod registry;
 mod run;
 mod source;
 mod tar;
@@ -27,6 +30,9 @@ pub use layer::{BytesLayer, FileLayer, Layer, StdinLayer};
 pub use oci::import_oci;
 pub use options::{ImportOptions, Mounts, Platform};
 pub use progress::{NoProgress, Phase, Progress};
+pub use registry::{
+    PlainHttp, RegistryError, RegistryOptions, Retry, docker_config_dir, import_registry,
+};
 pub use run::import;
 pub use source::{Source, SourceError};
 

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use inlay_store::tree::TreeLimits;
 
+use super::RegistryOptions;
+
 /// What is done where another file system is mounted inside an imported directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mounts {
@@ -60,6 +62,8 @@ pub struct ImportOptions {
     pub platform: Platform,
     /// What is done at mount points of an imported directory.
     pub mounts: Mounts,
+    /// How registries are reached.
+    pub registry: RegistryOptions,
     /// Where temporary files may be made.
     pub scratch: PathBuf,
 }
@@ -71,6 +75,7 @@ impl Default for ImportOptions {
             decoded_bytes_max: 1 << 40,
             platform: Platform::default(),
             mounts: Mounts::default(),
+            registry: RegistryOptions::default(),
             scratch: std::env::temp_dir(),
         }
     }

@@ -4,7 +4,7 @@ use inlay_store::pack::FileSink;
 
 use super::{
     FileLayer, ImportError, ImportOptions, Imported, Progress, Source, StdinLayer, import_dir,
-    import_tar,
+    import_docker_archive, import_oci, import_registry, import_tar,
 };
 
 /// Reads `source` into a tree; its files' bytes go to `sink`.
@@ -23,6 +23,10 @@ pub fn import(
         Source::TarStdin => {
             import_tar(&mut StdinLayer::default(), options, sink, progress).map(tree_only)
         }
-        _ => Err(ImportError::Unsupported { what: source.to_string() }),
+        Source::Oci { dir, tag } => import_oci(dir, tag.as_deref(), options, sink, progress),
+        Source::DockerArchive { file, reference } => {
+            import_docker_archive(file, reference.as_deref(), options, sink, progress)
+        }
+        Source::Registry(reference) => import_registry(reference, options, sink, progress),
     }
 }

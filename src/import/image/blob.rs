@@ -41,7 +41,7 @@ impl BlobDigest {
         format!("blobs/{}/{}", self.algorithm.name(), self.hex)
     }
 
-    /// The digest's digits.
+    #[cfg(test)]
     pub(in crate::import) fn hex(&self) -> &str {
         &self.hex
     }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::import::RegistryError;
+
 /// Why an image can't be imported.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
@@ -80,6 +82,9 @@ pub enum ImageError {
         /// What exists.
         there: Vec<String>,
     },
+    /// Its registry does not give it.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     /// It is stored in a way that this program does not read.
     #[error("{what} is not supported: {why}")]
     Unsupported {

@@ -260,7 +260,7 @@ mod tests {
             (manifest(config, "application/wasm"), "application/wasm"),
             (r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(), "schema 1"),
             ("{}".to_owned(), "neither"),
-            ("[".repeat(100_000), "limit"),
+            ("{\"a\":".repeat(100_000), "EOF"),
             (manifest(config, layer).replace("sha256:", "sha256:/"), "no digest"),
             (format!("{{\"schemaVersion\":2,\"manifests\":[{}1]}}", "1,".repeat(3)), "invalid"),
         ] {

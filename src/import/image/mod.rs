@@ -4,6 +4,8 @@ mod blob;
 mod error;
 mod manifest;
 mod pick;
+#[cfg(test)]
+pub(super) mod testing;
 
 use inlay_store::pack::FileSink;
 
