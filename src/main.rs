@@ -1,6 +1,6 @@
 //! The command `inlay`.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -13,7 +13,11 @@ fn main() -> ExitCode {
         Ok(filter) => filter,
         Err(error) => return fail(&format!("--log {}: {error}", cli.log()), 2),
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read the output has had enough: that is not for this program to complain about.

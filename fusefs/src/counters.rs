@@ -66,6 +66,8 @@ requests! {
     listxattr,
     /// `SEEK_DATA` and `SEEK_HOLE`.
     lseek,
+    /// Inode flags and other controls, of which there are none.
+    ioctl,
     /// The filesystem's size.
     statfs,
     /// Requests answered with an error that means damage or a failing store.

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyXattr, Request,
 };
 use inlay_store::format::{Attr, Device, FileKind, InodeIdx, Timestamp};
 
@@ -282,6 +283,22 @@ impl Filesystem for Adapter {
         let names =
             self.on(|c| &c.listxattr, ino, |inode| self.fs.xattr_names(inode, viewer, size));
         xattr_reply(names, reply);
+    }
+
+    /// Snapshots have no inode flags and no other controls; overlayfs and cp ask for them often.
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        count(&self.shared.counters.ioctl);
+        reply.error(Errno::ENOTTY);
     }
 
     fn lseek(

@@ -10,6 +10,9 @@ use super::reader::Reader;
 use crate::export::{Export, LayerCompression, Target};
 
 /// Write a snapshot to a tar archive, a directory or an OCI layout.
+///
+/// Either all of it is there afterwards, or nothing. What the target can't hold, such as a socket in
+/// a tar, is left out and named on standard error.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -18,6 +18,8 @@ use crate::host::Host;
 use crate::snapshots::{open_index, resolve};
 
 /// List the snapshots in the store.
+///
+/// The newest comes first.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -29,7 +31,9 @@ pub(super) struct SnapshotsArgs {
     no_trunc: bool,
 }
 
-/// Show what is known of a snapshot: its record, its names, its image's configuration.
+/// Show what is known of a snapshot.
+///
+/// That is its record, its names, and its image's configuration, which --json gives in full.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -40,7 +44,9 @@ pub(super) struct ShowArgs {
     snapshot: String,
 }
 
-/// Let a name stand for a snapshot. If it stands for another, it is moved.
+/// Let a name stand for a snapshot.
+///
+/// If it stands for another, it is moved: nobody sees a moment without it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -56,7 +62,7 @@ pub(super) struct TagArgs {
 /// Take a name away; the snapshot stays.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Example:
+Examples:
   inlay untag base-2026-01")]
 pub(super) struct UntagArgs {
     /// The name

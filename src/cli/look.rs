@@ -18,6 +18,8 @@ use crate::host::Host;
 use crate::snapshots::{open_index, resolve};
 
 /// List a directory of a snapshot, without mounting it.
+///
+/// Paths follow symbolic links inside the snapshot, never out of it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

@@ -52,6 +52,7 @@ pub struct Cli {
 
 /// What every command takes.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// The store: a directory, s3://BUCKET/PREFIX, gs://…, az://…, http(s)://… (read-only)
     /// [default: a directory inside the state]
@@ -60,7 +61,8 @@ pub struct Global {
     /// The state directory: cache, indexes, upper directories, and the default store
     #[arg(long, global = true, env = "INLAY_STATE", value_name = "DIR", default_value = STATE_DEFAULT)]
     state: PathBuf,
-    /// Print one JSON value instead of text
+    /// Print one JSON value instead of text. Contents that 'cat' and 'export … tar:-' print stay
+    /// as they are, and errors are one line of text on standard error
     #[arg(long, global = true)]
     json: bool,
     /// Show no progress
@@ -69,44 +71,31 @@ pub struct Global {
     /// Let plain HTTP go to other machines too, for stores and registries
     #[arg(long, global = true)]
     plain_http: bool,
-    /// What is logged to standard error: error, warn, info, debug, or filters such as
-    /// inlay_store=debug
+    /// What is logged: error, warn, info, debug, or filters such as inlay_store=debug. It goes to
+    /// standard error, and for a mount in the background to log/mount.log in the state
     #[arg(long, global = true, env = "INLAY_LOG", value_name = "FILTER", default_value = "warn")]
     log: String,
 }
 
+// What help says of each is at its arguments: a remark here would hide all but the first line.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make a snapshot from a directory, an archive or an image
     Import(import::ImportArgs),
-    /// Write a snapshot to a tar archive, a directory or an OCI layout
     Export(export::ExportArgs),
-    /// Mount a snapshot on a directory
     Mount(mount::MountArgs),
-    /// Unmount a directory that 'inlay mount' has mounted
     #[command(alias = "unmount")]
     Umount(mount::UmountArgs),
-    /// List what is mounted
     Mounts(mount::MountsArgs),
-    /// List a directory of a snapshot, without mounting it
     Ls(look::LsArgs),
-    /// Print a file of a snapshot, without mounting it
     Cat(look::CatArgs),
-    /// Show an object of a snapshot in full
     Stat(look::StatArgs),
-    /// Show a snapshot's directories as a tree
     Tree(look::TreeArgs),
-    /// List the snapshots in the store
     #[command(alias = "images")]
     Snapshots(list::SnapshotsArgs),
-    /// Show what is known of a snapshot
     #[command(alias = "inspect")]
     Show(list::ShowArgs),
-    /// Let a name stand for a snapshot
     Tag(list::TagArgs),
-    /// Take a name away; the snapshot stays
     Untag(list::UntagArgs),
-    /// Check every byte of a snapshot in the store
     Verify(verify::VerifyArgs),
 }
 

@@ -30,7 +30,10 @@ const MOUNT_LIMIT: Duration = Duration::from_mins(5);
 /// How long the serving process may take to end after its mount is gone.
 const END_LIMIT: Duration = Duration::from_mins(1);
 
-/// Mount a snapshot on a directory. Returns when it is there; files are fetched when they are read.
+/// Mount a snapshot on a directory.
+///
+/// Returns when it is there; files are fetched when they are read. A process in the background
+/// serves it until it is unmounted.
 ///
 /// With --rw, changes are kept in a directory beside and are there again when the same snapshot is
 /// mounted on the same directory; 'inlay umount --discard' throws them away.
@@ -72,10 +75,14 @@ pub(super) struct MountArgs {
 }
 
 /// Unmount a directory that 'inlay mount' has mounted.
+///
+/// Returns when nothing of the mount is left. A mount that is in use stays as it is, and the command
+/// fails; with --lazy it goes out of sight and ends with its last user.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   inlay umount /mnt/base
+  inlay umount --lazy /mnt/base
   inlay umount --discard /mnt/work")]
 pub(super) struct UmountArgs {
     /// The directory
@@ -83,13 +90,21 @@ pub(super) struct UmountArgs {
     /// Also if files are open: it ends when the last one is closed
     #[arg(long, short)]
     lazy: bool,
-    /// Throw away the changes that were kept below the state directory
-    #[arg(long)]
+    /// Throw away the changes that were kept below the state directory. Those that went where
+    /// --upper said stay
+    #[arg(long, conflicts_with = "lazy")]
     discard: bool,
 }
 
 /// List what is mounted.
+///
+/// Shows the mounts of this state directory. One whose process has died is shown as dead; the next
+/// mount or umount clears it away.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  inlay mounts
+  inlay mounts --json | jq -r '.[].mountpoint'")]
 pub(super) struct MountsArgs {}
 
 #[derive(Serialize)]

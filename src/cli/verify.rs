@@ -8,9 +8,9 @@ use super::error::CliError;
 use super::output;
 use crate::snapshots::{resolve, verify as verify_snapshot};
 
-/// Check every byte of a snapshot in the store: the index, every group, every table of chunks.
+/// Check every byte of a snapshot in the store.
 ///
-/// Reads everything from the store, nothing from the cache. Exits with 1 if anything is missing or
+/// That is the index, every group and every table of chunks. Reads everything from the store, nothing from the cache. Exits with 1 if anything is missing or
 /// damaged, and names it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
