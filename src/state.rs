@@ -1,9 +1,18 @@
 //! The state directory: what a host keeps between runs, and where.
 
+mod scratch;
+
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use scratch::Scratch;
+
+const CACHE: &str = "cache";
+const INDEXES: &str = "indexes";
+const SCRATCH: &str = "tmp";
 
 /// A state directory that could not be made or used.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +26,7 @@ pub struct StateError {
 #[derive(Debug, Clone)]
 pub struct State {
     root: PathBuf,
+    scratch: Arc<Scratch>,
 }
 
 impl State {
@@ -27,12 +37,13 @@ impl State {
             move |source| StateError { path, source }
         };
         let root = std::path::absolute(path).map_err(at(path))?;
-        let state = Self { root };
-        for dir in [&state.root, &state.cache(), &state.indexes(), &state.scratch()] {
-            DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
+        for dir in [root.clone(), root.join(CACHE), root.join(INDEXES), root.join(SCRATCH)] {
+            DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(at(&dir))?;
         }
-        let root = fs::canonicalize(&state.root).map_err(at(&state.root))?;
-        Ok(Self { root })
+        let root = fs::canonicalize(&root).map_err(at(&root))?;
+        let scratch = root.join(SCRATCH);
+        let scratch = Arc::new(Scratch::new(&scratch).map_err(at(&scratch))?);
+        Ok(Self { root, scratch })
     }
 
     /// The directory itself.
@@ -42,17 +53,18 @@ impl State {
 
     /// Decoded groups.
     pub fn cache(&self) -> PathBuf {
-        self.root.join("cache")
+        self.root.join(CACHE)
     }
 
     /// Verified indexes, ready to be mapped.
     pub fn indexes(&self) -> PathBuf {
-        self.root.join("indexes")
+        self.root.join(INDEXES)
     }
 
-    /// Files that live no longer than the command that made them.
-    pub fn scratch(&self) -> PathBuf {
-        self.root.join("tmp")
+    /// For files that live no longer than this process: its own directory, removed with the last
+    /// clone of this state, or, after a crash, by the next command.
+    pub fn scratch(&self) -> &Path {
+        self.scratch.path()
     }
 
     /// The store where none is named.

@@ -130,7 +130,7 @@ pub(super) fn import(global: &Global, args: ImportArgs) -> Result<(), CliError> 
             decoded_bytes_max: args.size_max.0,
             platform: args.platform.unwrap_or_default(),
             mounts: if args.follow_mounts { Mounts::Follow } else { Mounts::Skip },
-            scratch: host.state().scratch(),
+            scratch: host.state().scratch().to_owned(),
             ..ImportOptions::default()
         },
         pack: PackOptions { level: args.level, group_len, ..PackOptions::default() },

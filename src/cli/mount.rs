@@ -215,8 +215,9 @@ fn serve_here(
         Ok::<_, CliError>(serve(request, |record| answered = ready(record), stop).await?)
     });
     host.wait(async {
-        content.shutdown().await;
+        // The fetcher first: readers that still wait get their errors at once.
         fetcher.shutdown().await;
+        content.shutdown().await;
     });
     ended?;
     answered

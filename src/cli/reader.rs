@@ -48,8 +48,8 @@ impl<'a> Reader<'a> {
     /// Waits for what was still being fetched and kept.
     pub(super) fn close(self) {
         self.host.wait(async {
-            self.content.shutdown().await;
             self.fetcher.shutdown().await;
+            self.content.shutdown().await;
         });
     }
 }

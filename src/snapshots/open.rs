@@ -33,7 +33,7 @@ pub async fn open_index(
     let index = match Index::open(&path) {
         Ok(index) => index,
         Err(FormatError::Io { .. }) => {
-            fetch(remote, &path, id).await?;
+            fetch(remote, state, &path, id).await?;
             Index::open(&path).map_err(|source| SnapshotError::Index { id, source })?
         }
         // A version or a feature of a newer inlay: fetching it again would give the same.
@@ -43,7 +43,7 @@ pub async fn open_index(
         // Damaged on this disk: what the store has is verified on its way.
         Err(damage) => {
             tracing::warn!(%id, %damage, "the local copy of the index is damaged; fetching it");
-            fetch(remote, &path, id).await?;
+            fetch(remote, state, &path, id).await?;
             Index::open(&path).map_err(|source| SnapshotError::Index { id, source })?
         }
     };
@@ -58,7 +58,12 @@ pub(super) fn index_path(state: &State, id: SnapshotId) -> PathBuf {
     state.indexes().join(id.index.to_string())
 }
 
-async fn fetch(remote: &Remote, path: &Path, id: SnapshotId) -> Result<(), SnapshotError> {
+async fn fetch(
+    remote: &Remote,
+    state: &State,
+    path: &Path,
+    id: SnapshotId,
+) -> Result<(), SnapshotError> {
     let key = ObjectKey::Index(id.index);
     let wrong = |source| SnapshotError::Index { id, source };
     let Some(packed_len) = remote.len(&key).await? else {
@@ -82,8 +87,8 @@ async fn fetch(remote: &Remote, path: &Path, id: SnapshotId) -> Result<(), Snaps
     if table.packed_len() != packed_len {
         return Err(wrong(FormatError::Truncated { have: packed_len, want: table.packed_len() }));
     }
-    let parent = path.parent().unwrap_or(Path::new("."));
-    let mut file = NamedTempFile::new_in(parent).map_err(SnapshotError::at(parent))?;
+    let scratch = state.scratch();
+    let mut file = NamedTempFile::new_in(scratch).map_err(SnapshotError::at(scratch))?;
     let mut out = BufWriter::with_capacity(1 << 20, file.as_file_mut());
     let fetches = batches(&table).into_iter().map(|batch| {
         let (key, head) = (&key, &head);

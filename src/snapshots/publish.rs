@@ -48,8 +48,9 @@ pub fn publish(
     draft: &Draft<'_>,
     name: Option<&Name>,
 ) -> Result<SnapshotRecord, SnapshotError> {
-    let dir = host.state().indexes();
-    let mut file = NamedTempFile::new_in(&dir).map_err(SnapshotError::at(&dir))?;
+    // Beside the indexes on the same file system, so that it can be renamed there.
+    let dir = host.state().scratch();
+    let mut file = NamedTempFile::new_in(dir).map_err(SnapshotError::at(dir))?;
     let parts = IndexParts {
         kind: draft.kind,
         tree: draft.tree,
@@ -60,7 +61,7 @@ pub fn publish(
     file.as_file_mut().rewind().map_err(SnapshotError::at(file.path()))?;
     let mut packed = Vec::new();
     let info = pack_index(&mut BufReader::new(file.as_file_mut()), raw_len, &mut packed)
-        .map_err(SnapshotError::at(&dir))?;
+        .map_err(SnapshotError::at(dir))?;
     let id = SnapshotId { kind: draft.kind, index: info.digest };
     let wrong = |source: FormatError| SnapshotError::Index { id, source };
     // What is about to be named for ever is read once as any reader will read it.
