@@ -1,6 +1,7 @@
 //! `inlay import`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use inlay_store::ids::Kind;
@@ -12,6 +13,7 @@ use serde::Serialize;
 use super::Global;
 use super::error::CliError;
 use super::output;
+use crate::host::Host;
 use crate::import::{ImportOptions, Mounts, Platform, Source};
 use crate::snapshots::{CreateOptions, Created, Parent, create};
 
@@ -130,6 +132,7 @@ pub(super) fn import(global: &Global, args: ImportArgs) -> Result<(), CliError> 
             decoded_bytes_max: args.size_max.0,
             platform: args.platform.unwrap_or_default(),
             mounts: if args.follow_mounts { Mounts::Follow } else { Mounts::Skip },
+            left_empty: own_directories(global, &host),
             scratch: host.state().scratch().to_owned(),
             ..ImportOptions::default()
         },
@@ -138,6 +141,13 @@ pub(super) fn import(global: &Global, args: ImportArgs) -> Result<(), CliError> 
     let created = create(&host, &args.source, &options, &progress)?;
     progress.finish();
     print(global, &created, options.name.as_ref())
+}
+
+/// What changes while a directory is imported that holds it: this program's own files.
+fn own_directories(global: &Global, host: &Host) -> Vec<PathBuf> {
+    let store = global.store.as_deref().map(|url| url.strip_prefix("file://").unwrap_or(url));
+    let store = store.map(PathBuf::from).filter(|path| path.is_dir());
+    [host.state().root().to_owned()].into_iter().chain(store).collect()
 }
 
 fn print(global: &Global, created: &Created, name: Option<&Name>) -> Result<(), CliError> {

@@ -62,6 +62,9 @@ pub struct ImportOptions {
     pub platform: Platform,
     /// What is done at mount points of an imported directory.
     pub mounts: Mounts,
+    /// Directories of which only the directory itself is taken: inlay's own state, for one, which
+    /// changes while it is read.
+    pub left_empty: Vec<PathBuf>,
     /// How registries are reached.
     pub registry: RegistryOptions,
     /// Where temporary files may be made.
@@ -75,6 +78,7 @@ impl Default for ImportOptions {
             decoded_bytes_max: 1 << 40,
             platform: Platform::default(),
             mounts: Mounts::default(),
+            left_empty: Vec::new(),
             registry: RegistryOptions::default(),
             scratch: std::env::temp_dir(),
         }

@@ -153,6 +153,19 @@ fn other_mounts_are_left_out_unless_wanted() {
 }
 
 #[test]
+fn directories_that_are_to_be_left_empty_are() {
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path();
+    fs::create_dir_all(root.join("var/state/cache")).unwrap();
+    fs::write(root.join("var/file"), "own").unwrap();
+    let left_empty = vec![root.join("var/state"), root.join("not there")];
+    let options = ImportOptions { left_empty, ..ImportOptions::default() };
+    let mut sink = MemorySink::default();
+    let tree = import_dir(root, &options, &mut sink, &NoProgress).unwrap();
+    assert_eq!(names(&list(&tree, &sink)), ["", "var", "var/file", "var/state"]);
+}
+
+#[test]
 fn a_file_that_shrinks_is_an_error_and_one_that_grows_keeps_its_size() {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("file");

@@ -1,6 +1,6 @@
 //! The walk: depth first, each directory in the order of its names.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CString, OsStr};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -35,6 +35,13 @@ struct Level {
     parent_len: usize,
 }
 
+/// Which directory is at `path`; none, if there is none.
+fn id_of(path: &Path) -> Option<InodeId> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = openat(CWD, path, flags, Mode::empty()).ok()?;
+    Object::of_dir(fd).ok().map(|object| object.id())
+}
+
 /// A walk through a directory.
 pub(super) struct Walk<'a> {
     tree: Tree,
@@ -42,6 +49,7 @@ pub(super) struct Walk<'a> {
     /// Inodes with several names.
     linked: HashMap<InodeId, NodeId>,
     mounts: Mounts,
+    left_empty: HashSet<InodeId>,
     entries_max: usize,
     /// For messages: the directory's path as it was given, and where the walk is.
     root: PathBuf,
@@ -64,6 +72,7 @@ impl<'a> Walk<'a> {
             levels: Vec::new(),
             linked: HashMap::new(),
             mounts: options.mounts,
+            left_empty: options.left_empty.iter().filter_map(|dir| id_of(dir)).collect(),
             entries_max: usize::try_from(options.tree.entries).unwrap_or(usize::MAX),
             root: root.to_owned(),
             path: Vec::new(),
@@ -137,7 +146,7 @@ impl<'a> Walk<'a> {
         if linked {
             self.linked.insert(object.id(), node);
         }
-        if is_dir && !mounted {
+        if is_dir && !mounted && !self.left_empty.contains(&object.id()) {
             self.descend(object, node, parent_len)?;
             return Ok(true);
         }
