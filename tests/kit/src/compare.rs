@@ -31,11 +31,18 @@ pub enum Holes {
 pub struct Comparison {
     holes: Holes,
     unseen_attributes: Vec<OsString>,
+    unseen_paths: Vec<PathBuf>,
+    unseen_fields: Vec<(&'static str, &'static str)>,
 }
 
 impl Default for Comparison {
     fn default() -> Self {
-        Self { holes: Holes::Compare, unseen_attributes: Vec::new() }
+        Self {
+            holes: Holes::Compare,
+            unseen_attributes: Vec::new(),
+            unseen_paths: Vec::new(),
+            unseen_fields: Vec::new(),
+        }
     }
 }
 
@@ -91,6 +98,21 @@ impl Comparison {
         self
     }
 
+    /// Leaves out what has this path, relative to the roots, in either tree.
+    #[must_use]
+    pub fn without_path(mut self, path: &str) -> Self {
+        self.unseen_paths.push(path.into());
+        self
+    }
+
+    /// Leaves out a field, by its name in [`What::Field`], of objects of a type such as
+    /// `directory`.
+    #[must_use]
+    pub fn without_field(mut self, kind: &'static str, field: &'static str) -> Self {
+        self.unseen_fields.push((kind, field));
+        self
+    }
+
     /// Compares the trees below two directories, and the directories themselves.
     pub fn run(&self, left: &Path, right: &Path) -> Result<(), NotSame> {
         let left = self.read_tree(left)?;
@@ -99,11 +121,16 @@ impl Comparison {
         let mut add = |path: &Path, what| {
             differences.push(Difference { path: path.to_path_buf(), what });
         };
-        let paths: BTreeSet<&PathBuf> = left.keys().chain(right.keys()).collect();
+        let mut paths: BTreeSet<&PathBuf> = left.keys().chain(right.keys()).collect();
+        paths.retain(|path| !self.unseen_paths.contains(path));
         for path in paths {
             match (left.get(path), right.get(path)) {
                 (Some(left), Some(right)) => {
-                    left.compare(right, |what| add(path, what));
+                    left.compare(right, |what| match what {
+                        What::Field(field, ..)
+                            if self.unseen_fields.contains(&(left.kind(), field)) => {}
+                        what => add(path, what),
+                    });
                     if let Some(at) = left.first_different_byte(right)? {
                         add(path, What::Bytes(at));
                     }
