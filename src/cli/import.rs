@@ -14,7 +14,9 @@ use super::Global;
 use super::error::CliError;
 use super::output;
 use crate::host::Host;
-use crate::import::{ImportOptions, Mounts, Platform, Source};
+use crate::import::{
+    ImportOptions, Mounts, PlainHttp, Platform, RegistryOptions, Source, docker_config_dir,
+};
 use crate::snapshots::{CreateOptions, Created, Parent, create};
 
 /// Make a snapshot from a directory, an archive or an image.
@@ -133,6 +135,11 @@ pub(super) fn import(global: &Global, args: ImportArgs) -> Result<(), CliError> 
             platform: args.platform.unwrap_or_default(),
             mounts: if args.follow_mounts { Mounts::Follow } else { Mounts::Skip },
             left_empty: own_directories(global, &host),
+            registry: RegistryOptions {
+                plain_http: if global.plain_http { PlainHttp::Always } else { PlainHttp::Loopback },
+                docker_config: docker_config_dir(),
+                ..RegistryOptions::default()
+            },
             scratch: host.state().scratch().to_owned(),
             ..ImportOptions::default()
         },

@@ -69,6 +69,9 @@ pub(super) fn write(export: &Export<'_>, target: &Path) -> Result<Report, Export
     let mut descriptor = manifest.descriptor(MANIFEST_TYPE);
     if let Value::Object(fields) = &mut descriptor {
         fields.insert("platform".to_owned(), platform);
+        // Some tools find no image without a name.
+        let name = json!({ "org.opencontainers.image.ref.name": "latest" });
+        fields.insert("annotations".to_owned(), name);
     }
     let index = json!({ "schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [descriptor] });
     let files = [("index.json", index), ("oci-layout", json!({ "imageLayoutVersion": "1.0.0" }))];
