@@ -1,7 +1,7 @@
 //! From what a user types to a snapshot: a name, a whole id, or the beginning of an id.
 
 use inlay_store::ids::{Kind, SnapshotId};
-use inlay_store::remote::{Name, Remote};
+use inlay_store::remote::{Name, NameError, Remote};
 
 use super::error::SnapshotError;
 
@@ -25,30 +25,24 @@ impl Reference {
         if let Ok(id) = text.parse() {
             return Ok(Self::Id(id));
         }
-        if is_prefix(text) {
-            return Ok(Self::Prefix(text.to_owned()));
+        let bad = |why| SnapshotError::BadReference { reference: text.to_owned(), why };
+        match prefix_digits(text) {
+            Some(digits) if digits >= PREFIX_DIGITS_MIN => Ok(Self::Prefix(text.to_owned())),
+            Some(_) => Err(bad(format!("give at least {PREFIX_DIGITS_MIN} digits of an id"))),
+            None => text.parse().map(Self::Name).map_err(|e: NameError| bad(e.to_string())),
         }
-        name(text).map(Self::Name)
     }
 }
 
-fn is_prefix(text: &str) -> bool {
-    text.split_once('-').is_some_and(|(kind, digits)| {
-        Kind::from_prefix(kind).is_some()
-            && digits.len() >= PREFIX_DIGITS_MIN
-            && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-    })
-}
-
-fn name(text: &str) -> Result<Name, SnapshotError> {
-    text.parse().map_err(|error: inlay_store::remote::NameError| SnapshotError::BadReference {
-        reference: text.to_owned(),
-        why: error.to_string(),
-    })
+/// How many digits `text` has if it is the beginning of an id. No name looks like one.
+fn prefix_digits(text: &str) -> Option<usize> {
+    let (kind, digits) = text.split_once('-')?;
+    let hex = digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    (hex && Kind::from_prefix(kind).is_some()).then_some(digits.len())
 }
 
 /// Finds the snapshot that `text` means. A whole id is taken as it is; a name is looked up; the
-/// beginning of an id (four digits or more) must fit one snapshot only, and a name comes first.
+/// beginning of an id (four digits or more) must fit one snapshot only.
 pub async fn resolve(remote: &Remote, text: &str) -> Result<SnapshotId, SnapshotError> {
     let unknown = || SnapshotError::Unknown {
         reference: text.to_owned(),
@@ -61,9 +55,6 @@ pub async fn resolve(remote: &Remote, text: &str) -> Result<SnapshotId, Snapshot
         }
         Reference::Prefix(prefix) => prefix,
     };
-    if let Some(record) = remote.name(&name(&wanted)?).await? {
-        return Ok(record.id);
-    }
     let mut found = remote.snapshot_ids().await?;
     found.retain(|id| id.to_string().starts_with(&wanted));
     match found.as_slice() {
@@ -86,10 +77,12 @@ mod tests {
         let id = SnapshotId { kind: Kind::Image, index: IndexDigest(Digest::of(b"a")) };
         assert_eq!(Reference::parse(&id.to_string()).unwrap(), Reference::Id(id));
         assert_eq!(Reference::parse("img-12ab").unwrap(), Reference::Prefix("img-12ab".into()));
-        for text in ["base", "img-12", "img-xyzz", "dog-12ab", "python:3.12-slim"] {
+        for text in ["base", "img-xyzz", "dog-12ab", "python:3.12-slim"] {
             assert!(matches!(Reference::parse(text).unwrap(), Reference::Name(_)), "{text}");
         }
         assert!(Reference::parse("../etc").is_err());
+        let short = Reference::parse("img-12a").unwrap_err().to_string();
+        assert!(short.contains("at least 4 digits"), "{short}");
         assert!(Reference::parse("").is_err());
     }
 }

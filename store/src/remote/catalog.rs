@@ -95,7 +95,7 @@ impl Remote {
         self.check_writable(&key)?;
         let json = record.encode().map_err(|reason| self.unusable(&key, reason))?;
         let mut before = None;
-        for _ in 0..SET_ATTEMPTS_MAX {
+        for attempt in 0..SET_ATTEMPTS_MAX {
             let found = match self.find(&record.name).await {
                 // A name whose record is damaged can be set again.
                 Err(StoreError::Record { object, reason }) => {
@@ -107,8 +107,8 @@ impl Remote {
             };
             let known = found.as_ref().map(|found| &found.record);
             if known == Some(record) {
-                // An attempt that seemed to fail had succeeded after all, or there is nothing to do.
-                return Ok(before);
+                // There is nothing to do, or an attempt that seemed to fail had succeeded after all.
+                return Ok(if attempt == 0 { Some(record.id) } else { before });
             }
             before = known.map(|known| known.id);
             let mode = match found {

@@ -100,7 +100,7 @@ async fn check_names_change(remote: &Remote) {
     assert_eq!(remote.set_name(&name_record("moving", 1)).await.unwrap(), None);
     assert_eq!(remote.set_name(&name_record("moving", 2)).await.unwrap(), Some(id(1)));
     let again = remote.set_name(&name_record("moving", 2)).await.unwrap();
-    assert_eq!(again, None, "nothing was to be done");
+    assert_eq!(again, Some(id(2)), "nothing was to be done");
     assert_eq!(remote.name(&name).await.unwrap().unwrap().id, id(2));
     remote.remove_name(&name).await.unwrap();
     remote.remove_name(&name).await.unwrap();
