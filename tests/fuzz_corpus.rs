@@ -23,6 +23,8 @@ const TARGETS: &[Target] = &[
     ("toc", entries::toc::run),
     ("tar", entries::tar::run),
     ("layers", entries::tar::run_layers),
+    ("oci", entries::image::run_oci),
+    ("docker_archive", entries::image::run_docker_archive),
 ];
 
 fn fuzz_dir() -> PathBuf {

@@ -2,6 +2,7 @@
 //! that replays the corpus. They must not panic, whatever the bytes are.
 
 pub(crate) mod group;
+pub(crate) mod image;
 pub(crate) mod index;
 pub(crate) mod packed;
 pub(crate) mod tar;

@@ -20,11 +20,7 @@ pub(crate) fn run(bytes: &[u8]) {
 
 /// Takes the bytes as layers from the top down: two bytes of length and a tar archive, each.
 pub(crate) fn run_layers(mut bytes: &[u8]) {
-    let options = ImportOptions {
-        tree: LIMITS,
-        decoded_bytes_max: DECODED_BYTES_MAX,
-        ..ImportOptions::default()
-    };
+    let options = options();
     let mut sink = Checks;
     let mut flattener = Flattener::new(&options, Markers::Apply, &mut sink, &NoProgress);
     while let Some((len, rest)) = bytes.split_first_chunk::<2>() {
@@ -37,8 +33,12 @@ pub(crate) fn run_layers(mut bytes: &[u8]) {
     flattener.finish();
 }
 
+pub(super) fn options() -> ImportOptions {
+    ImportOptions { tree: LIMITS, decoded_bytes_max: DECODED_BYTES_MAX, ..ImportOptions::default() }
+}
+
 /// A sink that keeps nothing and checks that what it is told is true.
-struct Checks;
+pub(super) struct Checks;
 
 impl FileSink for Checks {
     fn add_file(

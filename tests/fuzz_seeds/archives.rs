@@ -68,7 +68,8 @@ fn fill(root: &Path) -> io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(&sparse, b"data", 100_000)
 }
 
-fn tar(dir: &Path, options: &[&str], what: &str) -> io::Result<Vec<u8>> {
+/// What `tar` makes of `what` in `dir`.
+pub(super) fn tar(dir: &Path, options: &[&str], what: &str) -> io::Result<Vec<u8>> {
     let output = Command::new("tar")
         .args(["--create", "--blocking-factor=1", "--mtime=@1700000000", "--sort=name"])
         .args(["--numeric-owner", "--directory"])

@@ -1,6 +1,7 @@
 //! Valid inputs for each fuzz target.
 
 mod archives;
+mod images;
 
 use std::fs;
 use std::io;
@@ -17,6 +18,8 @@ use inlay_store::pack::{
 };
 use inlay_store::tree::{Meta, NodeId, NodeKind, Tree, TreeLimits};
 use inlay_testkit::content;
+
+use crate::entries;
 
 /// Blobs go to whoever holds the other end.
 struct Blobs(mpsc::Sender<Vec<u8>>);
@@ -114,6 +117,10 @@ pub(crate) fn check(dir: &Path) {
     assert!(checked.groups > 1 && checked.files > 5, "{checked:?}");
     let packed = fs::read(dir.join("corpus/packed/valid")).unwrap();
     unpack_index(&packed, index.digest(), &mut Vec::new()).expect("make the seeds anew");
+    let layout = fs::read(dir.join("corpus/oci/one-layer")).unwrap();
+    entries::image::oci(&layout).expect("make the seeds anew");
+    let archive = fs::read(dir.join("corpus/docker_archive/one-layer")).unwrap();
+    entries::image::docker_archive(&archive).expect("make the seeds anew");
 }
 
 /// Writes the seeds. What the fuzzers added stays.
@@ -147,5 +154,7 @@ pub(crate) fn write(dir: &Path) -> io::Result<()> {
     for (name, archive) in archives::all()? {
         save(&format!("corpus/tar/{name}"), &archive)?;
     }
-    save("corpus/layers/two", &archives::layers()?)
+    save("corpus/layers/two", &archives::layers()?)?;
+    save("corpus/oci/one-layer", &images::oci_layout()?)?;
+    save("corpus/docker_archive/one-layer", &images::docker_archive()?)
 }
