@@ -56,8 +56,8 @@ pub(super) fn verify(global: &Global, args: &VerifyArgs) -> Result<(), CliError>
     })?;
     if damage > 0 {
         return Err(CliError::Damaged(format!(
-            "{id}: {damage} objects are damaged or missing; restore them from another copy of the \
-             store, or import the source again"
+            "{id}: damaged or missing: {damage}; restore it from another copy of the store, or import \
+             the source again"
         )));
     }
     Ok(())

@@ -53,6 +53,27 @@ pub async fn open_index(
     Ok(index)
 }
 
+/// As [`open_index`], but reads all of the index that the state holds and compares it with the id;
+/// one that is damaged is replaced.
+pub(super) async fn open_verified_index(
+    remote: &Remote,
+    state: &State,
+    id: SnapshotId,
+) -> Result<Index, SnapshotError> {
+    let index = open_index(remote, state, id).await?;
+    if index.digest() == id.index {
+        return Ok(index);
+    }
+    let path = index_path(state, id);
+    tracing::warn!(
+        path = %path.display(),
+        "the local copy of the index was damaged and is fetched again; mount again what is mounted \
+         of this snapshot"
+    );
+    fetch(remote, state, &path, id).await?;
+    Index::open(&path).map_err(|source| SnapshotError::Index { id, source })
+}
+
 /// Where the index of `id` is kept.
 pub(super) fn index_path(state: &State, id: SnapshotId) -> PathBuf {
     state.indexes().join(id.index.to_string())

@@ -112,6 +112,9 @@ fn a_damaged_local_index_is_fetched_again() {
     }
     fs::remove_file(&index).unwrap();
     assert_eq!(place.cat("base:/file"), b"in the index");
+    drop(damage(&index));
+    assert!(place.run(["verify", "base"]).stderr.contains("was damaged"));
+    assert!(fs::read(&index).unwrap() == whole);
 }
 
 #[test]

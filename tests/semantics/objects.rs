@@ -27,6 +27,14 @@ fn set_attribute(path: &Path, name: &str, value: &[u8]) {
     setxattr(path, name, value, XattrFlags::empty()).unwrap();
 }
 
+/// The capability to read every file.
+const DAC_READ_SEARCH: u32 = 2;
+
+/// `struct vfs_cap_data`, revision 2, with the effective bit.
+fn capability(number: u32) -> Vec<u8> {
+    [0x0200_0001, 1 << number, 0, 0, 0].map(u32::to_le_bytes).concat()
+}
+
 /// Runs a program in the directory as an ordinary user.
 fn as_user(user: u32, dir: &Path, words: &[&str]) -> Output {
     let id = user.to_string();
@@ -106,8 +114,7 @@ fn extended_attributes_are_kept() {
     set_attribute(&file, "user.binary", b"\0\xff\n");
     set_attribute(&file, "user.empty", b"");
     set_attribute(&file, "trusted.root", b"for root alone");
-    let capability = [0x0200_0001_u32, 1 << 10, 0, 0, 0].map(u32::to_le_bytes).concat();
-    set_attribute(&file, "security.capability", &capability);
+    set_attribute(&file, "security.capability", &capability(DAC_READ_SEARCH));
     let wanted = attributes::read(&file).unwrap();
     assert_eq!(wanted.len(), 4);
     place.import("base");
@@ -146,16 +153,22 @@ fn access_lists_are_enforced() {
 fn programs_have_the_rights_they_were_given() {
     let place = Place::new();
     fs::set_permissions(place.tree(), Permissions::from_mode(0o755)).unwrap();
-    for (name, mode) in [("id", 0o4755), ("plain", 0o755)] {
-        let program = place.tree().join(name);
-        fs::copy("/usr/bin/id", &program).unwrap();
-        chown(&program, Some(0), Some(0)).unwrap();
-        fs::set_permissions(&program, Permissions::from_mode(mode)).unwrap();
+    let programs = [("id", "id", 0o4755), ("plain", "id", 0o755), ("cat", "cat", 0o755)];
+    for (name, program, mode) in programs {
+        let path = place.tree().join(name);
+        fs::copy(Path::new("/usr/bin").join(program), &path).unwrap();
+        chown(&path, Some(0), Some(0)).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
     }
+    set_attribute(&place.tree().join("cat"), "security.capability", &capability(DAC_READ_SEARCH));
+    let secret = place.write("secret", "read");
+    fs::set_permissions(secret, Permissions::from_mode(0o600)).unwrap();
     place.import("base");
     let mounted = place.mount("base", &[]);
     assert_eq!(as_user(1000, &place.mnt(), &["./id", "-u"]).stdout, b"0\n");
     assert_eq!(as_user(1000, &place.mnt(), &["./plain", "-u"]).stdout, b"1000\n");
+    assert_eq!(as_user(1000, &place.mnt(), &["./cat", "secret"]).stdout, b"read");
+    assert!(!as_user(1000, &place.mnt(), &["cat", "secret"]).status.success());
     mounted.unmount();
 }
 
