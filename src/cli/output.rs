@@ -34,7 +34,7 @@ pub(super) fn bytes(number: u64) -> String {
         [("P", 1 << 50), ("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)];
     for (unit, size) in UNITS {
         if number >= size {
-            let tenths = number / (size / 10).max(1);
+            let tenths = u128::from(number) * 10 / u128::from(size);
             return if tenths < 100 {
                 format!("{}.{}{unit}", tenths / 10, tenths % 10)
             } else {
@@ -120,7 +120,7 @@ mod tests {
             (1023, "1023"),
             (1024, "1.0K"),
             (10 << 10, "10K"),
-            ((10 << 20) - 1, "10M"),
+            ((10 << 20) - 1, "9.9M"),
             (3 << 30, "3.0G"),
             (u64::MAX, "16383P"),
         ] {
