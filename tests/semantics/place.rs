@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -153,6 +154,12 @@ pub(crate) fn system(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {output:?}");
 }
 
+/// Whether a process ends in this time.
+pub(crate) fn ends_within(process: &OwnedFd, limit: Duration) -> bool {
+    let limit = Timespec::try_from(limit).unwrap();
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&limit)).unwrap() == 1
+}
+
 /// A mount that ends with the test, however the test ends.
 pub(crate) struct Mounted<'a> {
     place: &'a Place,
@@ -173,13 +180,16 @@ impl Mounted<'_> {
         Pid::from_raw(self.pid).unwrap()
     }
 
+    /// The process that serves it, even after it has ended.
+    pub(crate) fn process(&self) -> OwnedFd {
+        pidfd_open(self.pid(), PidfdFlags::empty()).unwrap()
+    }
+
     /// Waits until the process that serves it has ended, after `end` has made it.
     pub(crate) fn wait_for_end(&self, end: impl FnOnce()) {
-        let process = pidfd_open(self.pid(), PidfdFlags::empty()).unwrap();
+        let process = self.process();
         end();
-        let limit = Timespec::try_from(END_LIMIT).unwrap();
-        let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).unwrap();
-        assert_eq!(ended, 1, "process {} goes on", self.pid);
+        assert!(ends_within(&process, END_LIMIT), "process {} goes on", self.pid);
     }
 
     pub(crate) fn unmount(self) {
