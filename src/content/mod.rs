@@ -168,14 +168,18 @@ impl Inner {
                 same
             }
             Place::Group { group, offset } => {
-                let cached = self.cache.as_ref().is_some_and(|cache| {
-                    cache.read(&group.group.digest, *offset, to) == inlay_store::cache::Lookup::Hit
-                });
-                cached
+                let digest = &group.group.digest;
+                let cached = |cache: &Cache, to: &mut [u8]| {
+                    cache.read(digest, *offset, to) == inlay_store::cache::Lookup::Hit
+                };
+                let cache = self.cache.as_ref();
+                cache.is_some_and(|cache| cached(cache, to))
                     || self
                         .fetcher
                         .here(group)
                         .is_some_and(|decoded| copy_part(&decoded, *offset, to))
+                    // From memory it may have gone to the cache between the two looks.
+                    || cache.is_some_and(|cache| cache.contains(digest) && cached(cache, to))
             }
         }
     }
