@@ -49,8 +49,9 @@ pub(crate) fn oci(bytes: &[u8]) -> io::Result<()> {
         let mut known: Vec<(&str, String, usize)> = Vec::new();
         for name in BLOBS.into_iter().rev() {
             let part = resolved(parts.pop().unwrap_or_default(), &known);
-            let digest: String =
-                Sha256::digest(&part).iter().map(|byte| format!("{byte:02x}")).collect();
+            let digest = Sha256::digest(&part)
+                .iter()
+                .fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
             fs::write(blobs.join(&digest), &part)?;
             known.push((name, digest, part.len()));
         }

@@ -219,6 +219,13 @@ fn serve_here(
         fetcher.shutdown().await;
         content.shutdown().await;
     });
+    let figures = fetcher.figures();
+    tracing::info!(
+        demand_requests = figures.demand_requests,
+        read_ahead_requests = figures.read_ahead_requests,
+        fetched_bytes = figures.fetched_bytes,
+        "the mount has ended"
+    );
     ended?;
     answered
 }
