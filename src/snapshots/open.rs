@@ -24,6 +24,9 @@ const BATCHES: usize = 4;
 
 /// The index of snapshot `id`. If the state does not hold it yet, it is fetched, verified segment by
 /// segment and kept. Memory stays at a few MiB whatever its size.
+///
+/// A copy that the state holds is hashed before it is used, because disks forget. One that is damaged
+/// is fetched again.
 pub async fn open_index(
     remote: &Remote,
     state: &State,
@@ -31,18 +34,18 @@ pub async fn open_index(
 ) -> Result<Index, SnapshotError> {
     let path = index_path(state, id);
     let index = match Index::open(&path) {
-        Ok(index) => index,
-        Err(FormatError::Io { .. }) => {
-            fetch(remote, state, &path, id).await?;
-            Index::open(&path).map_err(|source| SnapshotError::Index { id, source })?
-        }
+        Ok(index) if index.digest() == id.index => index,
         // A version or a feature of a newer inlay: fetching it again would give the same.
         Err(source @ (FormatError::Version { .. } | FormatError::Features(_))) => {
             return Err(SnapshotError::Index { id, source });
         }
-        // Damaged on this disk: what the store has is verified on its way.
-        Err(damage) => {
-            tracing::warn!(%id, %damage, "the local copy of the index is damaged; fetching it");
+        not_usable => {
+            if !matches!(not_usable, Err(FormatError::Io { .. })) {
+                tracing::warn!(
+                    path = %path.display(),
+                    "the local copy of the index is damaged and is fetched again"
+                );
+            }
             fetch(remote, state, &path, id).await?;
             Index::open(&path).map_err(|source| SnapshotError::Index { id, source })?
         }
@@ -51,27 +54,6 @@ pub async fn open_index(
         return Err(SnapshotError::Kind { id, found: index.kind() });
     }
     Ok(index)
-}
-
-/// As [`open_index`], but reads all of the index that the state holds and compares it with the id;
-/// one that is damaged is replaced.
-pub(super) async fn open_verified_index(
-    remote: &Remote,
-    state: &State,
-    id: SnapshotId,
-) -> Result<Index, SnapshotError> {
-    let index = open_index(remote, state, id).await?;
-    if index.digest() == id.index {
-        return Ok(index);
-    }
-    let path = index_path(state, id);
-    tracing::warn!(
-        path = %path.display(),
-        "the local copy of the index was damaged and is fetched again; mount again what is mounted \
-         of this snapshot"
-    );
-    fetch(remote, state, &path, id).await?;
-    Index::open(&path).map_err(|source| SnapshotError::Index { id, source })
 }
 
 /// Where the index of `id` is kept.

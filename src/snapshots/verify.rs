@@ -13,7 +13,7 @@ use inlay_store::remote::{ObjectKey, Remote, StoreError};
 use serde::Serialize;
 
 use super::error::SnapshotError;
-use super::open::open_verified_index;
+use super::open::open_index;
 use crate::host::Host;
 
 /// Bytes that are asked for at a time.
@@ -120,7 +120,7 @@ pub fn verify(
     let mut report = Report::default();
     let remote = host.remote();
     // Without the index nothing else can be checked: that is an error.
-    let index = host.wait(open_verified_index(remote, host.state(), id))?;
+    let index = host.wait(open_index(remote, host.state(), id))?;
     let packed = host.wait(remote.get(&ObjectKey::Index(id.index), PACKED_LEN_MAX));
     match packed {
         Ok(packed) => {

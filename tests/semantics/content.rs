@@ -113,7 +113,7 @@ fn a_damaged_local_index_is_fetched_again() {
     fs::remove_file(&index).unwrap();
     assert_eq!(place.cat("base:/file"), b"in the index");
     drop(damage(&index));
-    assert!(place.run(["verify", "base"]).stderr.contains("was damaged"));
+    assert_eq!(place.cat("base:/file"), b"in the index");
     assert!(fs::read(&index).unwrap() == whole);
 }
 
