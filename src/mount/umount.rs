@@ -1,6 +1,7 @@
 //! Ends a mount that another process serves.
 
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -9,6 +10,13 @@ use rustix::mount::{UnmountFlags, unmount};
 use super::error::MountError;
 use super::mountinfo;
 use super::registry::Registry;
+
+/// How often a mount that is in use is tried again, and how long after each try.
+///
+/// Whoever has just closed a file may not be seen to have done so: another thread of that program
+/// may be starting a process, which holds a copy of the file for a moment.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What to do about a mount that is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +51,7 @@ pub fn umount(
     };
     // Its process sees that it is gone and clears up the rest: below an overlay, the snapshot's own
     // mount.
-    match unmount(&mountpoint, flags) {
+    match unmount_patiently(&mountpoint, flags) {
         // Unmounted by somebody else; what is left to do is to wait.
         Ok(()) | Err(Errno::INVAL) => {}
         Err(Errno::BUSY) => return Err(inlay_fusefs::MountError::Busy(mountpoint).into()),
@@ -61,6 +69,16 @@ pub fn umount(
     } else {
         Err(MountError::ServerLives { mountpoint, pid: record.server.pid, limit })
     }
+}
+
+fn unmount_patiently(mountpoint: &Path, flags: UnmountFlags) -> Result<(), Errno> {
+    for _ in 0..TRIES {
+        match unmount(mountpoint, flags) {
+            Err(Errno::BUSY) => thread::sleep(PAUSE),
+            other => return other,
+        }
+    }
+    unmount(mountpoint, flags)
 }
 
 /// The absolute path without symbolic links. A mount whose server has died can't be looked at, but
