@@ -1,7 +1,11 @@
 //! Where file contents come from, as the filesystem sees it: bytes that are here now, or later.
 
+use std::fs::File;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use inlay_store::format::InodeIdx;
+use inlay_store::ids::Digest;
 
 /// Whether a read could be answered at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +41,30 @@ pub trait ContentSource: Send + Sync + 'static {
     /// waits for it and can't be killed. A `done` that is dropped uncalled is an I/O error to the
     /// reader.
     fn read_later(&self, inode: InodeIdx, offset: u64, len: u32, done: ReadDone);
+
+    /// The file on this host that holds exactly the contents of the large file `inode`, if there is
+    /// one. Cheap: it waits for nothing. The kernel may then read that file without asking again,
+    /// so it must never change.
+    fn whole(&self, inode: InodeIdx) -> Option<WholeFile> {
+        let _ = inode;
+        None
+    }
+}
+
+/// A file on this host that holds all of a large file's contents.
+pub struct WholeFile {
+    /// Open for reading.
+    pub file: Arc<File>,
+    /// The digest of the contents.
+    pub content: Digest,
+    /// Keeps the file from being evicted for as long as it is held.
+    pub guard: Box<dyn Send + Sync>,
+}
+
+impl std::fmt::Debug for WholeFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WholeFile").field("content", &self.content).finish_non_exhaustive()
+    }
 }
 
 /// Why file contents can't be had. Cheap to clone: all who wait for one fetch get a copy.

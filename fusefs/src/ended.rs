@@ -55,7 +55,8 @@ impl Ended {
         }
     }
 
-    fn set(&self) {
+    /// Now.
+    pub(crate) fn set(&self) {
         let waiters = {
             let mut state = self.state.lock();
             state.over = true;

@@ -10,7 +10,8 @@ pub(crate) fn errno(error: &FsError) -> Errno {
     match error {
         // Inode numbers of a snapshot that is gone: what NFS says of a file handle whose file is.
         FsError::UnknownInode(_) => Errno::ESTALE,
-        FsError::Index { .. } => Errno::EIO,
+        FsError::NoSuchName => Errno::ENOENT,
+        FsError::Index { .. } | FsError::NotOpen { .. } => Errno::EIO,
         FsError::Content { source, .. } => content(source),
         FsError::WrongKind { wanted, .. } => wrong_kind(*wanted),
         FsError::NoAttribute => Errno::ENODATA,

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use inlay_store::format::{FormatError, InodeIdx};
 
@@ -13,6 +14,17 @@ pub enum FsError {
     /// The number is of no inode of a mounted snapshot.
     #[error("no snapshot is mounted that has the inode number {0:#x}")]
     UnknownInode(u64),
+    /// A snapshot of an earlier server could not be opened again.
+    #[error("the snapshot in slot {slot} can't be opened: {why}")]
+    NotOpen {
+        /// Which.
+        slot: u32,
+        /// Why.
+        why: Arc<str>,
+    },
+    /// The root directory has no such name now.
+    #[error("no such slot")]
+    NoSuchName,
     /// The index contradicts itself.
     #[error("inode {}: {source}", inode.0)]
     Index {
@@ -63,8 +75,11 @@ impl FsError {
     /// not of what programs do every day.
     pub(crate) fn is_failure(&self) -> bool {
         match self {
-            Self::Index { .. } | Self::Content { .. } | Self::Invalid(_) => true,
+            Self::NotOpen { .. } | Self::Index { .. } | Self::Content { .. } | Self::Invalid(_) => {
+                true
+            }
             Self::UnknownInode(_)
+            | Self::NoSuchName
             | Self::WrongKind { .. }
             | Self::NoAttribute
             | Self::BufferTooSmall(_)

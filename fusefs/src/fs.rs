@@ -10,6 +10,7 @@ mod xattr;
 use std::sync::{Arc, OnceLock};
 
 use inlay_store::format::{Attr, FileKind, FormatError, GroupIdx, Index, InodeIdx};
+use inlay_store::ids::Digest;
 
 use crate::content::ContentSource;
 use crate::error::{FsError, Wanted};
@@ -65,6 +66,28 @@ impl SnapshotFs {
         Self { index, source, content_bytes: OnceLock::new() }
     }
 
+    /// Whether anything in it has an extended attribute.
+    pub fn has_xattrs(&self) -> bool {
+        self.index.has_xattrs()
+    }
+
+    /// Whether it has a file that may be passed through to its cached copy.
+    pub fn has_large_files(&self) -> bool {
+        self.index.has_large_files()
+    }
+
+    /// The digest of a large file's contents; `None` for others.
+    #[allow(dead_code, reason = "passthrough is on its way")]
+    pub(crate) fn content(&self, inode: InodeIdx) -> Result<Option<Digest>, FsError> {
+        self.index.content(inode).map_err(|e| damaged(inode, e))
+    }
+
+    /// What serves its files' bytes.
+    #[allow(dead_code, reason = "passthrough is on its way")]
+    pub(crate) fn source(&self) -> &dyn ContentSource {
+        &*self.source
+    }
+
     /// What `name` is in the directory `parent`; `None` if it has no such entry.
     pub fn lookup(&self, parent: InodeIdx, name: &[u8]) -> Result<Option<Found>, FsError> {
         let found = self.index.lookup(parent, name).map_err(|e| damaged(parent, e))?;
@@ -95,6 +118,11 @@ impl SnapshotFs {
     /// Checks that `inode` is a directory.
     pub fn open_dir(&self, inode: InodeIdx) -> Result<(), FsError> {
         self.index.dir(inode).map(drop).map_err(|e| damaged(inode, e))
+    }
+
+    /// How large a directory without files of its own is.
+    pub(crate) const fn statfs_of_nothing() -> StatFs {
+        StatFs { blocks: 0, block_size: BLOCK_SIZE, files: 0, name_len_max: 255 }
     }
 
     /// How large the snapshot is.

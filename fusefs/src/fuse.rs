@@ -1,32 +1,37 @@
-//! The thin layer between the FUSE protocol and [`SnapshotFs`]: it translates and decides nothing.
+//! The thin layer between the FUSE protocol and [`SnapshotFs`]: it finds the snapshot that a request
+//! is about, translates, and decides nothing.
 //!
 //! The kernel remembers every answer practically for ever, because snapshots never change: entries,
 //! absent names, attributes, links, listings and pages. It checks permissions itself, ACLs too.
 
+mod attr;
+mod root;
+
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyXattr, Request,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyXattr, Request,
 };
-use inlay_store::format::{Attr, Device, FileKind, InodeIdx, Timestamp};
+use inlay_store::format::InodeIdx;
 
 use crate::counters::{RequestCounters, count};
 use crate::errno::errno;
 use crate::error::FsError;
-use crate::fs::{
-    Answered, BLOCK_SIZE, DirOffset, Emit, Found, READ_LEN_MAX, Seek, SnapshotFs, Viewer,
-    XattrAnswer,
-};
+use crate::fs::{Answered, DirOffset, Found, READ_LEN_MAX, Seek, SnapshotFs, Viewer};
+use crate::host::{Attached, Host};
 use crate::inode::{self, Slot};
+use crate::kind::ConnectionKind;
 use crate::limiter::{Line, LogLimiter};
+use attr::{ABSENT, file_attr, file_type, taken, xattr_reply};
 
 /// 35,000 years. The kernel adds it to its clock in ticks, so the longest `Duration` would overflow.
 const FOR_EVER: Duration = Duration::from_secs(1 << 40);
@@ -36,50 +41,117 @@ const FOR_EVER: Duration = Duration::from_secs(1 << 40);
 /// the reads that wait for the content source.
 const MAX_BACKGROUND: u16 = 256;
 
-/// Inode numbers are never used twice while a mount lives.
+/// Inode numbers are never used twice while a connection lives.
 const GENERATION: Generation = Generation(0);
 
 /// What the kernel should do, where it can.
-const WANTED: [InitFlags; 5] = [
+const WANTED: [InitFlags; 6] = [
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_PASSTHROUGH,
 ];
 
-/// A snapshot at the root of a FUSE mount.
+/// One connection to the kernel: the slots of one kind, or one snapshot at its root.
 #[derive(Debug)]
 pub(crate) struct Adapter {
-    fs: SnapshotFs,
-    shared: Arc<Shared>,
+    host: Arc<Host>,
+    kind: ConnectionKind,
 }
 
 /// What replies on other threads need, too.
 #[derive(Debug)]
-struct Shared {
-    counters: Arc<RequestCounters>,
+pub(crate) struct Shared {
+    pub(crate) counters: Arc<RequestCounters>,
     limiter: LogLimiter,
+    /// The process is about to end: who comes next answers what would only be an error here.
+    leaving: AtomicBool,
+}
+
+/// What an inode number stands for.
+enum Place {
+    /// The directory of the slots.
+    Root,
+    /// An inode of a snapshot.
+    In(Arc<Attached>, InodeIdx),
 }
 
 impl Adapter {
-    pub(crate) fn new(fs: SnapshotFs, counters: Arc<RequestCounters>) -> Self {
-        Self { fs, shared: Arc::new(Shared { counters, limiter: LogLimiter::default() }) }
+    pub(crate) fn new(host: Arc<Host>, kind: ConnectionKind) -> Self {
+        Self { host, kind }
     }
 
-    /// Counts a request and runs it on the inode that it is about.
-    fn on<T>(
+    fn place(&self, ino: INodeNo) -> Result<Place, FsError> {
+        let (slot, inode) = inode::inode(ino)?;
+        match self.host.table.get(slot) {
+            Some(attached) if attached.kind() == self.kind => Ok(Place::In(attached, inode)),
+            None if ino == INodeNo::ROOT => Ok(Place::Root),
+            _ => Err(FsError::UnknownInode(ino.0)),
+        }
+    }
+
+    /// Counts a request and runs it where it belongs.
+    fn at<T>(
         &self,
         counter: impl Fn(&RequestCounters) -> &AtomicU64,
         ino: INodeNo,
-        request: impl FnOnce(InodeIdx) -> Result<T, FsError>,
+        in_root: impl FnOnce() -> Result<T, FsError>,
+        in_snapshot: impl FnOnce(&SnapshotFs, Slot, InodeIdx) -> Result<T, FsError>,
     ) -> Result<T, Errno> {
-        count(counter(&self.shared.counters));
-        snapshot_inode(ino).and_then(request).map_err(|error| self.shared.refuse(&error))
+        count(counter(&self.host.shared.counters));
+        let outcome = self.place(ino).and_then(|place| match place {
+            Place::Root => in_root(),
+            Place::In(attached, inode) => in_snapshot(attached.fs()?, attached.slot(), inode),
+        });
+        outcome.map_err(|error| self.host.shared.refuse(&error))
+    }
+
+    /// A panic is a defect; it must cost one request and not the thread that answers them.
+    fn guard(&self, request: impl FnOnce()) {
+        if catch_unwind(AssertUnwindSafe(request)).is_err() {
+            count(&self.host.shared.counters.failed);
+            tracing::error!("a request made its thread panic; it was answered with an I/O error");
+        }
+    }
+
+    fn root_entry(&self, name: &[u8]) -> Option<Arc<Attached>> {
+        let attached = self.host.table.get(root::slot(name)?)?;
+        (attached.kind() == self.kind && attached.is_visible()).then_some(attached)
+    }
+
+    /// Gives `emit` the root's entries from `offset` on: the name, its attributes, and where the
+    /// listing goes on. It returns whether there was no room.
+    fn list_root(&self, offset: u64, mut emit: impl FnMut(&OsStr, &fuser::FileAttr, u64) -> bool) {
+        for (at, name) in [".", ".."].into_iter().enumerate() {
+            let at = at as u64;
+            if offset <= at && emit(OsStr::new(name), &root::ATTR, at + 1) {
+                return;
+            }
+        }
+        for attached in self.host.table.visible_from(self.kind, root::first_slot(offset)) {
+            let slot = attached.slot();
+            // One that can't be opened hides no other.
+            let Ok(attr) = attached.fs().and_then(|fs| fs.attr(InodeIdx::ROOT)) else { continue };
+            let attr = file_attr(slot, &Found { inode: InodeIdx::ROOT, attr });
+            if emit(OsStr::new(&slot.to_string()), &attr, root::offset_after(slot)) {
+                return;
+            }
+        }
     }
 }
 
 impl Shared {
+    pub(crate) fn new(counters: Arc<RequestCounters>) -> Self {
+        Self { counters, limiter: LogLimiter::default(), leaving: AtomicBool::new(false) }
+    }
+
+    /// From now on, reads that fail are left to the next server.
+    pub(crate) fn leave(&self) {
+        self.leaving.store(true, Relaxed);
+    }
+
     /// The error number for a request that failed. Damage and failing stores go to the log.
     fn refuse(&self, error: &FsError) -> Errno {
         if error.is_failure() {
@@ -93,6 +165,44 @@ impl Shared {
             }
         }
         errno(error)
+    }
+}
+
+/// The answer to a read, which may be given by another thread, or by none.
+struct ReadReply {
+    reply: Option<ReplyData>,
+    shared: Arc<Shared>,
+}
+
+impl ReadReply {
+    fn answer(mut self, outcome: Result<&[u8], FsError>) {
+        match outcome {
+            Ok(bytes) => {
+                if let Some(reply) = self.reply.take() {
+                    reply.data(bytes);
+                }
+            }
+            // A server that is shutting down fails what its successor will get.
+            Err(_) if self.shared.leaving.load(Relaxed) => {}
+            Err(error) => {
+                let errno = self.shared.refuse(&error);
+                if let Some(reply) = self.reply.take() {
+                    reply.error(errno);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for ReadReply {
+    fn drop(&mut self) {
+        // fuser answers with an I/O error what is dropped; what is forgotten stays with the kernel,
+        // which sends it to the next server.
+        if let Some(reply) = self.reply.take()
+            && self.shared.leaving.load(Relaxed)
+        {
+            std::mem::forget(reply);
+        }
     }
 }
 
@@ -111,48 +221,100 @@ impl Filesystem for Adapter {
         let _ = config.set_max_write(READ_LEN_MAX);
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
+        // With 0 no file can be passed through, with 2 no overlay fits on top.
+        let _ = config.set_max_stack_depth(1);
         Ok(())
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.on(|c| &c.lookup, parent, |dir| self.fs.lookup(dir, name.as_bytes())) {
-            Ok(Some(found)) => reply.entry(&FOR_EVER, &file_attr(&found), GENERATION),
-            Ok(None) => reply.entry(&FOR_EVER, &ABSENT, GENERATION),
-            Err(errno) => reply.error(errno),
-        }
+        self.guard(|| {
+            let name = name.as_bytes();
+            count(&self.host.shared.counters.lookup);
+            // What the root does not have today it may have tomorrow: not to be remembered.
+            let in_root = || self.root_entry(name).ok_or(FsError::NoSuchName);
+            let found = self.place(parent).and_then(|place| match place {
+                Place::Root => {
+                    let attached = in_root()?;
+                    let attr = attached.fs()?.attr(InodeIdx::ROOT)?;
+                    Ok(Some((attached.slot(), Found { inode: InodeIdx::ROOT, attr })))
+                }
+                Place::In(attached, dir) => {
+                    let found = attached.fs()?.lookup(dir, name)?;
+                    Ok(found.map(|found| (attached.slot(), found)))
+                }
+            });
+            match found {
+                Ok(Some((slot, found))) => {
+                    reply.entry(&FOR_EVER, &file_attr(slot, &found), GENERATION);
+                }
+                Ok(None) => reply.entry(&FOR_EVER, &ABSENT, GENERATION),
+                Err(error) => reply.error(self.host.shared.refuse(&error)),
+            }
+        });
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, _: u64) {
+        self.guard(|| self.host.forgotten(self.kind, ino));
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let found =
-            self.on(|c| &c.getattr, ino, |inode| Ok(Found { inode, attr: self.fs.attr(inode)? }));
-        match found {
-            Ok(found) => reply.attr(&FOR_EVER, &file_attr(&found)),
-            Err(errno) => reply.error(errno),
-        }
+        self.guard(|| {
+            let attr = self.at(
+                |c| &c.getattr,
+                ino,
+                || Ok(root::ATTR),
+                |fs, slot, inode| Ok(file_attr(slot, &Found { inode, attr: fs.attr(inode)? })),
+            );
+            match attr {
+                Ok(attr) => reply.attr(&FOR_EVER, &attr),
+                Err(errno) => reply.error(errno),
+            }
+        });
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.on(|c| &c.readlink, ino, |inode| self.fs.readlink(inode)) {
-            Ok(target) => reply.data(target),
-            Err(errno) => reply.error(errno),
-        }
+        self.guard(|| {
+            count(&self.host.shared.counters.readlink);
+            let answered = match self.place(ino) {
+                Ok(Place::Root) => Err(FsError::Invalid("the root is no link")),
+                Ok(Place::In(attached, inode)) => {
+                    match attached.fs().and_then(|fs| fs.readlink(inode)) {
+                        Ok(target) => return reply.data(target),
+                        Err(error) => Err(error),
+                    }
+                }
+                Err(error) => Err(error),
+            };
+            if let Err::<(), _>(error) = answered {
+                reply.error(self.host.shared.refuse(&error));
+            }
+        });
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let opened = self.on(
-            |c| &c.open,
-            ino,
-            |inode| match flags.acc_mode() {
-                OpenAccMode::O_RDONLY => self.fs.open(inode),
-                OpenAccMode::O_WRONLY | OpenAccMode::O_RDWR => Err(FsError::ReadOnly),
-            },
-        );
-        match opened {
-            // There is nothing to remember for an open file, so that a handle outlives its server.
-            Ok(()) => reply
-                .opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
-            Err(errno) => reply.error(errno),
-        }
+        self.guard(|| {
+            if !self.kind.tells_opens() {
+                count(&self.host.shared.counters.open);
+                return reply.error(Errno::ENOSYS);
+            }
+            let opened = self.at(
+                |c| &c.open,
+                ino,
+                || Err(FsError::Invalid("the root is no file")),
+                |fs, _, inode| match flags.acc_mode() {
+                    OpenAccMode::O_RDONLY => fs.open(inode),
+                    OpenAccMode::O_WRONLY | OpenAccMode::O_RDWR => Err(FsError::ReadOnly),
+                },
+            );
+            match opened {
+                // There is nothing to remember for an open file, so a handle outlives its server.
+                Ok(()) => reply.opened(
+                    FileHandle(0),
+                    FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
+                ),
+                Err(errno) => reply.error(errno),
+            }
+        });
     }
 
     fn read(
@@ -166,20 +328,27 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let inode = match snapshot_inode(ino) {
-            Ok(inode) => inode,
-            Err(error) => return reply.error(self.shared.refuse(&error)),
-        };
-        let shared = Arc::clone(&self.shared);
-        self.fs.read(inode, offset, size, move |answered, outcome| {
-            count(match answered {
-                Answered::Now => &shared.counters.read_hit,
-                Answered::Later => &shared.counters.read_miss,
+        self.guard(|| {
+            let shared = Arc::clone(&self.host.shared);
+            let reply = ReadReply { reply: Some(reply), shared: Arc::clone(&shared) };
+            let (attached, inode) = match self.place(ino) {
+                Ok(Place::In(attached, inode)) => (attached, inode),
+                Ok(Place::Root) => {
+                    return reply.answer(Err(FsError::Invalid("the root is no file")));
+                }
+                Err(error) => return reply.answer(Err(error)),
+            };
+            let fs = match attached.fs() {
+                Ok(fs) => fs,
+                Err(error) => return reply.answer(Err(error)),
+            };
+            fs.read(inode, offset, size, move |answered, outcome| {
+                count(match answered {
+                    Answered::Now => &shared.counters.read_hit,
+                    Answered::Later => &shared.counters.read_miss,
+                });
+                reply.answer(outcome);
             });
-            match outcome {
-                Ok(bytes) => reply.data(bytes),
-                Err(error) => reply.error(shared.refuse(&error)),
-            }
         });
     }
 
@@ -191,18 +360,34 @@ impl Filesystem for Adapter {
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
-        reply: fuser::ReplyEmpty,
+        reply: ReplyEmpty,
     ) {
-        count(&self.shared.counters.release);
-        reply.ok();
+        self.guard(|| {
+            count(&self.host.shared.counters.release);
+            reply.ok();
+        });
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.on(|c| &c.opendir, ino, |inode| self.fs.open_dir(inode)) {
-            Ok(()) => reply
-                .opened(FileHandle(0), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE),
-            Err(errno) => reply.error(errno),
-        }
+        self.guard(|| {
+            if !self.kind.tells_opens() {
+                count(&self.host.shared.counters.opendir);
+                return reply.error(Errno::ENOSYS);
+            }
+            let opened = self.at(
+                |c| &c.opendir,
+                ino,
+                || Ok(FopenFlags::empty()),
+                |fs, _, inode| {
+                    fs.open_dir(inode)?;
+                    Ok(FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE)
+                },
+            );
+            match opened {
+                Ok(flags) => reply.opened(FileHandle(0), flags),
+                Err(errno) => reply.error(errno),
+            }
+        });
     }
 
     fn readdir(
@@ -213,21 +398,29 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let listed = self.on(
-            |c| &c.readdir,
-            ino,
-            |dir| {
-                self.fs.read_dir(dir, DirOffset(offset), |item| {
-                    let number = inode::number(Slot::ROOT, item.inode);
-                    let name = OsStr::from_bytes(item.name);
-                    Ok(taken(reply.add(number, item.next.0, file_type(item.kind), name)))
-                })
-            },
-        );
-        match listed {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
-        }
+        self.guard(|| {
+            count(&self.host.shared.counters.readdir);
+            let listed = self.place(ino).and_then(|place| match place {
+                Place::Root => {
+                    self.list_root(offset, |name, attr, next| {
+                        reply.add(attr.ino, next, FileType::Directory, name)
+                    });
+                    Ok(())
+                }
+                Place::In(attached, dir) => {
+                    let slot = attached.slot();
+                    attached.fs()?.read_dir(dir, DirOffset(offset), |item| {
+                        let number = inode::number(slot, item.inode);
+                        let name = OsStr::from_bytes(item.name);
+                        Ok(taken(reply.add(number, item.next.0, file_type(item.kind), name)))
+                    })
+                }
+            });
+            match listed {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(self.host.shared.refuse(&error)),
+            }
+        });
     }
 
     fn readdirplus(
@@ -238,51 +431,90 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let listed = self.on(
-            |c| &c.readdirplus,
-            ino,
-            |dir| {
-                self.fs.read_dir(dir, DirOffset(offset), |item| {
-                    let attr = file_attr(&self.fs.dir_item_attr(dir, item)?);
-                    let name = OsStr::from_bytes(item.name);
-                    Ok(taken(reply.add(attr.ino, item.next.0, name, &FOR_EVER, &attr, GENERATION)))
-                })
-            },
-        );
-        match listed {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
-        }
+        self.guard(|| {
+            count(&self.host.shared.counters.readdirplus);
+            let listed = self.place(ino).and_then(|place| match place {
+                Place::Root => {
+                    self.list_root(offset, |name, attr, next| {
+                        reply.add(attr.ino, next, name, &FOR_EVER, attr, GENERATION)
+                    });
+                    Ok(())
+                }
+                Place::In(attached, dir) => {
+                    let (fs, slot) = (attached.fs()?, attached.slot());
+                    fs.read_dir(dir, DirOffset(offset), |item| {
+                        let attr = file_attr(slot, &fs.dir_item_attr(dir, item)?);
+                        let (next, name) = (item.next.0, OsStr::from_bytes(item.name));
+                        Ok(taken(reply.add(attr.ino, next, name, &FOR_EVER, &attr, GENERATION)))
+                    })
+                }
+            });
+            match listed {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(self.host.shared.refuse(&error)),
+            }
+        });
     }
 
-    fn releasedir(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: OpenFlags,
-        reply: fuser::ReplyEmpty,
-    ) {
-        count(&self.shared.counters.releasedir);
+    fn releasedir(&self, _: &Request, _: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        count(&self.host.shared.counters.releasedir);
         reply.ok();
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        count(&self.shared.counters.statfs);
-        let s = self.fs.statfs();
-        reply.statfs(s.blocks, 0, 0, s.files, 0, s.block_size, s.name_len_max, s.block_size);
+    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        self.guard(|| {
+            let stat = self.at(
+                |c| &c.statfs,
+                ino,
+                || Ok(SnapshotFs::statfs_of_nothing()),
+                |fs, _, _| Ok(fs.statfs()),
+            );
+            match stat {
+                Ok(s) => {
+                    let (files, name) = (s.files, s.name_len_max);
+                    reply.statfs(s.blocks, 0, 0, files, 0, s.block_size, name, s.block_size);
+                }
+                Err(errno) => reply.error(errno),
+            }
+        });
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let name = name.as_bytes();
-        xattr_reply(self.on(|c| &c.getxattr, ino, |inode| self.fs.xattr(inode, name, size)), reply);
+        self.guard(|| {
+            count(&self.host.shared.counters.getxattr);
+            if !self.kind.has_xattrs() {
+                return reply.error(Errno::ENOSYS);
+            }
+            match self.place(ino) {
+                Ok(Place::Root) => reply.error(Errno::ENODATA),
+                Ok(Place::In(attached, inode)) => {
+                    let fs = attached.fs();
+                    let answer = fs.and_then(|fs| fs.xattr(inode, name.as_bytes(), size));
+                    xattr_reply(answer.map_err(|e| self.host.shared.refuse(&e)), reply);
+                }
+                Err(error) => reply.error(self.host.shared.refuse(&error)),
+            }
+        });
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let viewer = if request.uid() == 0 { Viewer::Root } else { Viewer::User };
-        let names =
-            self.on(|c| &c.listxattr, ino, |inode| self.fs.xattr_names(inode, viewer, size));
-        xattr_reply(names, reply);
+        self.guard(|| {
+            count(&self.host.shared.counters.listxattr);
+            if !self.kind.has_xattrs() {
+                return reply.error(Errno::ENOSYS);
+            }
+            let viewer = if request.uid() == 0 { Viewer::Root } else { Viewer::User };
+            match self.place(ino) {
+                Ok(Place::Root) if size == 0 => reply.size(0),
+                Ok(Place::Root) => reply.data(&[]),
+                Ok(Place::In(attached, inode)) => {
+                    let fs = attached.fs();
+                    let answer = fs.and_then(|fs| fs.xattr_names(inode, viewer, size));
+                    xattr_reply(answer.map_err(|e| self.host.shared.refuse(&e)), reply);
+                }
+                Err(error) => reply.error(self.host.shared.refuse(&error)),
+            }
+        });
     }
 
     /// Snapshots have no inode flags and no other controls; overlayfs and cp ask for them often.
@@ -297,7 +529,7 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyIoctl,
     ) {
-        count(&self.shared.counters.ioctl);
+        count(&self.host.shared.counters.ioctl);
         reply.error(Errno::ENOTTY);
     }
 
@@ -310,129 +542,26 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let place = self.on(
-            |c| &c.lseek,
-            ino,
-            |inode| {
-                let seek = match whence {
-                    libc::SEEK_DATA => Seek::Data,
-                    libc::SEEK_HOLE => Seek::Hole,
-                    _ => return Err(FsError::Invalid("a seek that the kernel does itself")),
-                };
-                let offset = u64::try_from(offset).map_err(|_| FsError::NothingAfter)?;
-                // In range: no file is longer than `i64::MAX`.
-                Ok(i64::try_from(self.fs.seek(inode, offset, seek)?).unwrap_or(i64::MAX))
-            },
-        );
-        match place {
-            Ok(offset) => reply.offset(offset),
-            Err(errno) => reply.error(errno),
-        }
-    }
-}
-
-/// The one snapshot is in the first slot.
-fn snapshot_inode(ino: INodeNo) -> Result<InodeIdx, FsError> {
-    match inode::inode(ino)? {
-        (Slot::ROOT, inode) => Ok(inode),
-        _ => Err(FsError::UnknownInode(ino.0)),
-    }
-}
-
-fn xattr_reply(answer: Result<XattrAnswer<'_>, Errno>, reply: ReplyXattr) {
-    match answer {
-        Ok(XattrAnswer::Size(len)) => reply.size(len),
-        Ok(XattrAnswer::Bytes(bytes)) => reply.data(&bytes),
-        Err(errno) => reply.error(errno),
-    }
-}
-
-/// What the reply's `add` returns: whether the entry had no room.
-fn taken(full: bool) -> Emit {
-    if full { Emit::Full } else { Emit::More }
-}
-
-/// The inode number 0 in an entry tells the kernel that there is no such name, and may be
-/// remembered; the error `ENOENT` would be asked for again.
-const ABSENT: FileAttr = FileAttr {
-    ino: INodeNo(0),
-    size: 0,
-    blocks: 0,
-    atime: UNIX_EPOCH,
-    mtime: UNIX_EPOCH,
-    ctime: UNIX_EPOCH,
-    crtime: UNIX_EPOCH,
-    kind: FileType::RegularFile,
-    perm: 0,
-    nlink: 0,
-    uid: 0,
-    gid: 0,
-    rdev: 0,
-    blksize: BLOCK_SIZE,
-    flags: 0,
-};
-
-fn file_attr(found: &Found) -> FileAttr {
-    let Attr { kind, perm, uid, gid, nlink, size, blocks, mtime, device } = found.attr;
-    let time = system_time(mtime);
-    FileAttr {
-        ino: inode::number(Slot::ROOT, found.inode),
-        size,
-        blocks,
-        atime: time,
-        mtime: time,
-        ctime: time,
-        crtime: time,
-        kind: file_type(kind),
-        perm,
-        nlink,
-        uid,
-        gid,
-        rdev: device_number(device),
-        blksize: BLOCK_SIZE,
-        flags: 0,
-    }
-}
-
-fn file_type(kind: FileKind) -> FileType {
-    match kind {
-        FileKind::Regular => FileType::RegularFile,
-        FileKind::Directory => FileType::Directory,
-        FileKind::Symlink => FileType::Symlink,
-        FileKind::CharDevice => FileType::CharDevice,
-        FileKind::BlockDevice => FileType::BlockDevice,
-        FileKind::Fifo => FileType::NamedPipe,
-        FileKind::Socket => FileType::Socket,
-    }
-}
-
-/// The kernel's 32-bit form (`new_encode_dev`): 12 bits of major, 20 bits of minor.
-fn device_number(Device { major, minor }: Device) -> u32 {
-    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
-}
-
-/// Every timestamp of an index fits: both count seconds in an `i64`.
-fn system_time(Timestamp { secs, nanos }: Timestamp) -> SystemTime {
-    let whole = Duration::from_secs(secs.unsigned_abs());
-    let time = if secs < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
-    time.and_then(|time| time.checked_add(Duration::from_nanos(nanos.into()))).unwrap_or(UNIX_EPOCH)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn device_numbers_are_the_kernels() {
-        assert_eq!(device_number(Device { major: 1, minor: 3 }), 0x103);
-        assert_eq!(device_number(Device { major: 0xabc, minor: 0xfedcb }), 0xfeda_bccb);
-    }
-
-    #[test]
-    fn times_before_1970_keep_their_nanoseconds() {
-        let time = system_time(Timestamp { secs: -2, nanos: 500_000_000 });
-        assert_eq!(time, UNIX_EPOCH - Duration::from_millis(1500));
-        assert!(system_time(Timestamp { secs: i64::MIN, nanos: 0 }) < UNIX_EPOCH);
-        assert!(system_time(Timestamp { secs: i64::MAX, nanos: 999_999_999 }) > UNIX_EPOCH);
+        self.guard(|| {
+            let place = self.at(
+                |c| &c.lseek,
+                ino,
+                || Err(FsError::Invalid("the root is no file")),
+                |fs, _, inode| {
+                    let seek = match whence {
+                        libc::SEEK_DATA => Seek::Data,
+                        libc::SEEK_HOLE => Seek::Hole,
+                        _ => return Err(FsError::Invalid("a seek that the kernel does itself")),
+                    };
+                    let offset = u64::try_from(offset).map_err(|_| FsError::NothingAfter)?;
+                    // In range: no file is longer than `i64::MAX`.
+                    Ok(i64::try_from(fs.seek(inode, offset, seek)?).unwrap_or(i64::MAX))
+                },
+            );
+            match place {
+                Ok(offset) => reply.offset(offset),
+                Err(errno) => reply.error(errno),
+            }
+        });
     }
 }

@@ -15,15 +15,27 @@ use crate::error::FsError;
 pub struct Slot(u32);
 
 impl Slot {
-    /// The snapshot whose root is the root of the mount.
+    /// Where there is only one snapshot, its root is the root of the mount. A host's slots begin with
+    /// 1, and its root directory lists them.
     pub const ROOT: Self = Self(0);
 
     /// How many slots there are.
     pub const LIMIT: u32 = 1 << 24;
 
+    /// Its number.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+
     /// The slot `number`, if it is below [`Slot::LIMIT`].
     pub const fn new(number: u32) -> Option<Self> {
         if number < Self::LIMIT { Some(Self(number)) } else { None }
+    }
+}
+
+impl std::fmt::Display for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
     }
 }
 

@@ -1,25 +1,38 @@
 //! How the kernel sees a snapshot.
 //!
 //! [`SnapshotFs`] answers what a filesystem is asked, from an index and a [`ContentSource`], and
-//! knows nothing of FUSE. [`Mount`] puts one at a directory and serves it.
+//! knows nothing of FUSE. [`HostServer`] serves all snapshots of a host below FUSE mounts that a
+//! [`keeper`] holds, so that they outlive it. [`Mount`] puts a single one at a directory.
 
 pub mod content;
+mod control;
 mod counters;
 mod ended;
 mod errno;
 mod error;
 mod fs;
 mod fuse;
+mod host;
 mod inode;
+pub mod keeper;
+mod kind;
+#[allow(dead_code, reason = "passthrough is on its way")]
+mod ledger;
 mod limiter;
+mod notify;
+#[allow(dead_code, reason = "passthrough is on its way")]
+mod raw;
 mod session;
 
-pub use content::{ContentError, ContentSource, ReadDone, ReadNow};
+pub use content::{ContentError, ContentSource, ReadDone, ReadNow, WholeFile};
 pub use counters::{RequestCounters, RequestCounts};
 pub use ended::Ended;
 pub use error::{FsError, MountError, Wanted};
 pub use fs::{
     Answered, DirItem, DirOffset, Emit, Found, Seek, SnapshotFs, StatFs, Viewer, XattrAnswer,
 };
+pub use host::{HostError, HostServer, Opener, OpenerError, Restored, ServeOptions};
 pub use inode::Slot;
+pub use kind::ConnectionKind;
+pub use ledger::LedgerError;
 pub use session::{IfBusy, Mount, MountOptions, Privileges, SOURCE};

@@ -12,29 +12,28 @@ use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
 use inlay_store::format::{Index, InodeIdx};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, UnmountFlags, fsconfig_create, fsmount,
-    fsopen, mount, unmount,
-};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::content::ContentSource;
+use crate::control::{cut_connection, device_minor, raise_read_ahead};
 use crate::counters::RequestCounters;
 use crate::ended::{EndOnDrop, Ended};
 use crate::error::MountError;
 use crate::fs::SnapshotFs;
 use crate::fuse::Adapter;
+use crate::host::Host;
+use crate::kind::ConnectionKind;
 
 /// What `mount` and `df` show as the source of this program's mounts.
 pub const SOURCE: &str = "inlay";
 /// The filesystem type; what follows the dot is the subtype that `mount` shows.
-const FS_TYPE: &str = "fuse.inlay";
+pub(crate) const FS_TYPE: &str = "fuse.inlay";
 /// How long a forced unmount may take before its threads are left behind. The kernel wakes them at
 /// once when the connection ends; what takes time is a request that is being served.
-const END_WITHIN: Duration = Duration::from_secs(10);
+pub(crate) const END_WITHIN: Duration = Duration::from_secs(10);
 /// How long an unmounted filesystem is given to end by itself, before the connection is cut.
-const END_BY_ITSELF: Duration = Duration::from_secs(1);
+pub(crate) const END_BY_ITSELF: Duration = Duration::from_secs(1);
 
 /// Whether a mount honours what gives its programs rights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -97,7 +96,8 @@ impl Mount {
         index.dir(InodeIdx::ROOT)?;
         let mountpoint = existing_directory(mountpoint)?;
         let counters = Arc::new(RequestCounters::default());
-        let adapter = Adapter::new(SnapshotFs::new(index, source), Arc::clone(&counters));
+        let host = Host::of_one(SnapshotFs::new(index, source), Arc::clone(&counters));
+        let adapter = Adapter::new(Arc::new(host), ConnectionKind::General);
         let device = open_device(&mountpoint, options.privileges)?;
         let ended = Arc::new(Ended::default());
         let server = start(adapter, device, options.threads, Arc::clone(&ended));
@@ -246,36 +246,4 @@ fn start(
         let _end = EndOnDrop::new(ended);
         session.run()
     })
-}
-
-/// The minor number of the mounted filesystem's device; the major one is 0. Asks the kernel only
-/// for what it knows: no request to the server.
-fn device_minor(mountpoint: &Path) -> Option<u32> {
-    match statx(CWD, mountpoint, AtFlags::STATX_DONT_SYNC, StatxFlags::empty()) {
-        Ok(stat) => Some(stat.stx_dev_minor),
-        Err(error) => {
-            tracing::warn!(%error, mountpoint = %mountpoint.display(), "no device number");
-            None
-        }
-    }
-}
-
-/// Ends the connection to the kernel: what waits gets an error, the threads get `ENODEV`. The control
-/// file is in a filesystem of its own, which need not be mounted anywhere for this.
-fn cut_connection(minor: u32) -> io::Result<()> {
-    let control = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_create(&control)?;
-    let root = fsmount(&control, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    let abort =
-        openat(&root, format!("{minor}/abort"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::io::write(abort, b"1")?;
-    Ok(())
-}
-
-/// The kernel caps what a server may ask for at 128 KiB; the administrator may set more.
-fn raise_read_ahead(minor: u32, kib: u32) {
-    let control = format!("/sys/class/bdi/0:{minor}/read_ahead_kb");
-    if let Err(error) = std::fs::write(&control, kib.to_string()) {
-        tracing::info!(%error, control, "read-ahead stays as the kernel sets it");
-    }
 }

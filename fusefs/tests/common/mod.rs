@@ -1,6 +1,8 @@
 //! Snapshots for tests: an index of a real directory, and sources that serve its files.
 #![allow(dead_code)] // each test program uses some of it
 
+pub(crate) mod roles;
+
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
@@ -9,10 +11,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 
 use bytes::Bytes;
-use inlay_fusefs::{ContentError, ContentSource, Mount, MountOptions, ReadDone, ReadNow};
+use inlay_fusefs::{
+    ContentError, ContentSource, Mount, MountOptions, ReadDone, ReadNow, WholeFile,
+};
 use inlay_store::format::write::{IndexParts, write_index};
 use inlay_store::format::{Device, FileKind, Index, InodeIdx, Timestamp};
-use inlay_store::ids::{BlobId, Kind};
+use inlay_store::ids::{BlobId, Digest, Kind};
 use inlay_store::pack::{BlobStore, FileSink, KnownChunks, PackError, PackOptions, Packer};
 use inlay_store::tree::{Meta, NodeId, NodeKind, Tree, TreeLimits};
 use inlay_testkit::{attributes, compare::data_ranges};
@@ -55,8 +59,7 @@ impl Snapshot {
         let parts = IndexParts { kind: Kind::Filesystem, tree, groups: &groups, config: b"" };
         write_index(parts, &mut bytes).unwrap();
         let index = Index::from_bytes(bytes).unwrap();
-        let mut files = HashMap::new();
-        locate(&index, InodeIdx::ROOT, root, &mut files);
+        let files = files_of(&index, root);
         Self { index, files }
     }
 
@@ -148,6 +151,13 @@ fn regular(packer: &mut Packer, path: &Path, size: u64) -> NodeKind {
     NodeKind::Regular { size, content }
 }
 
+/// The file below `root` that each regular inode of `index` was made from.
+pub(crate) fn files_of(index: &Index, root: &Path) -> Files {
+    let mut files = HashMap::new();
+    locate(index, InodeIdx::ROOT, root, &mut files);
+    files
+}
+
 fn locate(index: &Index, dir: InodeIdx, at: &Path, files: &mut Files) {
     for entry in index.dir(dir).unwrap().iter() {
         let entry = entry.unwrap();
@@ -165,7 +175,7 @@ fn read(files: &Files, inode: InodeIdx, offset: u64, buf: &mut [u8]) {
 }
 
 /// Has every byte at hand.
-pub(crate) struct AtHand(Files);
+pub(crate) struct AtHand(pub(crate) Files);
 
 impl ContentSource for AtHand {
     fn read_now(
@@ -180,6 +190,44 @@ impl ContentSource for AtHand {
 
     fn read_later(&self, _: InodeIdx, _: u64, _: u32, _: ReadDone) {
         panic!("everything is at hand");
+    }
+}
+
+/// Has every byte at hand, and every large file whole: the file it was made from.
+pub(crate) struct Whole {
+    files: Files,
+    contents: HashMap<InodeIdx, Digest>,
+}
+
+impl Whole {
+    pub(crate) fn new(files: Files, index: &Index) -> Self {
+        let contents = files
+            .keys()
+            .filter_map(|inode| Some((*inode, index.content(*inode).unwrap()?)))
+            .collect();
+        Self { files, contents }
+    }
+}
+
+impl ContentSource for Whole {
+    fn read_now(
+        &self,
+        inode: InodeIdx,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<ReadNow, ContentError> {
+        read(&self.files, inode, offset, buf);
+        Ok(ReadNow::Filled)
+    }
+
+    fn read_later(&self, _: InodeIdx, _: u64, _: u32, _: ReadDone) {
+        panic!("everything is at hand");
+    }
+
+    fn whole(&self, inode: InodeIdx) -> Option<WholeFile> {
+        let content = *self.contents.get(&inode)?;
+        let file = Arc::new(File::open(&self.files[&inode]).unwrap());
+        Some(WholeFile { file, content, guard: Box::new(()) })
     }
 }
 
@@ -257,7 +305,7 @@ pub(crate) struct Place {
 impl Place {
     pub(crate) fn new() -> Self {
         let dir = inlay_testkit::scratch().unwrap();
-        for name in ["tree", "mnt"] {
+        for name in ["tree", "mnt", "state"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
         Self { dir }
@@ -265,6 +313,10 @@ impl Place {
 
     pub(crate) fn tree(&self) -> PathBuf {
         self.dir.path().join("tree")
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
     }
 
     pub(crate) fn mnt(&self) -> PathBuf {

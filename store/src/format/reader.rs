@@ -144,6 +144,17 @@ impl Index {
         self.count(Section::Blobs)
     }
 
+    /// Whether any inode has an extended attribute. Looks at the header alone.
+    pub fn has_xattrs(&self) -> bool {
+        !self.section(Section::Xattrs).is_empty()
+    }
+
+    /// Whether any file is large, which is to say has a digest of its own. Looks at the header
+    /// alone.
+    pub fn has_large_files(&self) -> bool {
+        !self.section(Section::Contents).is_empty()
+    }
+
     /// The image's configuration, JSON, as it was imported; empty where there is none.
     pub fn config(&self) -> &[u8] {
         self.section(Section::Config)

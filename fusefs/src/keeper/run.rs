@@ -1,0 +1,452 @@
+//! The keeper's process: one thread, one loop, and nothing in it that can wait for long.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, setsid};
+
+use super::device::{Connection, failed};
+use super::error::KeeperError;
+use super::refuse::Refuser;
+use super::signals::{Signalled, Signals};
+use super::turns::{Action, Limits, PeerId, Turns};
+use super::wire::{Ask, ConnectionNote, KeeperStatus, Tell, decode, encode};
+use super::{Claim, socket};
+use crate::kind::ConnectionKind;
+use crate::ledger::Ledger;
+
+/// How many may be connected at once. More are turned away.
+const PEERS_MAX: usize = 64;
+/// How often a server is started before the keeper gives up.
+const RESPAWNS_MAX: u32 = 8;
+
+/// How a keeper is to be run.
+#[derive(Clone, Debug)]
+pub struct KeeperOptions {
+    /// An existing directory of the keeper's own: below it, each connection is mounted.
+    pub dir: PathBuf,
+    /// Where the keeper's socket is made.
+    pub socket: PathBuf,
+    /// How long programs wait for a server before they get errors.
+    pub deadline: Duration,
+    /// How long a server may go on after it was asked to leave, or has said goodbye.
+    pub grace: Duration,
+    /// A program with its arguments that serves, started when a server has died.
+    pub respawn: Option<Vec<OsString>>,
+    /// The pause before it is started a second time; it doubles with each further time.
+    pub respawn_pause: Duration,
+    /// The connections to mount.
+    pub kinds: Vec<ConnectionKind>,
+}
+
+impl KeeperOptions {
+    /// The usual ones, with a socket named `keeper.sock` in `state` and mounts below `fs` in it.
+    pub fn below(state: &std::path::Path) -> Self {
+        Self {
+            dir: state.join("fs"),
+            socket: state.join("keeper.sock"),
+            deadline: Duration::from_mins(1),
+            grace: Duration::from_secs(5),
+            respawn: None,
+            respawn_pause: Duration::from_millis(100),
+            kinds: ConnectionKind::ALL.to_vec(),
+        }
+    }
+}
+
+/// Mounts the connections and keeps them, until it is told to stop or nothing is mounted any more.
+/// This is what a process is for: it takes the process's signals and leaves its terminal. Needs
+/// root.
+pub fn run(options: KeeperOptions) -> Result<(), KeeperError> {
+    let mut run = Run::start(options)?;
+    while run.goes_on {
+        run.turn()?;
+    }
+    run.end();
+    Ok(())
+}
+
+#[derive(Debug)]
+struct Peer {
+    socket: OwnedFd,
+    process: OwnedFd,
+    pid: Pid,
+    /// The socket is at its end, but the process still matters.
+    closed: bool,
+}
+
+struct Run {
+    options: KeeperOptions,
+    session: String,
+    connections: Vec<Connection>,
+    ledger: OwnedFd,
+    listener: OwnedFd,
+    signals: Signals,
+    /// Held for as long as the keeper lives: a second one for the same directory finds it taken.
+    _lock: OwnedFd,
+    peers: BTreeMap<PeerId, Peer>,
+    next_peer: u64,
+    turns: Turns,
+    refuser: Option<Refuser>,
+    child: Option<Child>,
+    goes_on: bool,
+}
+
+/// What a descriptor that is polled belongs to.
+#[derive(Clone, Copy, Debug)]
+enum Watched {
+    Signals,
+    Listener,
+    Socket(PeerId),
+    Process(PeerId),
+    Device,
+}
+
+impl Run {
+    fn start(options: KeeperOptions) -> Result<Self, KeeperError> {
+        let signals = Signals::block()?;
+        // Refused if the process already leads a session or a group of processes.
+        let _ = setsid();
+        std::fs::create_dir_all(&options.dir).map_err(failed("make", &options.dir))?;
+        let lock = lock(&options)?;
+        let session = session_id()?;
+        let mut connections: Vec<Connection> = Vec::new();
+        let unmount = |connections: &[Connection]| connections.iter().for_each(Connection::unmount);
+        for kind in &options.kinds {
+            match Connection::open(*kind, &options.dir) {
+                Ok(connection) => connections.push(connection),
+                Err(error) => {
+                    unmount(&connections);
+                    return Err(error);
+                }
+            }
+        }
+        let made = Ledger::create().map_err(KeeperError::from).and_then(|ledger| {
+            let listener =
+                socket::listen_at(&options.socket).map_err(failed("listen at", &options.socket))?;
+            Ok((ledger, listener))
+        });
+        let (ledger, listener) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                unmount(&connections);
+                return Err(error);
+            }
+        };
+        let limits = Limits {
+            grace: options.grace,
+            deadline: options.deadline,
+            respawns: RESPAWNS_MAX,
+            pause: options.respawn_pause,
+        };
+        Ok(Self {
+            turns: Turns::new(limits, Instant::now()),
+            options,
+            session,
+            connections,
+            ledger,
+            listener,
+            signals,
+            _lock: lock,
+            peers: BTreeMap::new(),
+            next_peer: 0,
+            refuser: None,
+            child: None,
+            goes_on: true,
+        })
+    }
+
+    /// Waits for something, and does what it asks for.
+    fn turn(&mut self) -> Result<(), KeeperError> {
+        for watched in self.wait()? {
+            match watched {
+                Watched::Signals => self.signalled(),
+                Watched::Listener => self.accept(),
+                Watched::Socket(peer) => self.message(peer),
+                Watched::Process(peer) => self.process_ended(peer),
+                Watched::Device => {
+                    if let Some(refuser) = &mut self.refuser {
+                        refuser.refuse();
+                    }
+                }
+            }
+        }
+        let actions = self.turns.tick(Instant::now());
+        self.act(actions);
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<Vec<Watched>, KeeperError> {
+        let mut watched = vec![
+            (Watched::Signals, self.signals.file().as_fd()),
+            (Watched::Listener, self.listener.as_fd()),
+        ];
+        for (id, peer) in &self.peers {
+            if !peer.closed {
+                watched.push((Watched::Socket(*id), peer.socket.as_fd()));
+            }
+            if self.turns.server() == Some(*id) {
+                watched.push((Watched::Process(*id), peer.process.as_fd()));
+            }
+        }
+        // The devices are watched only while nobody serves: a poll of a device that others read
+        // would wake this thread at each of their requests.
+        for device in self.refuser.iter().flat_map(Refuser::devices) {
+            watched.push((Watched::Device, device.as_fd()));
+        }
+        let mut fds: Vec<_> =
+            watched.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        let limit = self.turns.next_tick().map(|at| {
+            // Rounded up, so that the time has really come.
+            let wait = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            Timespec::try_from(wait).unwrap_or(Timespec { tv_sec: 3600, tv_nsec: 0 })
+        });
+        match poll(&mut fds, limit.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(io::Error::from(errno).into()),
+        }
+        let ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        Ok(watched.iter().zip(ready).filter(|(_, ready)| *ready).map(|((w, _), _)| *w).collect())
+    }
+
+    fn signalled(&mut self) {
+        while let Some(signalled) = self.signals.next() {
+            match signalled {
+                Signalled::Stop => self.goes_on = false,
+                Signalled::Child => self.reap(),
+                Signalled::Nothing => {}
+            }
+        }
+    }
+
+    fn reap(&mut self) {
+        if let Some(child) = &mut self.child
+            && let Ok(Some(status)) = child.try_wait()
+        {
+            tracing::info!(%status, "a server that the keeper started has ended");
+            self.child = None;
+            self.turns.respawn_failed(Instant::now());
+        }
+    }
+
+    fn accept(&mut self) {
+        loop {
+            let (socket, pid) = match socket::accept_from(&self.listener) {
+                Ok(Some(accepted)) => accepted,
+                Ok(None) => return,
+                Err(error) => return tracing::warn!(%error, "nobody can connect to the keeper"),
+            };
+            // The socket's other end is open, so its process lives and its number is its own.
+            match pidfd_open(pid, PidfdFlags::empty()) {
+                Ok(process) if self.peers.len() < PEERS_MAX => {
+                    let id = PeerId(self.next_peer);
+                    self.next_peer += 1;
+                    self.peers.insert(id, Peer { socket, process, pid, closed: false });
+                }
+                Ok(_) => tracing::warn!("too many are connected to the keeper"),
+                Err(error) => tracing::warn!(%error, "a process that is gone"),
+            }
+        }
+    }
+
+    fn message(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get(&id) else { return };
+        let received = match socket::receive(&peer.socket) {
+            Ok(Some(received)) => received,
+            Ok(None) => return self.close(id),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) => {
+                tracing::warn!(%error, "a connection to the keeper broke");
+                return self.close(id);
+            }
+        };
+        // Descriptors that somebody sent are closed with the message.
+        match decode::<Ask>(&received.bytes) {
+            Ok(ask) => self.ask(id, &ask),
+            Err(error) => {
+                self.tell(id, &Tell::Refused { why: error.to_string() }, &[]);
+                self.close(id);
+            }
+        }
+    }
+
+    fn ask(&mut self, id: PeerId, ask: &Ask) {
+        let now = Instant::now();
+        match ask {
+            Ask::Claim { how } => self.claim(id, *how, now),
+            Ask::Serving => self.turns.serving(id),
+            Ask::Goodbye => self.turns.goodbye(id, now),
+            Ask::Status => {
+                let status = self.status();
+                self.tell(id, &Tell::Status(status), &[]);
+            }
+            Ask::Stop => self.goes_on = false,
+        }
+    }
+
+    fn claim(&mut self, id: PeerId, how: Claim, now: Instant) {
+        let pid = |id| self.peers.get(&id).map(|peer: &Peer| peer.pid);
+        let server = self.turns.server();
+        if server.is_some_and(|server| server != id && pid(server) == pid(id)) {
+            let why = "this process serves already, or has not ended since it did".to_owned();
+            return self.tell(id, &Tell::Refused { why }, &[]);
+        }
+        let actions = self.turns.claim(id, how, now);
+        self.act(actions);
+    }
+
+    fn status(&self) -> KeeperStatus {
+        let number = |pid: Pid| u32::try_from(pid.as_raw_nonzero().get()).unwrap_or(0);
+        let server = self.turns.server().and_then(|id| self.peers.get(&id));
+        KeeperStatus {
+            session: self.session.clone(),
+            pid: std::process::id(),
+            server: server.map(|peer| number(peer.pid)),
+            waiting: self.turns.waiting(),
+            refusing: self.refuser.is_some(),
+            deaths: self.turns.deaths(),
+        }
+    }
+
+    /// The connection with a peer has ended.
+    fn close(&mut self, id: PeerId) {
+        self.turns.closed(id, Instant::now());
+        if self.turns.server() == Some(id) {
+            if let Some(peer) = self.peers.get_mut(&id) {
+                peer.closed = true;
+            }
+        } else {
+            self.peers.remove(&id);
+        }
+        self.look_at_mounts();
+    }
+
+    fn process_ended(&mut self, id: PeerId) {
+        let actions = self.turns.dead(id, Instant::now());
+        self.peers.remove(&id);
+        self.look_at_mounts();
+        self.act(actions);
+    }
+
+    /// Ends the keeper when there is nothing to keep.
+    fn look_at_mounts(&mut self) {
+        self.goes_on &= !self.connections.iter().all(Connection::has_ended);
+    }
+
+    fn act(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Grant(id) => self.grant(id),
+                Action::AskToLeave(id) => self.tell(id, &Tell::Leave, &[]),
+                Action::Kill(id) => self.kill(id),
+                Action::Respawn => self.respawn(),
+                Action::BeginRefusing => self.begin_refusing(),
+                Action::EndRefusing => self.refuser = None,
+            }
+        }
+    }
+
+    fn grant(&mut self, id: PeerId) {
+        let connections = self.connections.iter().map(|connection| ConnectionNote {
+            kind: connection.kind,
+            init: hex::encode(&connection.init),
+            mountpoint: path_bytes(&connection.mountpoint),
+        });
+        let kept = Tell::Kept { session: self.session.clone(), connections: connections.collect() };
+        let devices = self.connections.iter().map(|connection| connection.device.as_fd());
+        let descriptors: Vec<_> = std::iter::once(self.ledger.as_fd()).chain(devices).collect();
+        let sent = encode(&kept).and_then(|bytes| {
+            let peer = self.peers.get(&id).ok_or(KeeperError::Ended)?;
+            Ok(socket::send(&peer.socket, &bytes, &descriptors)?)
+        });
+        if let Err(error) = sent {
+            tracing::warn!(%error, "the next server can't be told that it is its turn");
+        }
+    }
+
+    fn tell(&mut self, id: PeerId, tell: &Tell, descriptors: &[BorrowedFd<'_>]) {
+        let sent = encode(tell).and_then(|bytes| {
+            let peer = self.peers.get(&id).ok_or(KeeperError::Ended)?;
+            Ok(socket::send(&peer.socket, &bytes, descriptors)?)
+        });
+        if let Err(error) = sent {
+            tracing::debug!(%error, "a message of the keeper was lost");
+        }
+    }
+
+    fn kill(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get(&id) else { return };
+        tracing::warn!(pid = %peer.pid, "the server does not end: it is killed");
+        if let Err(error) = pidfd_send_signal(&peer.process, Signal::KILL) {
+            tracing::error!(%error, "the server can't be killed");
+        }
+    }
+
+    fn respawn(&mut self) {
+        let Some((program, arguments)) =
+            self.options.respawn.as_ref().and_then(|command| command.split_first())
+        else {
+            return;
+        };
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null());
+        match command.spawn() {
+            Ok(child) => {
+                tracing::warn!(pid = child.id(), "the server died; another was started");
+                self.child = Some(child);
+            }
+            Err(error) => {
+                tracing::error!(%error, ?program, "no server can be started");
+                self.turns.respawn_failed(Instant::now());
+            }
+        }
+    }
+
+    fn begin_refusing(&mut self) {
+        let ledger = self.ledger.try_clone().map_err(Into::into);
+        match ledger.and_then(|ledger| Refuser::begin(&self.connections, ledger)) {
+            Ok(refuser) => {
+                tracing::error!("no server came back in time: requests get errors");
+                self.refuser = Some(refuser);
+            }
+            Err(error) => tracing::error!(%error, "requests wait although no server came back"),
+        }
+    }
+
+    fn end(&mut self) {
+        self.connections.iter().for_each(Connection::unmount);
+        if let Err(error) = std::fs::remove_file(&self.options.socket) {
+            tracing::debug!(%error, "the keeper's socket");
+        }
+    }
+}
+
+fn lock(options: &KeeperOptions) -> Result<OwnedFd, KeeperError> {
+    let path = &options.dir;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let refused = |errno: rustix::io::Errno| failed("lock", path)(errno.into());
+    let dir = openat(CWD, path, flags, Mode::empty()).map_err(refused)?;
+    match flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(dir),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(KeeperError::Running(path.clone())),
+        Err(errno) => Err(failed("lock", path)(errno.into())),
+    }
+}
+
+fn session_id() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(hex::encode(bytes))
+}
+
+fn path_bytes(path: &std::path::Path) -> Vec<u8> {
+    use std::os::unix::ffi::OsStrExt;
+    path.as_os_str().as_bytes().to_vec()
+}
