@@ -5,6 +5,9 @@ mod dir;
 mod read;
 #[cfg(test)]
 mod tests;
+mod view;
+#[cfg(test)]
+mod view_tests;
 mod xattr;
 
 use std::sync::{Arc, OnceLock};
@@ -18,6 +21,7 @@ use crate::error::{FsError, Wanted};
 pub use dir::{DirItem, DirOffset, Emit};
 pub(crate) use read::READ_LEN_MAX;
 pub use read::{Answered, Seek};
+pub use view::{Split, View};
 pub use xattr::{Viewer, XattrAnswer};
 
 /// The unit of `statfs`, and what programs are told to read in, in bytes.
@@ -26,6 +30,7 @@ pub(crate) const BLOCK_SIZE: u32 = 4096;
 /// One snapshot. All calls may come from any number of threads.
 pub struct SnapshotFs {
     index: Index,
+    view: View,
     source: Arc<dyn ContentSource>,
     content_bytes: OnceLock<u64>,
 }
@@ -63,17 +68,22 @@ impl std::fmt::Debug for SnapshotFs {
 impl SnapshotFs {
     /// The snapshot that `index` describes and whose contents `source` serves.
     pub fn new(index: Index, source: Arc<dyn ContentSource>) -> Self {
-        Self { index, source, content_bytes: OnceLock::new() }
+        Self::with_view(index, source, View::Whole)
     }
 
-    /// Whether anything in it has an extended attribute.
+    /// A part of it. What is not shown can't be looked up, and is in no listing.
+    pub fn with_view(index: Index, source: Arc<dyn ContentSource>, view: View) -> Self {
+        Self { index, view, source, content_bytes: OnceLock::new() }
+    }
+
+    /// Whether anything that is shown may have an extended attribute.
     pub fn has_xattrs(&self) -> bool {
-        self.index.has_xattrs()
+        !matches!(self.view, View::Common) && self.index.has_xattrs()
     }
 
-    /// Whether it has a file that may be passed through to its cached copy.
+    /// Whether a file may be shown that can be passed through to its cached copy.
     pub fn has_large_files(&self) -> bool {
-        self.index.has_large_files()
+        !matches!(self.view, View::Common) && self.index.has_large_files()
     }
 
     /// The digest of a large file's contents; `None` for others.
@@ -91,7 +101,15 @@ impl SnapshotFs {
     /// What `name` is in the directory `parent`; `None` if it has no such entry.
     pub fn lookup(&self, parent: InodeIdx, name: &[u8]) -> Result<Option<Found>, FsError> {
         let found = self.index.lookup(parent, name).map_err(|e| damaged(parent, e))?;
-        found.map(|inode| self.child(parent, inode)).transpose()
+        let found = found.map(|inode| self.child(parent, inode)).transpose()?;
+        match found {
+            Some(found) if !self.shows(found.inode, found.attr.kind)? => Ok(None),
+            found => Ok(found),
+        }
+    }
+
+    fn shows(&self, inode: InodeIdx, kind: FileKind) -> Result<bool, FsError> {
+        self.view.shows(&self.index, inode, kind).map_err(|e| damaged(inode, e))
     }
 
     /// What `stat` tells of `inode`.

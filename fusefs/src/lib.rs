@@ -29,7 +29,8 @@ pub use counters::{RequestCounters, RequestCounts};
 pub use ended::Ended;
 pub use error::{FsError, MountError, Wanted};
 pub use fs::{
-    Answered, DirItem, DirOffset, Emit, Found, Seek, SnapshotFs, StatFs, Viewer, XattrAnswer,
+    Answered, DirItem, DirOffset, Emit, Found, Seek, SnapshotFs, Split, StatFs, View, Viewer,
+    XattrAnswer,
 };
 pub use host::{HostError, HostServer, Opener, OpenerError, Restored, ServeOptions};
 pub use inode::Slot;

@@ -49,9 +49,12 @@ impl SnapshotFs {
         let mut emitted = false;
         for offset in from.0.. {
             let Some(item) = self.dir_item(dir, offset) else { break };
-            match item.and_then(|item| emit(&item)) {
-                Ok(Emit::More) => emitted = true,
-                Ok(Emit::Full) => break,
+            let shown = item
+                .and_then(|item| if self.lists(&item)? { emit(&item).map(Some) } else { Ok(None) });
+            match shown {
+                Ok(None) => {}
+                Ok(Some(Emit::More)) => emitted = true,
+                Ok(Some(Emit::Full)) => break,
                 Err(_) if emitted => break,
                 Err(error) => return Err(error),
             }
@@ -65,6 +68,10 @@ impl SnapshotFs {
             return Ok(Found { inode: item.inode, attr: self.attr(item.inode)? });
         }
         self.child(dir, item.inode)
+    }
+
+    fn lists(&self, item: &DirItem<'_>) -> Result<bool, FsError> {
+        Ok(matches!(item.name, b"." | b"..") || self.shows(item.inode, item.kind)?)
     }
 
     fn dir_item(&self, inode: InodeIdx, offset: u64) -> Option<Result<DirItem<'_>, FsError>> {

@@ -359,7 +359,7 @@ proptest! {
     }
 }
 
-struct Refuses;
+pub(super) struct Refuses;
 
 impl ContentSource for Refuses {
     fn read_now(&self, _: InodeIdx, _: u64, _: &mut [u8]) -> Result<ReadNow, ContentError> {

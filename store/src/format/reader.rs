@@ -281,6 +281,12 @@ impl Index {
         self.record::<Digest>(Section::Contents, place).copied().map(Some)
     }
 
+    /// Whether the regular file `inode` is like most: neither large nor with extended attributes.
+    pub fn is_common(&self, inode: InodeIdx) -> Result<bool, FormatError> {
+        let raw = self.inode(inode)?;
+        Ok(raw.content.get() == 0 && raw.xattrs.get() == 0)
+    }
+
     /// A group.
     pub fn group(&self, group: GroupIdx) -> Result<Group, FormatError> {
         let raw = self.record::<RawGroup>(Section::Groups, group.0)?;
