@@ -77,7 +77,8 @@ fn fill(tree: &mut Tree, packer: &mut Packer, dir: NodeId, entries: &BTreeMap<St
             Node::File { len, attribute: has_one } => {
                 let size = *len as u64;
                 let data = vec![1; *len];
-                let ranges = if *len == 0 { vec![] } else { vec![0..size] };
+                let ranges: Vec<_> =
+                    Some(0..size).filter(|data| !data.is_empty()).into_iter().collect();
                 let content = packer.add_file(size, &ranges, &mut data.as_slice()).unwrap();
                 let meta = if *has_one { attribute() } else { Meta::default() };
                 (NodeKind::Regular { size, content }, meta)
