@@ -6,6 +6,7 @@ mod known;
 mod open;
 mod publish;
 mod resolve;
+mod split;
 mod upload;
 pub mod verify;
 
@@ -15,3 +16,4 @@ pub use known::known_chunks;
 pub use open::open_index;
 pub use publish::{Draft, publish};
 pub use resolve::{Reference, resolve};
+pub use split::split;
