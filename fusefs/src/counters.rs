@@ -46,6 +46,8 @@ requests! {
     readlink,
     /// Files opened.
     open,
+    /// Those of the files opened that the kernel reads from the cached file itself.
+    open_passthrough,
     /// Reads of files that were answered at once.
     read_hit,
     /// Reads of files that had to wait for the source.
@@ -70,6 +72,8 @@ requests! {
     ioctl,
     /// The filesystem's size.
     statfs,
+    /// Cached files that the kernel would not read itself.
+    passthrough_refused,
     /// Requests answered with an error that means damage or a failing store.
     failed,
 }

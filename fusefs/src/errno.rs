@@ -4,6 +4,7 @@ use fuser::Errno;
 
 use crate::content::ContentError;
 use crate::error::{FsError, Wanted};
+use crate::ledger::LedgerError;
 
 /// What a program that made the request sees in `errno`.
 pub(crate) fn errno(error: &FsError) -> Errno {
@@ -11,7 +12,8 @@ pub(crate) fn errno(error: &FsError) -> Errno {
         // Inode numbers of a snapshot that is gone: what NFS says of a file handle whose file is.
         FsError::UnknownInode(_) => Errno::ESTALE,
         FsError::NoSuchName => Errno::ENOENT,
-        FsError::Index { .. } | FsError::NotOpen { .. } => Errno::EIO,
+        FsError::Ledger(LedgerError::Full) => Errno::ENFILE,
+        FsError::Index { .. } | FsError::NotOpen { .. } | FsError::Ledger(_) => Errno::EIO,
         FsError::Content { source, .. } => content(source),
         FsError::WrongKind { wanted, .. } => wrong_kind(*wanted),
         FsError::NoAttribute => Errno::ENODATA,

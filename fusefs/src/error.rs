@@ -7,6 +7,7 @@ use std::sync::Arc;
 use inlay_store::format::{FormatError, InodeIdx};
 
 use crate::content::ContentError;
+use crate::ledger::LedgerError;
 
 /// Why a request of the kernel is refused.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +66,9 @@ pub enum FsError {
     /// A snapshot can't be written to.
     #[error("snapshots are read-only")]
     ReadOnly,
+    /// An open file could not be noted where the next server finds it.
+    #[error("a file can't be opened: {0}")]
+    Ledger(#[from] LedgerError),
     /// The kernel asked for something that was not agreed on.
     #[error("invalid request: {0}")]
     Invalid(&'static str),
@@ -75,9 +79,11 @@ impl FsError {
     /// not of what programs do every day.
     pub(crate) fn is_failure(&self) -> bool {
         match self {
-            Self::NotOpen { .. } | Self::Index { .. } | Self::Content { .. } | Self::Invalid(_) => {
-                true
-            }
+            Self::NotOpen { .. }
+            | Self::Ledger(_)
+            | Self::Index { .. }
+            | Self::Content { .. }
+            | Self::Invalid(_) => true,
             Self::UnknownInode(_)
             | Self::NoSuchName
             | Self::WrongKind { .. }

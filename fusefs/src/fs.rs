@@ -87,13 +87,11 @@ impl SnapshotFs {
     }
 
     /// The digest of a large file's contents; `None` for others.
-    #[allow(dead_code, reason = "passthrough is on its way")]
     pub(crate) fn content(&self, inode: InodeIdx) -> Result<Option<Digest>, FsError> {
         self.index.content(inode).map_err(|e| damaged(inode, e))
     }
 
     /// What serves its files' bytes.
-    #[allow(dead_code, reason = "passthrough is on its way")]
     pub(crate) fn source(&self) -> &dyn ContentSource {
         &*self.source
     }

@@ -30,7 +30,10 @@ use crate::fs::{Answered, DirOffset, Found, READ_LEN_MAX, Seek, SnapshotFs, View
 use crate::host::{Attached, Host};
 use crate::inode::{self, Slot};
 use crate::kind::ConnectionKind;
+use crate::ledger::Mode;
 use crate::limiter::{Line, LogLimiter};
+use crate::opens::{Opened, Opening};
+use crate::raw::opened_passthrough;
 use attr::{ABSENT, file_attr, file_type, taken, xattr_reply};
 
 /// 35,000 years. The kernel adds it to its clock in ticks, so the longest `Duration` would overflow.
@@ -43,6 +46,9 @@ const MAX_BACKGROUND: u16 = 256;
 
 /// Inode numbers are never used twice while a connection lives.
 const GENERATION: Generation = Generation(0);
+
+/// The number of every open file that is not large.
+const SMALL_FILE: FileHandle = FileHandle(0);
 
 /// What the kernel should do, where it can.
 const WANTED: [InitFlags; 6] = [
@@ -291,7 +297,7 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.guard(|| {
             if !self.kind.tells_opens() {
                 count(&self.host.shared.counters.open);
@@ -301,17 +307,30 @@ impl Filesystem for Adapter {
                 |c| &c.open,
                 ino,
                 || Err(FsError::Invalid("the root is no file")),
-                |fs, _, inode| match flags.acc_mode() {
-                    OpenAccMode::O_RDONLY => fs.open(inode),
-                    OpenAccMode::O_WRONLY | OpenAccMode::O_RDWR => Err(FsError::ReadOnly),
+                |fs, _, inode| {
+                    if flags.acc_mode() != OpenAccMode::O_RDONLY {
+                        return Err(FsError::ReadOnly);
+                    }
+                    fs.open(inode)?;
+                    let Some(content) = fs.content(inode)? else { return Ok(None) };
+                    let (kind, unique) = (self.kind, request.unique().0);
+                    let opening = Opening { kind, inode: ino.0, content, unique };
+                    self.host.open_large(fs, inode, &opening)
                 },
             );
+            let plain = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
             match opened {
-                // There is nothing to remember for an open file, so a handle outlives its server.
-                Ok(()) => reply.opened(
-                    FileHandle(0),
-                    FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
-                ),
+                // There is nothing to remember for a small file.
+                Ok(None) => reply.opened(SMALL_FILE, plain),
+                Ok(Some(Opened { handle, mode: Mode::Plain })) => {
+                    reply.opened(FileHandle(handle), plain);
+                }
+                Ok(Some(Opened { handle, mode: Mode::Passthrough(id) })) => {
+                    count(&self.host.shared.counters.open_passthrough);
+                    // The kernel allows no other flag beside this one.
+                    let flags = FopenFlags::FOPEN_NOFLUSH;
+                    opened_passthrough(reply, FileHandle(handle), flags, id);
+                }
                 Err(errno) => reply.error(errno),
             }
         });
@@ -356,7 +375,7 @@ impl Filesystem for Adapter {
         &self,
         _: &Request,
         _: INodeNo,
-        _: FileHandle,
+        handle: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
@@ -364,6 +383,9 @@ impl Filesystem for Adapter {
     ) {
         self.guard(|| {
             count(&self.host.shared.counters.release);
+            if handle != SMALL_FILE {
+                self.host.release(handle.0);
+            }
             reply.ok();
         });
     }

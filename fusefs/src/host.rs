@@ -5,22 +5,23 @@ mod server;
 mod table;
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use fuser::INodeNo;
 use inlay_store::format::InodeIdx;
 use parking_lot::Mutex;
 
-use crate::counters::RequestCounters;
+use crate::counters::{RequestCounters, count};
+use crate::error::FsError;
 use crate::fs::SnapshotFs;
 use crate::fuse::Shared;
 use crate::inode::{self, Slot};
 use crate::kind::ConnectionKind;
-use crate::ledger::{Entry, Ledger, LedgerError, Place, SlotEntry, Visibility};
+use crate::ledger::{Entry, Ledger, LedgerError, Left, Place, SlotEntry, Visibility};
 use crate::notify::{Known, forget_listing, forget_name, is_known};
+use crate::opens::{Devices, Opened, Opening, Opens};
 
-pub use server::{HostError, HostServer, Restored, ServeOptions};
+pub use server::{HostError, HostServer, OpenFiles, Restored, ServeOptions};
 pub(crate) use table::{Attached, Table};
 pub use table::{Opener, OpenerError};
 
@@ -29,16 +30,19 @@ pub use table::{Opener, OpenerError};
 pub(crate) struct Host {
     pub(crate) table: Table,
     pub(crate) shared: Arc<Shared>,
-    devices: BTreeMap<ConnectionKind, Arc<OwnedFd>>,
+    devices: Devices,
     /// There is none for a single mount that ends with its process.
     book: Option<Mutex<Book>>,
+    /// Why the kernel last refused a backing file: each reason goes to the log once.
+    last_failure: Mutex<Option<String>>,
 }
 
-/// The ledger, and where each slot's record is in it.
+/// The ledger, and what is in it.
 #[derive(Debug)]
 pub(crate) struct Book {
     ledger: Ledger,
     slots: BTreeMap<u32, Place>,
+    opens: Opens,
 }
 
 impl Host {
@@ -47,21 +51,24 @@ impl Host {
         let table = Table::default();
         table.insert(Attached::new(Slot::ROOT, ConnectionKind::General, fs));
         let shared = Arc::new(Shared::new(counters));
-        Self { table, shared, devices: BTreeMap::new(), book: None }
+        Self { table, shared, devices: BTreeMap::new(), book: None, last_failure: Mutex::default() }
     }
 
     /// The slots that the ledger knows of.
     pub(crate) fn new(
         ledger: Ledger,
-        slots: BTreeMap<u32, Place>,
-        devices: BTreeMap<ConnectionKind, Arc<OwnedFd>>,
+        left: &Left,
+        devices: Devices,
         counters: Arc<RequestCounters>,
     ) -> Self {
+        let slots = left.slots.iter().map(|(slot, (place, _))| (*slot, *place)).collect();
+        let opens = Opens::load(&ledger, left);
         Self {
             table: Table::default(),
             shared: Arc::new(Shared::new(counters)),
             devices,
-            book: Some(Mutex::new(Book { ledger, slots })),
+            book: Some(Mutex::new(Book { ledger, slots, opens })),
+            last_failure: Mutex::default(),
         }
     }
 
@@ -140,6 +147,74 @@ impl Host {
             {
                 tracing::warn!(%error, %slot, "a slot stays in the ledger");
             }
+            let Book { ledger, opens, .. } = &mut *book;
+            opens.forget_slot(ledger, &self.devices, attached.kind(), slot);
+        }
+    }
+
+    /// Decides how a large file is opened. `None`: no note is taken of open files here.
+    pub(crate) fn open_large(
+        &self,
+        fs: &SnapshotFs,
+        inode: InodeIdx,
+        opening: &Opening,
+    ) -> Result<Option<Opened>, FsError> {
+        let Some(book) = &self.book else { return Ok(None) };
+        {
+            let Book { ledger, opens, .. } = &mut *book.lock();
+            if let Some(opened) = opens.open(ledger, opening)? {
+                return Ok(Some(opened));
+            }
+        }
+        let whole = fs.source().whole(inode);
+        let Book { ledger, opens, .. } = &mut *book.lock();
+        let (opened, failure) = opens.open_with(ledger, &self.devices, opening, whole)?;
+        self.note_failure(failure);
+        Ok(Some(opened))
+    }
+
+    /// A large file was closed.
+    pub(crate) fn release(&self, handle: u64) {
+        if let Some(book) = &self.book {
+            let Book { ledger, opens, .. } = &mut *book.lock();
+            if let Err(error) = opens.release(ledger, &self.devices, handle) {
+                tracing::warn!(%error, "a closed file stays in the ledger");
+            }
+        }
+    }
+
+    /// Keeps the cached files that an earlier server had registered for a slot, now that its
+    /// snapshot is open.
+    pub(crate) fn keep_registered(&self, kind: ConnectionKind, slot: Slot, fs: &SnapshotFs) {
+        let Some(book) = &self.book else { return };
+        let inodes = book.lock().opens.unkept(kind, slot);
+        for inode in inodes {
+            if let Some(whole) = fs.source().whole(inode) {
+                book.lock().opens.keep(kind, inode::number(slot, inode).0, whole);
+            }
+        }
+    }
+
+    /// Lets go of the cached files that no open file needs. Returns how many.
+    pub(crate) fn close_idle(&self) -> usize {
+        let Some(book) = &self.book else { return 0 };
+        let Book { ledger, opens, .. } = &mut *book.lock();
+        opens.close_idle(ledger, &self.devices, 0)
+    }
+
+    /// How many large files are open, and how many of them are passed through.
+    pub(crate) fn open_counts(&self) -> (usize, usize) {
+        self.book.as_ref().map_or((0, 0), |book| book.lock().opens.counts())
+    }
+
+    fn note_failure(&self, failure: Option<std::io::Error>) {
+        let Some(failure) = failure else { return };
+        count(&self.shared.counters.passthrough_refused);
+        let why = failure.to_string();
+        let mut last = self.last_failure.lock();
+        if last.as_ref() != Some(&why) {
+            tracing::warn!(error = why, "a file is not passed through now: reads go by the server");
+            *last = Some(why);
         }
     }
 

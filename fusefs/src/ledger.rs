@@ -14,9 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, memfd_create};
 use rustix::io::{pread, pwrite};
 
-#[allow(unused_imports, reason = "passthrough is on its way")]
-pub(crate) use record::Mode;
-pub(crate) use record::{Backing, Entry, Handle, SlotEntry, Visibility};
+pub(crate) use record::{Backing, Entry, Handle, Mode, SlotEntry, Visibility};
 use record::{Header, RECORD_LEN, decode, decode_header, encode, encode_header};
 
 /// How many records there may be: 64 MiB.
@@ -193,5 +191,103 @@ fn read_all(file: impl AsFd, at: u64, bytes: &mut [u8; RECORD_LEN]) -> io::Resul
     match pread(file, &mut bytes[..], at)? {
         RECORD_LEN => Ok(()),
         _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use inlay_store::ids::Digest;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::kind::ConnectionKind;
+
+    fn entry() -> impl Strategy<Value = Entry> {
+        let kind = prop::sample::select(ConnectionKind::ALL.to_vec());
+        prop_oneof![
+            Just(Entry::Free),
+            (any::<u32>(), kind.clone(), any::<bool>()).prop_map(|(slot, kind, seen)| {
+                let visibility = if seen { Visibility::Attached } else { Visibility::Detached };
+                Entry::Slot(SlotEntry { slot, kind, visibility })
+            }),
+            (kind.clone(), any::<u64>(), any::<u64>(), any::<Option<u32>>()).prop_map(
+                |(kind, inode, unique, id)| {
+                    let mode = id.map_or(Mode::Plain, Mode::Passthrough);
+                    Entry::Handle(Handle { kind, inode, unique, mode })
+                }
+            ),
+            (kind, any::<u64>(), any::<u32>(), any::<[u8; 32]>()).prop_map(
+                |(kind, inode, id, content)| {
+                    let content = Digest::from_bytes(content);
+                    Entry::Backing(Backing { kind, inode, id, content })
+                }
+            ),
+        ]
+    }
+
+    fn all(left: &Left) -> usize {
+        left.slots.len() + left.handles.len() + left.backings.len()
+    }
+
+    proptest! {
+        #[test]
+        fn records_go_there_and_back(turn in any::<u32>(), entry in entry()) {
+            prop_assert_eq!(decode(&encode(turn, &entry)), (turn, entry));
+        }
+
+        /// Whatever a hostile or dying writer left, it is read, and what can't be true is not there.
+        #[test]
+        fn any_bytes_are_a_ledger_or_an_error(
+            entries in prop::collection::vec(entry(), 0..8),
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..20),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let file = Ledger::create().unwrap();
+            let (mut ledger, _) = Ledger::open(file.try_clone().unwrap()).unwrap();
+            for entry in &entries {
+                ledger.add(entry).unwrap();
+            }
+            let mut bytes = vec![0; 64 * (entries.len() + 1)];
+            pread(&file, &mut bytes[..], 0).unwrap();
+            for (place, value) in &damage {
+                let at = place.index(bytes.len());
+                bytes[at] = *value;
+            }
+            let other = memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+            let kept = cut.index(bytes.len() + 1);
+            pwrite(&other, &bytes[..kept], 0).unwrap();
+            if let Ok((_, left)) = Ledger::open(other) {
+                prop_assert!(all(&left) <= entries.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_slot_number_is_taken_once_whoever_takes_it() {
+        let file = Ledger::create().unwrap();
+        let open = || Ledger::open(file.try_clone().unwrap()).unwrap().0;
+        let (mut first, limit) = (open(), 4);
+        assert_eq!(first.take_slot(limit).unwrap(), 1);
+        drop(first);
+        let mut second = open();
+        assert_eq!(second.take_slot(limit).unwrap(), 2);
+        assert_eq!(second.take_slot(limit).unwrap(), 3);
+        assert!(matches!(second.take_slot(limit), Err(LedgerError::NoSlots)));
+    }
+
+    #[test]
+    fn a_handle_of_a_place_that_is_used_again_is_another() {
+        let file = Ledger::create().unwrap();
+        let (mut ledger, _) = Ledger::open(file.try_clone().unwrap()).unwrap();
+        let kind = ConnectionKind::General;
+        let entry = Entry::Handle(Handle { kind, inode: 2, unique: 4, mode: Mode::Plain });
+        let place = ledger.add(&entry).unwrap();
+        let old = ledger.handle_number(place);
+        ledger.remove(place).unwrap();
+        let (mut next, _) = Ledger::open(file).unwrap();
+        assert_eq!(next.add(&entry).unwrap(), place);
+        assert_eq!(next.place_of(old), None);
+        assert_eq!(next.place_of(next.handle_number(place)), Some(place));
+        assert_eq!(next.place_of(0), None);
     }
 }

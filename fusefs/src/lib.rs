@@ -16,11 +16,10 @@ mod host;
 mod inode;
 pub mod keeper;
 mod kind;
-#[allow(dead_code, reason = "passthrough is on its way")]
 mod ledger;
 mod limiter;
 mod notify;
-#[allow(dead_code, reason = "passthrough is on its way")]
+mod opens;
 mod raw;
 mod session;
 
@@ -32,7 +31,7 @@ pub use fs::{
     Answered, DirItem, DirOffset, Emit, Found, Seek, SnapshotFs, Split, StatFs, View, Viewer,
     XattrAnswer,
 };
-pub use host::{HostError, HostServer, Opener, OpenerError, Restored, ServeOptions};
+pub use host::{HostError, HostServer, OpenFiles, Opener, OpenerError, Restored, ServeOptions};
 pub use inode::Slot;
 pub use kind::ConnectionKind;
 pub use ledger::LedgerError;

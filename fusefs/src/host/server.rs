@@ -21,7 +21,7 @@ use crate::fuse::Adapter;
 use crate::inode::Slot;
 use crate::keeper::{KeeperError, Kept, Link, LinkEvent, SessionId};
 use crate::kind::ConnectionKind;
-use crate::ledger::{LedgerError, Visibility};
+use crate::ledger::{LedgerError, Left, Visibility};
 use crate::notify::resend;
 use crate::session::{END_BY_ITSELF, END_WITHIN, MountOptions};
 
@@ -54,6 +54,15 @@ impl std::fmt::Debug for Restored {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Restored").field("slot", &self.slot).finish_non_exhaustive()
     }
+}
+
+/// Large files that are open at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenFiles {
+    /// All.
+    pub open: usize,
+    /// Those that the kernel reads itself.
+    pub passthrough: usize,
 }
 
 /// Why snapshots can't be served.
@@ -115,10 +124,9 @@ impl HostServer {
             devices.insert(connection.kind, Arc::new(connection.device));
             adopted.push((connection.kind, connection.init));
         }
-        let slots = left.slots.iter().map(|(slot, (place, _))| (*slot, *place)).collect();
         let counters = Arc::new(RequestCounters::default());
-        let host = Arc::new(Host::new(ledger, slots, devices.clone(), counters));
-        restore(&host, &left.slots, restored);
+        let host = Arc::new(Host::new(ledger, &left, devices.clone(), counters));
+        restore(&host, &left, restored);
         let ready = adopted
             .into_iter()
             .filter_map(|(kind, init)| Some((kind, init, Arc::clone(devices.get(&kind)?))))
@@ -227,6 +235,19 @@ impl HostServer {
         &self.host.shared.counters
     }
 
+    /// How many large files are open, and how many of them the kernel reads from cached files
+    /// itself.
+    pub fn open_files(&self) -> OpenFiles {
+        let (open, passthrough) = self.host.open_counts();
+        OpenFiles { open, passthrough }
+    }
+
+    /// Lets go of cached files that are registered with the kernel although no file is open that
+    /// needs them: their space can then be used for others. Returns how many.
+    pub fn let_go_of_idle_files(&self) -> usize {
+        self.host.close_idle()
+    }
+
     /// Tells when the session is over, or this process can't serve it any more: end the process.
     pub fn ended(&self) -> &Arc<Ended> {
         &self.ended
@@ -297,20 +318,24 @@ impl Drop for HostServer {
     }
 }
 
-fn restore(
-    host: &Host,
-    left: &BTreeMap<u32, (crate::ledger::Place, crate::ledger::SlotEntry)>,
-    restored: Vec<Restored>,
-) {
+fn restore(host: &Arc<Host>, left: &Left, restored: Vec<Restored>) {
     for Restored { slot, opener } in restored {
-        if let Some((_, entry)) = left.get(&slot.get()) {
+        if let Some((_, entry)) = left.slots.get(&slot.get()) {
             let visible = entry.visibility == Visibility::Attached;
+            let (kind, host_then) = (entry.kind, Arc::downgrade(host));
+            let opener: Opener = Box::new(move || {
+                let fs = opener()?;
+                if let Some(host) = host_then.upgrade() {
+                    host.keep_registered(kind, slot, &fs);
+                }
+                Ok(fs)
+            });
             host.table.insert(Attached::later(slot, entry.kind, visible, opener));
         } else {
             tracing::warn!(%slot, "this session has no such slot");
         }
     }
-    for slot in left.keys().filter_map(|slot| Slot::new(*slot)) {
+    for slot in left.slots.keys().filter_map(|slot| Slot::new(*slot)) {
         if host.table.get(slot).is_none() {
             tracing::warn!(%slot, "nobody knows what was in this slot: its files are stale");
         }

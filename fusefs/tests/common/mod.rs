@@ -315,6 +315,13 @@ impl Place {
         self.dir.path().join("tree")
     }
 
+    /// A new directory beside the others.
+    pub(crate) fn dir(&self, name: &str) -> PathBuf {
+        let dir = self.dir.path().join(name);
+        fs::create_dir(&dir).unwrap();
+        dir
+    }
+
     pub(crate) fn state(&self) -> PathBuf {
         self.dir.path().join("state")
     }

@@ -112,6 +112,18 @@ impl Session {
         Process::start("server", &self.place.state())
     }
 
+    /// As [`Session::serve`], while another still serves. Returns when it waits for its turn.
+    pub(crate) fn serve_standing_by(&self) -> Process {
+        let waiting = self.keeper().status().unwrap().waiting;
+        let process = self.serve();
+        let start = Instant::now();
+        while self.keeper().status().unwrap().waiting <= waiting {
+            assert!(start.elapsed() < PATIENCE, "a server does not stand by");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        process
+    }
+
     /// Makes a snapshot of the tree for servers, the next in the order of their slots.
     pub(crate) fn put(&self, number: u32, snapshot: &Snapshot, passthrough: bool) {
         let dir = self.place.state().join(format!("snapshot-{number}"));

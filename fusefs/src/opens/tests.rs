@@ -1,0 +1,256 @@
+//! Opens, closes, deaths and requests that come twice, against the kernel's rules.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const KIND: ConnectionKind = ConnectionKind::General;
+
+/// What the kernel knows, and the rules by which it gives EIO.
+#[derive(Default)]
+struct Kernel {
+    registered: RefCell<BTreeMap<u32, u64>>,
+    next_id: RefCell<u32>,
+    refuses: RefCell<bool>,
+    /// The open files of each inode by their handles.
+    open: BTreeMap<u64, BTreeMap<u64, Mode>>,
+    /// The registrations that open files hold on to, closed or not.
+    next_unique: u64,
+}
+
+impl Registry for Kernel {
+    fn register(&self, _: ConnectionKind, _: &std::fs::File) -> io::Result<u32> {
+        if *self.refuses.borrow() {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
+        *self.next_id.borrow_mut() += 1;
+        let id = *self.next_id.borrow();
+        self.registered.borrow_mut().insert(id, 0);
+        Ok(id)
+    }
+
+    fn close(&self, _: ConnectionKind, id: u32) -> io::Result<()> {
+        let known = self.registered.borrow_mut().remove(&id);
+        known.map(drop).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
+    }
+}
+
+impl Kernel {
+    /// The kernel takes an answer to an open.
+    fn opened(&mut self, inode: u64, opened: Opened) {
+        let open = self.open.entry(inode).or_default();
+        for mode in open.values() {
+            // Mixed modes, or another registration, are an I/O error to the program.
+            assert_eq!(*mode, opened.mode, "inode {inode}");
+        }
+        if let Mode::Passthrough(id) = opened.mode {
+            assert!(self.registered.borrow().contains_key(&id), "id {id} is not registered");
+        }
+        assert_eq!(open.insert(opened.handle, opened.mode), None, "a handle was given twice");
+    }
+}
+
+/// A server, and the file that outlives it.
+struct Server {
+    ledger: Ledger,
+    opens: Opens,
+}
+
+impl Server {
+    fn adopt(file: &OwnedFd) -> Self {
+        let (ledger, left) = Ledger::open(file.try_clone().unwrap()).unwrap();
+        let opens = Opens::load(&ledger, &left);
+        Self { ledger, opens }
+    }
+
+    fn open(&mut self, kernel: &Kernel, inode: u64, unique: u64, whole: bool) -> Opened {
+        let opening = Opening { kind: KIND, inode, content: content(inode), unique };
+        if let Some(opened) = self.opens.open(&mut self.ledger, &opening).unwrap() {
+            return opened;
+        }
+        let whole = whole.then(|| WholeFile {
+            file: Arc::new(std::fs::File::open("/dev/null").unwrap()),
+            content: content(inode),
+            guard: Box::new(()),
+        });
+        let with = self.opens.open_with(&mut self.ledger, kernel, &opening, whole);
+        with.unwrap().0
+    }
+
+    fn release(&mut self, kernel: &Kernel, handle: u64) {
+        self.opens.release(&mut self.ledger, kernel, handle).unwrap();
+    }
+}
+
+fn content(inode: u64) -> Digest {
+    Digest::of(&inode.to_ne_bytes())
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// A program opens the inode; the cache may have the file whole by then.
+    Open {
+        inode: u64,
+        whole: bool,
+    },
+    /// The server decides about an open, and dies before the answer is out.
+    OpenAndDie {
+        inode: u64,
+        whole: bool,
+    },
+    /// A program closes one of the open files.
+    Close {
+        which: prop::sample::Index,
+    },
+    /// It does, and the server dies before or after it has noted that.
+    CloseAndDie {
+        which: prop::sample::Index,
+        noted: bool,
+    },
+    /// The kernel refuses registrations, or doesn't any more.
+    Refuse(bool),
+    /// The cache wants its space back.
+    CloseIdle,
+    Die,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        8 => (2u64..6, any::<bool>()).prop_map(|(inode, whole)| Step::Open { inode, whole }),
+        3 => (2u64..6, any::<bool>()).prop_map(|(inode, whole)| Step::OpenAndDie { inode, whole }),
+        8 => any::<prop::sample::Index>().prop_map(|which| Step::Close { which }),
+        3 => (any::<prop::sample::Index>(), any::<bool>())
+            .prop_map(|(which, noted)| Step::CloseAndDie { which, noted }),
+        1 => any::<bool>().prop_map(Step::Refuse),
+        1 => Just(Step::CloseIdle),
+        1 => Just(Step::Die),
+    ];
+    prop::collection::vec(step, 1..80)
+}
+
+/// Takes one of the kernel's open files away, as a close does before the server hears of it.
+fn close_one(kernel: &mut Kernel, which: prop::sample::Index) -> Option<u64> {
+    let all: Vec<_> = kernel
+        .open
+        .iter()
+        .flat_map(|(inode, open)| open.keys().map(|handle| (*inode, *handle)))
+        .collect();
+    let (inode, handle) = (!all.is_empty()).then(|| *which.get(&all))?;
+    kernel.open.get_mut(&inode)?.remove(&handle);
+    Some(handle)
+}
+
+fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let file = Ledger::create().unwrap();
+    let mut kernel = Kernel::default();
+    let mut server = Server::adopt(&file);
+    for step in steps {
+        match step {
+            Step::Open { inode, whole } => {
+                kernel.next_unique += 2;
+                let opened = server.open(&kernel, inode, kernel.next_unique, whole);
+                kernel.opened(inode, opened);
+            }
+            Step::OpenAndDie { inode, whole } => {
+                kernel.next_unique += 2;
+                let lost = server.open(&kernel, inode, kernel.next_unique, whole);
+                server = Server::adopt(&file);
+                // Sent again, it gets the same answer, whatever the cache has by now.
+                let again = server.open(&kernel, inode, kernel.next_unique | RESENT, !whole);
+                prop_assert_eq!(lost, again);
+                kernel.opened(inode, again);
+            }
+            Step::Close { which } => {
+                if let Some(handle) = close_one(&mut kernel, which) {
+                    server.release(&kernel, handle);
+                }
+            }
+            Step::CloseAndDie { which, noted } => {
+                if let Some(handle) = close_one(&mut kernel, which) {
+                    if noted {
+                        server.release(&kernel, handle);
+                    }
+                    server = Server::adopt(&file);
+                    server.release(&kernel, handle);
+                    server.release(&kernel, handle);
+                }
+            }
+            Step::Refuse(refuses) => *kernel.refuses.borrow_mut() = refuses,
+            Step::CloseIdle => {
+                server.opens.close_idle(&mut server.ledger, &kernel, 0);
+            }
+            Step::Die => server = Server::adopt(&file),
+        }
+        let open: usize = kernel.open.values().map(BTreeMap::len).sum();
+        prop_assert_eq!(server.opens.counts().0, open);
+    }
+    // When all is closed, nothing is left: not in the ledger, not with the kernel.
+    let handles: Vec<_> = kernel.open.values().flat_map(BTreeMap::keys).copied().collect();
+    for handle in handles {
+        server.release(&kernel, handle);
+    }
+    server.opens.close_idle(&mut server.ledger, &kernel, 0);
+    prop_assert!(kernel.registered.borrow().is_empty());
+    prop_assert!(server.opens.inodes.is_empty());
+    let (_, left) = Ledger::open(file).unwrap();
+    prop_assert!(left.handles.is_empty() && left.backings.is_empty());
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn the_kernel_never_has_to_refuse_an_open(steps in steps()) {
+        run(steps)?;
+    }
+}
+
+#[test]
+fn registrations_that_nobody_uses_are_bounded() {
+    let file = Ledger::create().unwrap();
+    let kernel = Kernel::default();
+    let mut server = Server::adopt(&file);
+    let inodes = 2..u64::try_from(IDLE_MAX).unwrap() + 12;
+    for inode in inodes.clone() {
+        let opened = server.open(&kernel, inode, inode * 2, true);
+        assert!(matches!(opened.mode, Mode::Passthrough(_)));
+        server.release(&kernel, opened.handle);
+    }
+    let registered: BTreeSet<u32> = kernel.registered.borrow().keys().copied().collect();
+    assert_eq!(registered.len(), IDLE_MAX);
+    // The longest unused went first.
+    assert!(!registered.contains(&1) && registered.contains(&11));
+}
+
+#[test]
+fn a_file_that_could_not_be_registered_is_tried_again() {
+    let file = Ledger::create().unwrap();
+    let kernel = Kernel::default();
+    let mut server = Server::adopt(&file);
+    *kernel.refuses.borrow_mut() = true;
+    let plain = server.open(&kernel, 2, 2, true);
+    assert_eq!(plain.mode, Mode::Plain);
+    *kernel.refuses.borrow_mut() = false;
+    // Another file is not concerned; this one is passed through once it is open nowhere.
+    assert!(matches!(server.open(&kernel, 3, 4, true).mode, Mode::Passthrough(_)));
+    assert_eq!(server.open(&kernel, 2, 6, true).mode, Mode::Plain);
+    server.release(&kernel, plain.handle);
+    let (handle, _) = server.ledger_handles(2);
+    server.release(&kernel, handle);
+    assert!(matches!(server.open(&kernel, 2, 8, true).mode, Mode::Passthrough(_)));
+}
+
+impl Server {
+    /// An open file of an inode.
+    fn ledger_handles(&self, inode: u64) -> (u64, Mode) {
+        let open = self.opens.handles.iter().find(|(_, open)| open.key == (KIND, inode));
+        let (place, open) = open.unwrap();
+        (self.ledger.handle_number(*place), open.mode)
+    }
+}
