@@ -170,7 +170,7 @@ fn read_one(dir: &Path, files: &Files, turn: usize, reader: usize) -> Result<(),
     let (name, bytes) = nth(files, turn + reader * 101);
     let path = dir.join(name);
     let mut file = told(name, File::open(&path))?;
-    if turn % 2 == 0 {
+    if turn.is_multiple_of(2) {
         // So that the pages have to come again.
         let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
     }
@@ -247,7 +247,7 @@ fn kill_again_and_again(kills: usize, passthrough: bool) -> Vec<Duration> {
     for number in 0..kills {
         load.until_more(40);
         // Every other time the next one stands by already.
-        let next = (number % 2 == 0).then(|| session.serve_standing_by());
+        let next = number.is_multiple_of(2).then(|| session.serve_standing_by());
         let killed = Instant::now();
         server.kill();
         server = next.unwrap_or_else(|| session.serve());

@@ -283,7 +283,8 @@ pub(crate) fn inodes(root: &Path) -> BTreeMap<PathBuf, u64> {
     let mut found = BTreeMap::new();
     let mut todo = vec![root.to_owned()];
     while let Some(path) = todo.pop() {
-        let stat = fs::symlink_metadata(&path).unwrap();
+        let stat = fs::symlink_metadata(&path)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         if stat.is_dir() {
             todo.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
         }
