@@ -82,14 +82,11 @@ async fn from_cache(
     let Some(cache) = &shared.cache else { return (wants, unsettled) };
     let (mut rest, mut open) = (Vec::new(), Vec::new());
     for (want, one) in wants.into_iter().zip(unsettled) {
-        let digest = want.0.group.digest;
-        if cache.contains(&digest) {
+        let GroupRef { group, home, .. } = want.0;
+        if cache.has(&group.digest, home.as_ref()) {
             let cache = cache.clone();
-            let read = shared.runtime.spawn_blocking(move || cache.read_all(&digest)).await;
-            let raw_len = want.0.group.raw_len as usize;
-            if let Ok(Some(decoded)) = read
-                && decoded.len() == raw_len
-            {
+            let read = move || cache.read_placed(&group.digest, home.as_ref(), group.raw_len);
+            if let Ok(Some(decoded)) = shared.runtime.spawn_blocking(read).await {
                 one.landed(Bytes::from(decoded)).settle(None);
                 continue;
             }
@@ -195,8 +192,10 @@ async fn insert(shared: &Arc<Shared>, class: Class, buffers: &mut Buffers, lande
     };
     for one in landed {
         let Ok(_slot) = shared.inserters.acquire().await else { return };
-        let (cache, digest, bytes) = (cache.clone(), one.want.group.digest, one.bytes.clone());
-        let inserted = shared.runtime.spawn_blocking(move || cache.insert(&digest, &bytes)).await;
+        let (cache, bytes) = (cache.clone(), one.bytes.clone());
+        let GroupRef { group, home, .. } = one.want;
+        let insert = move || cache.insert_placed(&group.digest, home.as_ref(), &bytes);
+        let inserted = shared.runtime.spawn_blocking(insert).await;
         match inserted {
             Ok(Insert::Stored | Insert::AlreadyThere) => one.settle(None),
             Ok(Insert::Full | Insert::Paused | Insert::Failed(_)) | Err(_) => one.keep(),

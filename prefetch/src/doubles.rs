@@ -164,7 +164,8 @@ impl Blob {
             raw.push(Bytes::from(decoded));
         }
         let id = BlobId(Digest::of(&bytes));
-        let wants = places.into_iter().map(|group| GroupRef { blob: id, group }).collect();
+        let wants =
+            places.into_iter().map(|group| GroupRef { blob: id, group, home: None }).collect();
         Self { id, bytes: Bytes::from(bytes), wants, raw }
     }
 }

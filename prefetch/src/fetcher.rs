@@ -132,7 +132,8 @@ impl Fetcher {
         let missing: Vec<GroupRef> = wants
             .into_iter()
             .filter(|want| {
-                !shared.cache.as_ref().is_some_and(|cache| cache.contains(&want.group.digest))
+                let has = |cache: &Cache| cache.has(&want.group.digest, want.home.as_ref());
+                !shared.cache.as_ref().is_some_and(has)
             })
             .collect();
         if missing.is_empty() {

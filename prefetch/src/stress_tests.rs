@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use inlay_store::cache::{Cache, CacheOptions};
+use inlay_store::cache::{Budget, Cache, CacheOptions};
 use inlay_store::units::ByteSize;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
@@ -98,7 +98,7 @@ fn every_read_is_right_or_an_error() {
             .build()
             .unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let budget = Some(ByteSize(40 * 4096));
+        let budget = Some(Budget::Bytes(ByteSize(40 * 4096)));
         let options = CacheOptions { budget, ..CacheOptions::default() };
         let cache = (seed % 3 > 0).then(|| Cache::open(dir.path(), options).unwrap());
         let (right, failed) = runtime.block_on(storm(seed, cache));

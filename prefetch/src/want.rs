@@ -1,5 +1,6 @@
 //! What is to be fetched, and for whom.
 
+use inlay_store::cache::Placement;
 use inlay_store::format::Group;
 use inlay_store::ids::{BlobId, GroupDigest};
 
@@ -10,6 +11,8 @@ pub struct GroupRef {
     pub blob: BlobId,
     /// Where it is in the object, and what it must be.
     pub group: Group,
+    /// The large file that its bytes belong to, if the cache is to keep them there.
+    pub home: Option<Placement>,
 }
 
 /// Who wants a group.

@@ -9,9 +9,8 @@ use std::time::Duration;
 use clap::Args;
 use inlay_fusefs::MountOptions;
 use inlay_prefetch::{FetchLimits, Fetcher};
-use inlay_store::cache::CacheOptions;
+use inlay_store::cache::{Budget, CacheOptions};
 use inlay_store::ids::SnapshotId;
-use inlay_store::units::ByteSize;
 use serde::Serialize;
 
 use super::Global;
@@ -60,9 +59,10 @@ pub(super) struct MountArgs {
     /// Throw the changes away when it is unmounted
     #[arg(long, requires = "rw")]
     scratch: bool,
-    /// How much disk the host's cache may take [default: no limit]
+    /// How much disk the host's cache may take: a size, a share of the disk such as 20%, or auto.
+    /// It is remembered for this state [default: what was said last, or auto]
     #[arg(long, value_name = "SIZE")]
-    cache_size: Option<ByteSize>,
+    cache_size: Option<Budget>,
     /// Keep nothing on this host's disk but the index
     #[arg(long, conflicts_with = "cache_size")]
     no_cache: bool,
@@ -149,7 +149,7 @@ fn child_args(global: &Global, args: &MountArgs, state: &Path) -> Result<Vec<OsS
         option("--upper", std::path::absolute(upper)?.into());
     }
     if let Some(size) = args.cache_size {
-        option("--cache-size", size.0.to_string().into());
+        option("--cache-size", size.to_string().into());
     }
     for (given, word) in [
         (global.plain_http, "--plain-http"),

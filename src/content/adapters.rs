@@ -2,8 +2,9 @@
 
 use std::io::Write;
 use std::ops::Range;
+use std::sync::Arc;
 
-use inlay_fusefs::{ContentError, ContentSource, ReadDone, ReadNow};
+use inlay_fusefs::{ContentError, ContentSource, ReadDone, ReadNow, WholeFile};
 use inlay_store::format::InodeIdx;
 
 use super::{Now, SnapshotContent};
@@ -36,6 +37,12 @@ impl ContentSource for SnapshotContent {
             });
         };
         self.inner.reads.spawn_on(read, &self.inner.runtime);
+    }
+
+    fn whole(&self, inode: InodeIdx) -> Option<WholeFile> {
+        let (whole, content) = Self::whole(self, inode)?;
+        let file = Arc::clone(whole.file());
+        Some(WholeFile { file, content: content.digest, guard: Box::new(whole) })
     }
 }
 

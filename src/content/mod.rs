@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use inlay_fusefs::ContentError;
 use inlay_prefetch::{Fetcher, GroupRef, ReadAheadLimits, SequentialReads, StreamId};
-use inlay_store::cache::Cache;
+use inlay_store::cache::{Cache, ContentId, Lookup, WholeContent};
 use inlay_store::format::{Index, InodeIdx};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use error::{damaged_index, fetch_failed};
-use pieces::{Piece, Place, Plan};
+use pieces::{Piece, Place, Plan, content_id};
 
 /// How a snapshot's contents are read.
 #[derive(Debug, Clone, Copy)]
@@ -106,11 +106,15 @@ impl SnapshotContent {
         buf: &mut [u8],
     ) -> Result<Now, ContentError> {
         let inner = &self.inner;
+        let content = content_id(&inner.index, inode).map_err(|error| damaged_index(&error))?;
+        if let Some(len) = content.and_then(|content| inner.read_whole(&content, offset, buf)) {
+            return Ok(Now::Filled(len));
+        }
         let plan = Plan::new(&inner.index, inode, offset, buf.len())
             .map_err(|error| damaged_index(&error))?;
         for piece in &plan.pieces {
             let Some(to) = buf.get_mut(piece.to.clone()) else { continue };
-            if !inner.copy_here(piece, to) {
+            if !inner.copy_here(content.as_ref(), piece, to) {
                 return Ok(Now::WouldWait);
             }
         }
@@ -132,20 +136,29 @@ impl SnapshotContent {
             return Err(ContentError::Timeout { object: "a turn to read from the store".into() });
         };
         let _turn = turn.map_err(|_| ContentError::Shutdown)?;
+        let content = content_id(&inner.index, inode).map_err(|error| damaged_index(&error))?;
         let plan = Plan::new(&inner.index, inode, offset, len as usize)
             .map_err(|error| damaged_index(&error))?;
         let mut buf = vec![0; plan.len];
         let mut missing: Vec<&Piece> = Vec::new();
         for piece in &plan.pieces {
             let Some(to) = buf.get_mut(piece.to.clone()) else { continue };
-            if !inner.copy_here(piece, to) {
+            if !inner.copy_here(content.as_ref(), piece, to) {
                 // What the failed copy left is written over below.
                 missing.push(piece);
             }
         }
         inner.read_ahead(inode, offset, &plan);
-        inner.fetch(&missing, &mut buf).await?;
+        inner.fetch(inode, &missing, &mut buf).await?;
         Ok(Bytes::from(buf))
+    }
+
+    /// The cache's own file of the contents of `inode`, if it has all of them. Cheap; waits for
+    /// nothing.
+    pub fn whole(&self, inode: InodeIdx) -> Option<(WholeContent, ContentId)> {
+        let content = content_id(&self.inner.index, inode).ok()??;
+        let whole = self.inner.cache.as_ref()?.whole(&content.digest, content.size)?;
+        Some((whole, content))
     }
 
     /// Waits until every read that was started by an adapter has ended. Shut the fetcher down
@@ -157,8 +170,15 @@ impl SnapshotContent {
 }
 
 impl Inner {
+    /// Fills `buf` from a file that is whole in the cache. `None` if it is not.
+    fn read_whole(&self, content: &ContentId, offset: u64, buf: &mut [u8]) -> Option<usize> {
+        let left = usize::try_from(content.size.checked_sub(offset)?).unwrap_or(usize::MAX);
+        let to = buf.get_mut(..left.min(buf.len()))?;
+        (self.cache.as_ref()?.read_whole(content, offset, to) == Lookup::Hit).then_some(to.len())
+    }
+
     /// Copies a piece that is in the index, the cache or memory. False if it is not.
-    fn copy_here(&self, piece: &Piece, to: &mut [u8]) -> bool {
+    fn copy_here(&self, content: Option<&ContentId>, piece: &Piece, to: &mut [u8]) -> bool {
         match &piece.from {
             Place::Index(bytes) => {
                 let same = bytes.len() == to.len();
@@ -167,46 +187,65 @@ impl Inner {
                 }
                 same
             }
-            Place::Group { group, offset } => {
-                let digest = &group.group.digest;
+            Place::Group { blob, group, extent, skip } => {
+                let digest = &group.digest;
+                let offset = Place::group_offset(extent, *skip);
                 let cached = |cache: &Cache, to: &mut [u8]| {
-                    cache.read(digest, *offset, to) == inlay_store::cache::Lookup::Hit
+                    Lookup::Hit
+                        == match content {
+                            Some(content) => cache.read_piece(content, digest, extent, *skip, to),
+                            None => cache.read(digest, offset, to),
+                        }
                 };
                 let cache = self.cache.as_ref();
+                let in_memory = |to: &mut [u8]| {
+                    let want = GroupRef { blob: *blob, group: *group, home: None };
+                    let decoded = self.fetcher.here(&want);
+                    decoded.is_some_and(|decoded| copy_part(&decoded, offset, to))
+                };
+                let has = |cache: &Cache| match content {
+                    Some(content) => cache.has_piece(content, digest, extent),
+                    None => cache.contains(digest),
+                };
                 cache.is_some_and(|cache| cached(cache, to))
-                    || self
-                        .fetcher
-                        .here(group)
-                        .is_some_and(|decoded| copy_part(&decoded, *offset, to))
+                    || in_memory(to)
                     // From memory it may have gone to the cache between the two looks.
-                    || cache.is_some_and(|cache| cache.contains(digest) && cached(cache, to))
+                    || cache.is_some_and(|cache| has(cache) && cached(cache, to))
             }
         }
     }
 
-    async fn fetch(&self, missing: &[&Piece], buf: &mut [u8]) -> Result<(), ContentError> {
+    async fn fetch(
+        &self,
+        inode: InodeIdx,
+        missing: &[&Piece],
+        buf: &mut [u8],
+    ) -> Result<(), ContentError> {
         let mut wants: Vec<GroupRef> = Vec::new();
         for piece in missing {
-            if let Place::Group { group, .. } = &piece.from
-                && !wants.contains(group)
-            {
-                wants.push(*group);
+            let Place::Group { blob, group, extent, .. } = &piece.from else { continue };
+            if wants.iter().any(|want| want.group == *group) {
+                continue;
             }
+            let home = pieces::home(&self.index, inode, group, extent.file_offset)
+                .map_err(|error| damaged_index(&error))?;
+            wants.push(GroupRef { blob: *blob, group: *group, home });
         }
         if wants.is_empty() {
             return Ok(());
         }
         let decoded = self.fetcher.groups(&wants).await.map_err(|error| fetch_failed(&error))?;
         for piece in missing {
-            let Place::Group { group, offset } = &piece.from else { continue };
-            let whole = wants.iter().zip(&decoded).find(|(want, _)| *want == group);
+            let Place::Group { group, extent, skip, .. } = &piece.from else { continue };
+            let whole = wants.iter().zip(&decoded).find(|(want, _)| want.group == *group);
+            let offset = Place::group_offset(extent, *skip);
             let copied = match (whole, buf.get_mut(piece.to.clone())) {
-                (Some((_, whole)), Some(to)) => copy_part(whole, *offset, to),
+                (Some((_, whole)), Some(to)) => copy_part(whole, offset, to),
                 _ => false,
             };
             if !copied {
                 return Err(ContentError::Corrupt {
-                    object: format!("group {}", group.group.digest),
+                    object: format!("group {}", group.digest),
                     why: "it is shorter than the index says".into(),
                 });
             }

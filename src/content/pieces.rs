@@ -3,7 +3,10 @@
 use std::ops::Range;
 
 use inlay_prefetch::GroupRef;
-use inlay_store::format::{FileData, FormatError, GroupIdx, Index, InodeIdx};
+use inlay_store::cache::{ContentId, PIECES_MAX, Piece as CachePiece, Placement};
+use inlay_store::format::layout::GROUP_RAW_LEN_MAX;
+use inlay_store::format::{Extent, FileData, FormatError, Group, GroupIdx, Index, InodeIdx};
+use inlay_store::ids::BlobId;
 
 /// The most groups named for one stretch of read-ahead, however small they are.
 const READ_AHEAD_GROUPS_MAX: usize = 256;
@@ -27,10 +30,20 @@ pub(super) struct Piece {
 pub(super) enum Place {
     Index(Box<[u8]>),
     Group {
-        group: GroupRef,
-        /// In the group's decoded bytes.
-        offset: u32,
+        blob: BlobId,
+        group: Group,
+        /// All that the file has there of the group.
+        extent: CachePiece,
+        /// Where the piece begins in the extent.
+        skip: u32,
     },
+}
+
+impl Place {
+    /// Where a piece begins in its group's decoded bytes.
+    pub(super) fn group_offset(extent: &CachePiece, skip: u32) -> u32 {
+        extent.group_offset.saturating_add(skip)
+    }
 }
 
 impl Plan {
@@ -58,12 +71,16 @@ impl Plan {
                     let extent = extent?;
                     let from = extent.file_offset.max(start);
                     let to = extent.file_end().min(end);
+                    let group = index.group(extent.group)?;
+                    let blob = index.blob(group.blob)?.id;
                     let skipped = u32::try_from(from - extent.file_offset).unwrap_or(u32::MAX);
                     pieces.push(Piece {
                         to: small(from - start)..small(to.saturating_sub(start)),
                         from: Place::Group {
-                            group: group_ref(index, extent.group)?,
-                            offset: extent.group_offset.saturating_add(skipped),
+                            blob,
+                            group,
+                            extent: cache_piece(&extent),
+                            skip: skipped,
                         },
                     });
                 }
@@ -87,6 +104,12 @@ impl Plan {
     }
 }
 
+/// The contents of `inode` as the cache keeps them, if it is a large file.
+pub(super) fn content_id(index: &Index, inode: InodeIdx) -> Result<Option<ContentId>, FormatError> {
+    let Some(digest) = index.content(inode)? else { return Ok(None) };
+    Ok(Some(ContentId { digest, size: index.attr(inode)?.size }))
+}
+
 /// The groups that hold bytes of `range`, each once, in file order.
 pub(super) fn groups_within(
     index: &Index,
@@ -94,22 +117,67 @@ pub(super) fn groups_within(
     range: Range<u64>,
 ) -> Result<Vec<GroupRef>, FormatError> {
     let FileData::Extents(extents) = index.data(inode)? else { return Ok(Vec::new()) };
-    let mut groups: Vec<GroupIdx> = Vec::new();
+    let mut groups: Vec<(GroupIdx, u64)> = Vec::new();
     for extent in extents.within(range) {
-        let group = extent?.group;
+        let extent = extent?;
         if groups.len() == READ_AHEAD_GROUPS_MAX {
             break;
         }
-        if !groups.contains(&group) {
-            groups.push(group);
+        if !groups.iter().any(|(group, _)| *group == extent.group) {
+            groups.push((extent.group, extent.file_offset));
         }
     }
-    groups.into_iter().map(|group| group_ref(index, group)).collect()
+    groups
+        .into_iter()
+        .map(|(group, at)| {
+            let want = group_ref(index, group)?;
+            Ok(GroupRef { home: home(index, inode, &want.group, at)?, ..want })
+        })
+        .collect()
+}
+
+/// Where the bytes of a group go that is about to be fetched for `inode`, which has some of them at
+/// `at`: into the file's contents, if all of them belong there. Otherwise they are kept as a group,
+/// because others may want them.
+pub(super) fn home(
+    index: &Index,
+    inode: InodeIdx,
+    group: &Group,
+    at: u64,
+) -> Result<Option<Placement>, FormatError> {
+    if group.owner != Some(inode) {
+        return Ok(None);
+    }
+    let Some(content) = content_id(index, inode)? else { return Ok(None) };
+    let FileData::Extents(extents) = index.data(inode)? else { return Ok(None) };
+    let reach = u64::from(GROUP_RAW_LEN_MAX);
+    let (mut pieces, mut bytes) = (Vec::with_capacity(PIECES_MAX), 0);
+    for extent in extents.within(at.saturating_sub(reach)..at.saturating_add(reach)) {
+        let extent = extent?;
+        if index.group(extent.group)?.digest != group.digest {
+            continue;
+        }
+        if pieces.len() == PIECES_MAX || extent.group_offset != bytes {
+            return Ok(None);
+        }
+        bytes += extent.len;
+        pieces.push(cache_piece(&extent));
+    }
+    let all = bytes == group.raw_len;
+    Ok(if all { Placement::new(content, &pieces) } else { None })
+}
+
+fn cache_piece(extent: &Extent) -> CachePiece {
+    CachePiece {
+        file_offset: extent.file_offset,
+        group_offset: extent.group_offset,
+        len: extent.len,
+    }
 }
 
 fn group_ref(index: &Index, group: GroupIdx) -> Result<GroupRef, FormatError> {
     let group = index.group(group)?;
-    Ok(GroupRef { blob: index.blob(group.blob)?.id, group })
+    Ok(GroupRef { blob: index.blob(group.blob)?.id, group, home: None })
 }
 
 /// A distance inside a buffer, which is in memory.

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use super::{Cache, CacheOptions, Insert};
+use super::{Budget, Cache, CacheOptions, Insert};
 use crate::ids::{Digest, GroupDigest};
 use crate::units::ByteSize;
 
@@ -35,7 +35,7 @@ fn next(state: &mut u64) -> u64 {
 }
 
 fn options() -> CacheOptions {
-    CacheOptions { budget: Some(ByteSize(BUDGET)), ..CacheOptions::default() }
+    CacheOptions { budget: Some(Budget::Bytes(ByteSize(BUDGET))), ..CacheOptions::default() }
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! One cache file: the decoded bytes of a group, then a trailer that lets them prove themselves.
 
 use std::fs::File;
-use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::disk::{Disk, Stamp, Time};
 use crate::format::layout::GROUP_RAW_LEN_MAX;
 use crate::ids::{Digest, GroupDigest};
 
@@ -29,6 +30,9 @@ struct Trailer {
 
 const TRAILER_LEN: u64 = size_of::<Trailer>() as u64;
 
+/// What file systems give space in.
+pub(super) const BLOCK: u64 = 4096;
+
 /// What a file of `decoded_len` decoded bytes counts against the budget: whole blocks of 4 KiB, as
 /// file systems give them.
 pub(super) fn disk_cost(decoded_len: u64) -> u64 {
@@ -37,24 +41,20 @@ pub(super) fn disk_cost(decoded_len: u64) -> u64 {
 
 /// What a file of `file_len` bytes counts against the budget.
 pub(super) fn file_cost(file_len: u64) -> u64 {
-    file_len.div_ceil(4096) * 4096
+    file_len.div_ceil(BLOCK) * BLOCK
 }
 
-/// Tells a file from one that took its place, and from itself after a change of its length.
+/// Tells a file from one that took its place, and from itself after a change of its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity {
     inode: u64,
     len: u64,
-    mtime: (i64, i64),
+    mtime: Time,
 }
 
 impl Identity {
-    pub(super) fn of(file: &File) -> io::Result<Self> {
-        file.metadata().map(|meta| Self::from_metadata(&meta))
-    }
-
-    pub(super) fn from_metadata(meta: &std::fs::Metadata) -> Self {
-        Self { inode: meta.ino(), len: meta.len(), mtime: (meta.mtime(), meta.mtime_nsec()) }
+    pub(super) fn of(stamp: &Stamp) -> Self {
+        Self { inode: stamp.inode, len: stamp.len, mtime: stamp.mtime }
     }
 
     pub(super) fn inode(&self) -> u64 {
@@ -71,6 +71,7 @@ impl Identity {
 pub(super) struct Entry {
     file: File,
     len: u32,
+    used: AtomicBool,
 }
 
 /// Why a file is no entry.
@@ -92,7 +93,12 @@ impl From<io::Error> for Reject {
 
 impl Entry {
     /// Writes the decoded bytes of `group` into the new file `file`.
-    pub(super) fn write(mut file: File, group: GroupDigest, decoded: &[u8]) -> io::Result<Self> {
+    pub(super) fn write(
+        disk: &dyn Disk,
+        file: File,
+        group: GroupDigest,
+        decoded: &[u8],
+    ) -> io::Result<Self> {
         let len = u32::try_from(decoded.len()).map_err(io::Error::other)?;
         let content = Digest::of(decoded);
         let trailer = Trailer {
@@ -102,26 +108,31 @@ impl Entry {
             group,
             content,
         };
-        file.write_all(decoded)?;
-        file.write_all(trailer.as_bytes())?;
-        Ok(Self { file, len })
+        disk.write(&file, decoded, 0)?;
+        disk.write(&file, trailer.as_bytes(), decoded.len() as u64)?;
+        Ok(Self::new(file, len))
     }
 
     /// Takes a file that has proved itself earlier and has not changed since.
     pub(super) fn trusted(file: File, identity: Identity) -> Result<Self, Reject> {
         let len = decoded_len(identity.len).ok_or(Reject::Wrong)?;
-        Ok(Self { file, len })
+        Ok(Self::new(file, len))
+    }
+
+    fn new(file: File, len: u32) -> Self {
+        Self { file, len, used: AtomicBool::new(true) }
     }
 
     /// Reads the whole file and compares it with its trailer.
     pub(super) fn verified(
+        disk: &dyn Disk,
         file: File,
         identity: Identity,
         group: GroupDigest,
     ) -> Result<Self, Reject> {
         let len = decoded_len(identity.len).ok_or(Reject::Wrong)?;
         let mut trailer = Trailer::new_zeroed();
-        file.read_exact_at(trailer.as_mut_bytes(), u64::from(len))?;
+        disk.read(&file, trailer.as_mut_bytes(), u64::from(len))?;
         if trailer.magic != MAGIC
             || trailer.version.get() != VERSION
             || trailer.len.get() != len
@@ -130,11 +141,11 @@ impl Entry {
             return Err(Reject::Wrong);
         }
         let mut decoded = vec![0; len as usize];
-        file.read_exact_at(&mut decoded, 0)?;
+        disk.read(&file, &mut decoded, 0)?;
         if Digest::of(&decoded) != trailer.content {
             return Err(Reject::Wrong);
         }
-        Ok(Self { file, len })
+        Ok(Self::new(file, len))
     }
 
     /// Decoded bytes.
@@ -148,12 +159,20 @@ impl Entry {
     }
 
     /// Fills `buf` from `offset`. A file that was cut short meanwhile gives an error, not zeros.
-    pub(super) fn read(&self, offset: u32, buf: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(buf, u64::from(offset))
+    pub(super) fn read(&self, disk: &dyn Disk, offset: u32, buf: &mut [u8]) -> io::Result<()> {
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+        disk.read(&self.file, buf, u64::from(offset))
     }
 
-    pub(super) fn identity(&self) -> io::Result<Identity> {
-        Identity::of(&self.file)
+    /// Whether it was read since the last time this was asked.
+    pub(super) fn take_used(&self) -> bool {
+        self.used.swap(false, Ordering::Relaxed)
+    }
+
+    pub(super) fn identity(&self, disk: &dyn Disk) -> io::Result<Identity> {
+        disk.stamp(&self.file).map(|stamp| Identity::of(&stamp))
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::CacheError;
+use super::stats::DiskState;
 
 /// The state of a disk that may fail.
 #[derive(Debug)]
@@ -31,6 +32,14 @@ impl Health {
             State::Good => true,
             // A pause too long for the clock never ends.
             State::Failing { retry_at } => retry_at.is_some_and(|at| Instant::now() >= at),
+        }
+    }
+
+    /// What the disk last did.
+    pub(super) fn disk(&self) -> DiskState {
+        match *self.state.lock() {
+            State::Good => DiskState::Good,
+            State::Failing { .. } => DiskState::Failing,
         }
     }
 

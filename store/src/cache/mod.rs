@@ -1,38 +1,61 @@
-//! The host cache: decoded groups on local disk, shared by every process that opens the directory.
+//! The host cache: decoded bytes on local disk, shared by every process that opens the directory.
 //!
-//! One file a group, named by the group's digest, written under another name and linked to its own:
-//! the name is the ready bit. Nothing is synced, because a cache may forget; instead each file is
-//! read whole and checked when a process first opens it, and what does not prove itself is removed
-//! and is a miss. A disk that is full or fails makes the cache stop storing, never fail a reader.
+//! Small files' groups are one file each, named by the group's digest, written under another name and
+//! linked to its own: the name is the ready bit. A large file is one sparse file, named by the digest
+//! of its contents, filled as its groups come and sealed when it is whole; the kernel can then read it
+//! itself. Only what is sealed is synced, because a cache may forget: all else is checked when a process first
+//! uses it, and what does not prove itself is a miss. A disk that is full or fails makes the cache
+//! stop storing, never fail a reader.
 
+mod budget;
+mod content;
+#[cfg(test)]
+mod content_tests;
+mod contents;
 #[cfg(test)]
 mod crash_tests;
+mod disk;
 mod entry;
+mod evict;
+mod fill;
+mod groups;
 mod health;
+mod lease;
 mod open_files;
+mod pins;
+mod placement;
+mod ranges;
+mod room;
+mod seal;
 mod staging;
 mod stats;
 mod store;
 #[cfg(test)]
 mod tests;
 mod usage;
+mod worker;
 
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use stats::CacheFigures;
-pub use store::Cache;
-
-use crate::units::ByteSize;
+pub use budget::{Budget, BudgetError, Marks};
+pub use content::WholeContent;
+pub use evict::{Evicted, Inventory, Spare};
+pub use pins::PinSet;
+pub use placement::{ContentId, PIECES_MAX, Piece, Placement};
+pub use stats::{CacheFigures, DiskState};
+pub use store::{Cache, ContentPin};
 
 /// How a cache behaves.
 #[derive(Debug, Clone, Copy)]
 pub struct CacheOptions {
-    /// How much disk its files may take; when that is reached nothing more is stored. `None`: as
-    /// much as there is.
-    pub budget: Option<ByteSize>,
-    /// How many files are kept open, at least 16. Default 512.
+    /// How much disk its files may take. `None`: what was last said of this directory, or
+    /// [`Budget::Auto`].
+    pub budget: Option<Budget>,
+    /// Where eviction begins and ends.
+    pub marks: Marks,
+    /// How many files of groups are kept open, at least 16, and half as many contents. Default 512.
     pub open_files: usize,
     /// How long nothing is stored after the disk failed. Default 30 s.
     pub pause_after_failure: Duration,
@@ -40,7 +63,12 @@ pub struct CacheOptions {
 
 impl Default for CacheOptions {
     fn default() -> Self {
-        Self { budget: None, open_files: 512, pause_after_failure: Duration::from_secs(30) }
+        Self {
+            budget: None,
+            marks: Marks::default(),
+            open_files: 512,
+            pause_after_failure: Duration::from_secs(30),
+        }
     }
 }
 
@@ -60,7 +88,7 @@ pub enum Insert {
     Stored,
     /// It was there already.
     AlreadyThere,
-    /// The budget is used up.
+    /// The budget is used up; what was used longest ago is being evicted.
     Full,
     /// Nothing is stored for a while, because the disk failed a short time ago.
     Paused,
@@ -90,5 +118,9 @@ impl CacheError {
     fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { what, path, source }
+    }
+
+    fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
     }
 }

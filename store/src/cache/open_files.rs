@@ -83,6 +83,35 @@ impl OpenFiles {
         drop(entry);
     }
 
+    /// Closes what was not read since this was last called, and gives what was.
+    pub(super) fn close_idle(&self) -> Vec<GroupDigest> {
+        let (mut used, mut idle) = (Vec::new(), Vec::new());
+        for shard in &self.shards {
+            let mut files = shard.files.lock();
+            let groups: Vec<GroupDigest> = files.open.iter().map(|(group, _)| *group).collect();
+            for group in groups {
+                if files.open.peek(&group).is_some_and(|entry| entry.take_used()) {
+                    used.push(group);
+                } else {
+                    idle.extend(files.open.pop(&group));
+                }
+            }
+        }
+        // Closing files takes time, so not under the locks.
+        drop(idle);
+        used
+    }
+
+    /// What was read since this was last called.
+    pub(super) fn take_used(&self) -> Vec<GroupDigest> {
+        let mut used = Vec::new();
+        for shard in &self.shards {
+            let files = shard.files.lock();
+            used.extend(files.open.iter().filter(|(_, e)| e.take_used()).map(|(group, _)| *group));
+        }
+        used
+    }
+
     fn shard(&self, group: &GroupDigest) -> &Shard {
         let [first, ..] = group.0.as_bytes();
         let [only, rest @ ..] = &self.shards;

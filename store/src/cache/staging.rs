@@ -7,9 +7,11 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::CacheError;
+use super::disk::{Disk, Open};
 
 const LOCK: &str = "lock";
 
@@ -54,11 +56,16 @@ impl Staging {
     }
 
     /// A new file under a name of its own.
-    pub(super) fn create(&self) -> io::Result<(Staged, File)> {
+    pub(super) fn create(&self, disk: &Arc<dyn Disk>) -> io::Result<(Staged, File)> {
+        let staged = self.name(disk);
+        let file = disk.open(&staged.path, Open::New)?;
+        Ok((staged, file))
+    }
+
+    /// A name of its own for a file that the caller makes.
+    pub(super) fn name(&self, disk: &Arc<dyn Disk>) -> Staged {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let path = self.dir.join(number.to_string());
-        let file = new_file(&path)?;
-        Ok((Staged { path }, file))
+        Staged { path: self.dir.join(number.to_string()), disk: Arc::clone(disk) }
     }
 }
 
@@ -97,6 +104,7 @@ impl OpeningLock {
 #[derive(Debug)]
 pub(super) struct Staged {
     path: PathBuf,
+    disk: Arc<dyn Disk>,
 }
 
 impl Staged {
@@ -107,7 +115,8 @@ impl Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        // One that can't be removed now goes with the directory.
+        let _ = self.disk.remove(&self.path);
     }
 }
 

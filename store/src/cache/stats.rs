@@ -14,8 +14,10 @@ pub(super) struct Counters {
     pub(super) read_failures: AtomicU64,
     pub(super) verified: AtomicU64,
     pub(super) verify_failures: AtomicU64,
-    /// Of the whole directory, as this process last saw it.
-    pub(super) disk_bytes: AtomicU64,
+    pub(super) sealed: AtomicU64,
+    pub(super) contradictions: AtomicU64,
+    pub(super) evictions: AtomicU64,
+    pub(super) evicted_bytes: AtomicU64,
 }
 
 /// What happened in a cache since this process opened it.
@@ -41,9 +43,33 @@ pub struct CacheFigures {
     pub verify_failures: u64,
     /// Bytes that the whole directory's files take on disk, as this process last saw it.
     pub disk_bytes: u64,
+    /// How many they may take.
+    pub budget_bytes: u64,
+    /// Large files that became whole.
+    pub sealed: u64,
+    /// Groups that did not fit to what other groups of the same contents say.
+    pub contradictions: u64,
+    /// Files that were evicted.
+    pub evictions: u64,
+    /// What they took.
+    pub evicted_bytes: u64,
+    /// Whether the disk takes writes.
+    pub disk: DiskState,
+}
+
+/// Whether a cache's disk takes writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskState {
+    /// It did when it was last tried.
+    #[default]
+    Good,
+    /// It did not; nothing is stored for a while.
+    Failing,
 }
 
 impl Counters {
+    /// What only the cache knows is left as it is by default.
     pub(super) fn figures(&self) -> CacheFigures {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         CacheFigures {
@@ -56,7 +82,11 @@ impl Counters {
             read_failures: load(&self.read_failures),
             verified: load(&self.verified),
             verify_failures: load(&self.verify_failures),
-            disk_bytes: load(&self.disk_bytes),
+            sealed: load(&self.sealed),
+            contradictions: load(&self.contradictions),
+            evictions: load(&self.evictions),
+            evicted_bytes: load(&self.evicted_bytes),
+            ..CacheFigures::default()
         }
     }
 }

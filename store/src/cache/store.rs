@@ -1,38 +1,52 @@
-//! The cache itself: finding, verifying, storing and removing files.
+//! The cache as others use it: what can be asked of it, and what it is made of.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::entry::{Entry, Identity, Reject, disk_cost, file_cost};
+use super::budget::Budget;
+use super::content::{State, WholeContent};
+use super::contents::Contents;
+use super::disk::{Disk, SystemDisk};
+use super::evict::{Evicted, Inventory, Spare};
+use super::groups::Stored;
 use super::health::Health;
-use super::open_files::{OpenFiles, Opening};
+use super::open_files::OpenFiles;
+use super::pins::{self, PinSet};
+use super::placement::{ContentId, Piece, Placement};
+use super::room::{Fill, Room};
 use super::staging::{OpeningLock, Others, Staging, make_dir};
 use super::stats::{CacheFigures, Counters, count};
-use super::usage::{Outcome, Usage};
+use super::usage::Usage;
+use super::worker::{Worker, WorkerThread};
 use super::{CacheError, CacheOptions, Insert, Lookup};
 use crate::format::layout::GROUP_RAW_LEN_MAX;
-use crate::ids::GroupDigest;
+use crate::ids::{Digest, GroupDigest, SnapshotId};
 
 /// The host cache. Clones share everything; other processes may have the same directory open.
+///
+/// One thread of its own seals and evicts; the last clone joins it.
 #[derive(Debug, Clone)]
 pub struct Cache {
     inner: Arc<Inner>,
+    _thread: Arc<WorkerThread>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    dir: PathBuf,
-    groups: PathBuf,
-    budget: u64,
-    staging: Staging,
-    usage: Usage,
-    files: OpenFiles,
-    health: Health,
-    counters: Counters,
+pub(super) struct Inner {
+    pub(super) dir: PathBuf,
+    pub(super) groups: PathBuf,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) staging: Staging,
+    pub(super) room: Room,
+    pub(super) files: OpenFiles,
+    pub(super) contents: Contents,
+    pub(super) health: Health,
+    pub(super) counters: Counters,
+    pub(super) worker: Arc<Worker>,
+    /// The disk was full although the budget was not.
+    pub(super) starved: AtomicBool,
+    epoch: AtomicU64,
 }
 
 impl Cache {
@@ -42,54 +56,130 @@ impl Cache {
     /// it is first used. Costs the same whatever the cache holds, except after a crash: then the
     /// first to open it looks at the size of every file.
     pub fn open(dir: &Path, options: CacheOptions) -> Result<Self, CacheError> {
-        let groups = dir.join("groups");
-        make_dir(&groups).map_err(CacheError::io("creating", &groups))?;
-        let opening = OpeningLock::wait(dir)?;
-        let (staging, others) = Staging::open(dir, &opening)?;
-        let path = dir.join("usage");
-        let usage = Usage::open(&path).map_err(CacheError::io("opening", &path))?;
-        if others == Others::Dead || usage.valid().is_none() {
-            let bytes = measure(&groups).map_err(CacheError::io("measuring", &groups))?;
-            usage.reset(bytes).map_err(CacheError::io("writing", &path))?;
-        }
-        drop(opening);
-        let counters = Counters::default();
-        counters.disk_bytes.store(usage.valid().unwrap_or(0), Ordering::Relaxed);
-        let inner = Inner {
-            dir: dir.to_owned(),
-            groups,
-            budget: options.budget.map_or(u64::MAX, |size| size.0),
-            staging,
-            usage,
-            files: OpenFiles::new(options.open_files.max(16)),
-            health: Health::new(options.pause_after_failure),
-            counters,
-        };
-        Ok(Self { inner: Arc::new(inner) })
+        Self::on_disk(dir, options, Arc::new(SystemDisk))
     }
 
-    /// Fills `buf` with the decoded bytes of `group` from `offset`, if the cache has all of them.
+    pub(super) fn on_disk(
+        dir: &Path,
+        options: CacheOptions,
+        disk: Arc<dyn Disk>,
+    ) -> Result<Self, CacheError> {
+        let (groups, contents) = (dir.join("groups"), dir.join("contents"));
+        for dir in [&groups, &contents] {
+            make_dir(dir).map_err(CacheError::io("creating", dir))?;
+        }
+        let opening = OpeningLock::wait(dir)?;
+        let (staging, others) = Staging::open(dir, &opening)?;
+        if let Some(budget) = options.budget {
+            let staged = staging.name(&disk);
+            budget
+                .remember(&*disk, dir, staged.path())
+                .map_err(CacheError::io("writing the budget of", dir))?;
+        }
+        let budget = options.budget.or_else(|| Budget::remembered(dir)).unwrap_or_default();
+        let path = dir.join("usage");
+        let usage =
+            Usage::open(&path, Arc::clone(&disk)).map_err(CacheError::io("opening", &path))?;
+        let valid = others != Others::Dead && usage.valid().is_some();
+        if !valid {
+            usage.reset(0).map_err(CacheError::io("writing", &path))?;
+        }
+        let room = Room::new(dir.to_owned(), Arc::clone(&disk), budget, options.marks, usage);
+        let open_files = options.open_files.max(16);
+        let worker = Arc::<Worker>::default();
+        let inner = Arc::new(Inner {
+            dir: dir.to_owned(),
+            groups,
+            disk,
+            staging,
+            room,
+            files: OpenFiles::new(open_files),
+            contents: Contents::new(contents, open_files / 2),
+            health: Health::new(options.pause_after_failure),
+            counters: Counters::default(),
+            worker: Arc::clone(&worker),
+            starved: AtomicBool::new(false),
+            epoch: AtomicU64::new(1),
+        });
+        if !valid {
+            inner
+                .room
+                .recount(|| inner.scan(&mut |_| ()).map(|inventory| inventory.bytes()))
+                .map_err(CacheError::io("measuring", dir))?;
+            inner.room.look();
+        }
+        drop(opening);
+        let thread = WorkerThread::start(worker, Arc::downgrade(&inner))
+            .map_err(CacheError::io("starting a thread for", dir))?;
+        Ok(Self { inner, _thread: Arc::new(thread) })
+    }
+
+    /// Fills `buf` with the decoded bytes of `group` from `offset`, if a file of that group is there.
     ///
     /// Never waits for the network; the first read of a group in this process reads and verifies
     /// its whole file. Whatever goes wrong is a miss.
     pub fn read(&self, group: &GroupDigest, offset: u32, buf: &mut [u8]) -> Lookup {
-        let counters = &self.inner.counters;
-        let found = self.inner.entry(group).filter(|entry| entry.covers(offset, buf.len()));
-        let Some(entry) = found else {
-            count(&counters.misses);
+        let lookup = self.inner.read_group(group, offset, buf);
+        self.inner.counted(lookup)
+    }
+
+    /// Fills `buf` with the bytes of `extent`, a piece of `content` that is in `group`, from `skip`
+    /// bytes into it, from wherever the cache has them. Otherwise like `read`.
+    pub fn read_piece(
+        &self,
+        content: &ContentId,
+        group: &GroupDigest,
+        extent: &Piece,
+        skip: u32,
+        buf: &mut [u8],
+    ) -> Lookup {
+        let Some(piece) = extent.fits(content).then(|| extent.part(skip, buf.len())).flatten()
+        else {
             return Lookup::Miss;
         };
-        match entry.read(offset, buf) {
-            Ok(()) => {
-                count(&counters.hits);
-                Lookup::Hit
-            }
-            Err(error) => {
-                self.inner.read_failed(group, &entry, &error);
-                count(&counters.misses);
-                Lookup::Miss
-            }
+        let inner = &self.inner;
+        let known = inner.contents.get(content);
+        if inner.read_piece(&known, group, &piece, buf) == Lookup::Hit {
+            return inner.counted(Lookup::Hit);
         }
+        let lookup = inner.read_group(group, piece.group_offset, buf);
+        if lookup == Lookup::Hit
+            && inner.health.may_write()
+            && inner.may_be_whole(content)
+            && !matches!(&*known.state.read(), State::Lie)
+            && let Some(placement) = Placement::new(*content, std::slice::from_ref(extent))
+        {
+            inner.worker.adopt(*group, placement);
+        }
+        inner.counted(lookup)
+    }
+
+    /// Fills `buf` with the bytes of a content from `offset`, if it is whole. Counts nothing if not.
+    pub fn read_whole(&self, content: &ContentId, offset: u64, buf: &mut [u8]) -> Lookup {
+        let end = offset.checked_add(buf.len() as u64);
+        if end.is_none_or(|end| end > content.size) {
+            return Lookup::Miss;
+        }
+        let known = self.inner.contents.get(content);
+        let State::Sealed(sealed) = self.inner.state_of(&known) else { return Lookup::Miss };
+        let lookup = self.inner.read_whole(&known, &sealed, offset, buf);
+        if lookup == Lookup::Hit { self.inner.counted(lookup) } else { lookup }
+    }
+
+    /// The whole file of a content, if the cache has it: to be read with `pread`, or by the kernel
+    /// itself. It is not evicted as long as what this gives lives. At most a few system calls.
+    pub fn whole(&self, digest: &Digest, size: u64) -> Option<WholeContent> {
+        let known = self.inner.contents.get(&ContentId { digest: *digest, size });
+        let sealed = self.inner.sealed(&known)?;
+        known.mark_used();
+        Some(WholeContent { sealed })
+    }
+
+    /// Keeps whatever the cache has of a content from being evicted by this process: for one that
+    /// knows only the digest of what the kernel still reads.
+    pub fn pin_content(&self, digest: &Digest) -> ContentPin {
+        self.inner.contents.hold(*digest);
+        ContentPin { inner: Arc::clone(&self.inner), digest: *digest }
     }
 
     /// All decoded bytes of `group`. Otherwise like `read`.
@@ -99,225 +189,241 @@ impl Cache {
         (self.read(group, 0, &mut decoded) == Lookup::Hit).then_some(decoded)
     }
 
-    /// Whether there is a file for `group`. It may still turn out to be wrong when it is read.
-    pub fn contains(&self, group: &GroupDigest) -> bool {
-        self.inner.files.holds(group) || self.inner.path(group).exists()
+    /// All `len` decoded bytes of `group`, from its file or from the content that it belongs to.
+    pub fn read_placed(
+        &self,
+        group: &GroupDigest,
+        placement: Option<&Placement>,
+        len: u32,
+    ) -> Option<Vec<u8>> {
+        let mut decoded = vec![0; len as usize];
+        let placed = placement.is_some_and(|placement| {
+            let known = self.inner.contents.get(placement.content());
+            let mut at = 0;
+            placement.pieces().iter().all(|piece| {
+                let next = piece.group_offset == at;
+                at += piece.len;
+                let start = piece.group_offset as usize;
+                let to = decoded.get_mut(start..start + piece.len as usize);
+                next && to.is_some_and(|to| {
+                    self.inner.read_piece(&known, group, piece, to) == Lookup::Hit
+                })
+            }) && at == len
+        });
+        if placed {
+            return Some(decoded);
+        }
+        self.read_all(group).filter(|decoded| decoded.len() == len as usize)
     }
 
-    /// Stores the decoded bytes of `group`, which the caller has verified. Blocks on the disk.
+    /// Whether there is a file for `group`. It may still turn out to be wrong when it is read.
+    pub fn contains(&self, group: &GroupDigest) -> bool {
+        self.inner.files.holds(group) || self.inner.group_path(group).exists()
+    }
+
+    /// Whether the bytes of `group` are there, in its file or in the content that it belongs to.
+    pub fn has(&self, group: &GroupDigest, placement: Option<&Placement>) -> bool {
+        let placed = placement.is_some_and(|placement| {
+            let known = self.inner.contents.get(placement.content());
+            match self.inner.state_of(&known) {
+                State::Sealed(_) => true,
+                State::Part(part) => placement
+                    .pieces()
+                    .iter()
+                    .all(|piece| part.ranges.read().find(group, piece).is_some()),
+                State::Absent { .. } | State::Lie => false,
+            }
+        });
+        placed || self.contains(group)
+    }
+
+    /// Whether `read_piece` would probably find all of `extent`.
+    pub fn has_piece(&self, content: &ContentId, group: &GroupDigest, extent: &Piece) -> bool {
+        let placement = Placement::new(*content, std::slice::from_ref(extent));
+        self.has(group, placement.as_ref())
+    }
+
+    /// Stores the decoded bytes of `group`, which the caller has verified, as a file of the group.
+    /// Blocks on the disk.
     pub fn insert(&self, group: &GroupDigest, decoded: &[u8]) -> Insert {
+        self.insert_placed(group, None, decoded)
+    }
+
+    /// Stores the decoded bytes of `group`, which the caller has verified, in the content that they
+    /// belong to. Blocks on the disk.
+    pub fn insert_placed(
+        &self,
+        group: &GroupDigest,
+        placement: Option<&Placement>,
+        decoded: &[u8],
+    ) -> Insert {
         if decoded.is_empty() || decoded.len() > GROUP_RAW_LEN_MAX as usize {
             return Insert::Failed(CacheError::Size(decoded.len()));
         }
-        if !self.inner.health.may_write() {
+        let inner = &self.inner;
+        if !inner.health.may_write() {
             return Insert::Paused;
         }
-        if self.contains(group) {
-            return Insert::AlreadyThere;
+        // A file that can't become whole within the budget is kept by groups: so parts of it can go.
+        let placement = placement.filter(|to| inner.may_be_whole(to.content()));
+        let stored = match placement.map(|to| inner.store_pieces(to, group, decoded)) {
+            None | Some(Ok(Stored::Elsewhere)) if self.contains(group) => Ok(Stored::Before),
+            None | Some(Ok(Stored::Elsewhere)) => inner.store_group(group, decoded),
+            Some(stored) => stored,
+        };
+        inner.inserted(stored, decoded.len() as u64)
+    }
+
+    /// Evicts what was used longest ago until the cache takes no more than `target`, or until
+    /// nothing more can go. Blocks on the disk.
+    pub fn prune(&self, target: u64, spare: Spare) -> Result<Evicted, CacheError> {
+        self.inner.evict_to(target, spare).map_err(CacheError::io("pruning", &self.inner.dir))
+    }
+
+    /// Looks at every file of the cache. Blocks on the disk.
+    pub fn inventory(&self) -> Result<Inventory, CacheError> {
+        self.inner.scan(&mut |_| ()).map_err(CacheError::io("measuring", &self.inner.dir))
+    }
+
+    /// Keeps what a snapshot needs from being evicted, until it is unpinned.
+    pub fn pin(&self, snapshot: &SnapshotId, needs: &PinSet) -> Result<(), CacheError> {
+        let inner = &self.inner;
+        let failed = CacheError::io("pinning in", &inner.dir);
+        let staged = inner.staging.name(&inner.disk);
+        let pin = || {
+            let _alone = inner.eviction_lock()?;
+            pins::write(&*inner.disk, &inner.dir, staged.path(), snapshot, needs)
+        };
+        pin().map_err(failed)
+    }
+
+    /// Gives a pinned snapshot free. False if it was not pinned.
+    pub fn unpin(&self, snapshot: &SnapshotId) -> Result<bool, CacheError> {
+        pins::remove(&*self.inner.disk, &self.inner.dir, snapshot)
+            .map_err(CacheError::io("unpinning in", &self.inner.dir))
+    }
+
+    /// The snapshots that are pinned.
+    pub fn pins(&self) -> Result<Vec<SnapshotId>, CacheError> {
+        pins::list(&self.inner.dir).map_err(CacheError::io("reading the pins of", &self.inner.dir))
+    }
+
+    /// The budget as it was said.
+    pub fn budget(&self) -> Budget {
+        self.inner.room.budget()
+    }
+
+    /// Where eviction begins and ends, in bytes.
+    pub fn marks(&self) -> (u64, u64) {
+        (self.inner.room.high(), self.inner.room.low())
+    }
+
+    /// Waits until what is to be sealed, copied and evicted has been.
+    pub fn settle(&self) {
+        self.inner.worker.settle();
+    }
+
+    /// What happened since it was opened.
+    pub fn figures(&self) -> CacheFigures {
+        CacheFigures {
+            disk_bytes: self.inner.room.used(),
+            budget_bytes: self.inner.room.limit(),
+            disk: self.inner.health.disk(),
+            ..self.inner.counters.figures()
         }
-        let counters = &self.inner.counters;
-        match self.inner.store(group, decoded) {
+    }
+}
+
+/// Keeps a content from being evicted by this process, until it is dropped.
+#[derive(Debug)]
+pub struct ContentPin {
+    inner: Arc<Inner>,
+    digest: Digest,
+}
+
+impl Drop for ContentPin {
+    fn drop(&mut self) {
+        self.inner.contents.release(&self.digest);
+    }
+}
+
+impl Inner {
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn next_epoch(&self) {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn may_be_whole(&self, content: &ContentId) -> bool {
+        content.size <= self.room.low() / 2
+    }
+
+    fn counted(&self, lookup: Lookup) -> Lookup {
+        count(match lookup {
+            Lookup::Hit => &self.counters.hits,
+            Lookup::Miss => &self.counters.misses,
+        });
+        lookup
+    }
+
+    fn read_group(&self, group: &GroupDigest, offset: u32, buf: &mut [u8]) -> Lookup {
+        let found = self.entry(group).filter(|entry| entry.covers(offset, buf.len()));
+        let Some(entry) = found else { return Lookup::Miss };
+        match entry.read(&*self.disk, offset, buf) {
+            Ok(()) => Lookup::Hit,
+            Err(error) => {
+                self.read_failed(group, &entry, &error);
+                Lookup::Miss
+            }
+        }
+    }
+
+    fn inserted(&self, stored: Result<Stored, CacheError>, len: u64) -> Insert {
+        let counters = &self.counters;
+        match stored {
             Ok(Stored::New) => {
-                self.inner.health.succeeded();
+                self.health.succeeded();
                 count(&counters.inserted_groups);
-                counters.inserted_bytes.fetch_add(decoded.len() as u64, Ordering::Relaxed);
+                counters.inserted_bytes.fetch_add(len, Ordering::Relaxed);
+                if self.room.fill() == Fill::High {
+                    self.worker.evict();
+                }
                 Insert::Stored
             }
             Ok(Stored::Before) => Insert::AlreadyThere,
-            Ok(Stored::NoRoom) => {
+            Ok(Stored::NoRoom | Stored::Elsewhere) => {
                 count(&counters.refused_full);
+                self.worker.evict();
                 Insert::Full
             }
             Err(error) => {
-                self.inner.health.failed(&error);
+                if error.is_disk_full() {
+                    self.starved.store(true, Ordering::Relaxed);
+                    self.worker.evict();
+                }
+                self.health.failed(&error);
                 count(&counters.write_failures);
                 Insert::Failed(error)
             }
         }
     }
 
-    /// What happened since it was opened.
-    pub fn figures(&self) -> CacheFigures {
-        self.inner.counters.figures()
-    }
-}
-
-enum Stored {
-    New,
-    Before,
-    NoRoom,
-}
-
-impl Inner {
-    fn path(&self, group: &GroupDigest) -> PathBuf {
-        let name = group.0.to_hex();
-        self.groups.join(name.get(..2).unwrap_or("")).join(&name)
-    }
-
-    /// The open, proved file of `group`.
-    fn entry(&self, group: &GroupDigest) -> Option<Arc<Entry>> {
-        if let Some(entry) = self.files.get(group) {
-            return Some(entry);
+    /// Copies the bytes of a group's file into a content that they belong to, as well.
+    pub(super) fn adopt(&self, group: &GroupDigest, placement: &Placement) {
+        if !self.health.may_write() {
+            return;
         }
-        let path = self.path(group);
-        let opening = self.files.opening(group);
-        if let Some(entry) = opening.get(group) {
-            return Some(entry);
+        let Some(entry) = self.entry(group) else { return };
+        let mut decoded = vec![0; entry.len() as usize];
+        if let Err(error) = entry.read(&*self.disk, 0, &mut decoded) {
+            return self.read_failed(group, &entry, &error);
         }
-        let (file, identity) = match open(&path) {
-            Ok(opened) => opened,
-            Err(error) if error.kind() == ErrorKind::NotFound => return None,
-            Err(error) => {
-                tracing::debug!(path = %path.display(), %error, "opening a cache file");
-                count(&self.counters.read_failures);
-                return None;
-            }
-        };
-        match self.prove(&opening, file, identity, group) {
-            Ok(entry) => {
-                let entry = Arc::new(entry);
-                opening.put(*group, identity, Arc::clone(&entry));
-                Some(entry)
-            }
-            Err(Reject::Wrong) => {
-                tracing::warn!(path = %path.display(), "a damaged cache file is removed");
-                count(&self.counters.verify_failures);
-                self.remove(&path, identity);
-                None
-            }
-            Err(Reject::Io(error)) => {
-                tracing::warn!(path = %path.display(), %error, "a cache file can't be read");
-                count(&self.counters.read_failures);
-                self.remove(&path, identity);
-                None
-            }
+        // Elsewhere: it stays where it is.
+        let stored = self.store_pieces(placement, group, &decoded);
+        if !matches!(stored, Ok(Stored::Elsewhere)) {
+            self.inserted(stored, decoded.len() as u64);
         }
     }
-
-    fn prove(
-        &self,
-        opening: &Opening<'_>,
-        file: File,
-        identity: Identity,
-        group: &GroupDigest,
-    ) -> Result<Entry, Reject> {
-        if opening.is_proved(group, identity) {
-            return Entry::trusted(file, identity);
-        }
-        let entry = Entry::verified(file, identity, *group)?;
-        count(&self.counters.verified);
-        Ok(entry)
-    }
-
-    /// A file that had proved itself could not be read: cut short, or the disk fails.
-    fn read_failed(&self, group: &GroupDigest, entry: &Entry, error: &io::Error) {
-        let path = self.path(group);
-        tracing::warn!(path = %path.display(), %error, "a cache file is removed");
-        count(&self.counters.read_failures);
-        self.files.forget(group);
-        if let Ok(identity) = entry.identity() {
-            self.remove(&path, identity);
-        }
-    }
-
-    /// Removes the file `identity` if it still has the name `path`.
-    fn remove(&self, path: &Path, identity: Identity) {
-        let same = fs::symlink_metadata(path)
-            .is_ok_and(|meta| Identity::from_metadata(&meta).inode() == identity.inode());
-        // A new file may take the name in this instant and be removed in its stead: then it is
-        // fetched once more.
-        if same && fs::remove_file(path).is_ok() {
-            self.release(file_cost(identity.file_len()));
-        }
-    }
-
-    fn store(&self, group: &GroupDigest, decoded: &[u8]) -> Result<Stored, CacheError> {
-        let Some(space) = self.reserve(disk_cost(decoded.len() as u64))? else {
-            return Ok(Stored::NoRoom);
-        };
-        let (staged, file) =
-            self.staging.create().map_err(CacheError::io("creating a file in", &self.dir))?;
-        let entry = Entry::write(file, *group, decoded)
-            .map_err(CacheError::io("writing", staged.path()))?;
-        let identity = entry.identity().map_err(CacheError::io("reading", staged.path()))?;
-        let path = self.path(group);
-        match link(staged.path(), &path) {
-            Ok(()) => {
-                space.keep();
-                self.files.put(*group, identity, Arc::new(entry));
-                Ok(Stored::New)
-            }
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(Stored::Before),
-            Err(error) => Err(CacheError::io("naming", path)(error)),
-        }
-    }
-
-    fn reserve(&self, cost: u64) -> Result<Option<Space<'_>>, CacheError> {
-        let budget = self.budget;
-        let (bytes, outcome) = self
-            .usage
-            .update(|bytes| bytes.checked_add(cost).filter(|sum| *sum <= budget))
-            .map_err(CacheError::io("updating the usage of", &self.dir))?;
-        self.counters.disk_bytes.store(bytes, Ordering::Relaxed);
-        // Lazily: a `Space` that is made and dropped gives back what it never took.
-        Ok((outcome == Outcome::Changed).then(|| Space { cache: self, cost }))
-    }
-
-    fn release(&self, cost: u64) {
-        match self.usage.update(|bytes| Some(bytes.saturating_sub(cost))) {
-            Ok((bytes, _)) => self.counters.disk_bytes.store(bytes, Ordering::Relaxed),
-            // The count is too high from now on, which only means that less is stored.
-            Err(error) => tracing::debug!(%error, "the cache's usage can't be updated"),
-        }
-    }
-}
-
-/// Reserved space. Given back when dropped, unless kept.
-struct Space<'a> {
-    cache: &'a Inner,
-    cost: u64,
-}
-
-impl Space<'_> {
-    fn keep(self) {
-        std::mem::forget(self);
-    }
-}
-
-impl Drop for Space<'_> {
-    fn drop(&mut self) {
-        self.cache.release(self.cost);
-    }
-}
-
-fn open(path: &Path) -> io::Result<(File, Identity)> {
-    let no_follow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-    let file = OpenOptions::new().read(true).custom_flags(no_follow).open(path)?;
-    let identity = Identity::of(&file)?;
-    Ok((file, identity))
-}
-
-/// Gives the file `from` the name `to` as well. Unlike a rename this never replaces a file, so that
-/// of two writers of one group exactly one counts its bytes.
-fn link(from: &Path, to: &Path) -> io::Result<()> {
-    match fs::hard_link(from, to) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            if let Some(dir) = to.parent() {
-                make_dir(dir)?;
-            }
-            fs::hard_link(from, to)
-        }
-        done => done,
-    }
-}
-
-/// What all files together count against the budget.
-fn measure(groups: &Path) -> io::Result<u64> {
-    let mut bytes = 0u64;
-    for dir in fs::read_dir(groups)? {
-        for file in fs::read_dir(dir?.path())? {
-            bytes = bytes.saturating_add(file_cost(file?.metadata()?.len()));
-        }
-    }
-    Ok(bytes)
 }

@@ -7,10 +7,13 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::disk::Disk;
 
 const MAGIC: [u8; 8] = *b"INLAYUSE";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -30,10 +33,11 @@ struct Record {
 pub(super) struct Usage {
     /// The lock on the file keeps other processes out, the mutex this one's other threads.
     file: Mutex<File>,
+    disk: Arc<dyn Disk>,
 }
 
 impl Usage {
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(super) fn open(path: &Path, disk: Arc<dyn Disk>) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -41,7 +45,7 @@ impl Usage {
             .truncate(false)
             .mode(0o600)
             .open(path)?;
-        Ok(Self { file: Mutex::new(file) })
+        Ok(Self { file: Mutex::new(file), disk })
     }
 
     /// The count, if it was made in this boot.
@@ -65,9 +69,24 @@ impl Usage {
     ) -> io::Result<(u64, Outcome)> {
         let file = self.file.lock();
         file.lock()?;
-        let updated = read_and_change(&file, change);
+        let updated = self.read_and_change(&file, change);
         file.unlock()?;
         updated
+    }
+
+    fn read_and_change(
+        &self,
+        file: &File,
+        change: impl FnOnce(u64) -> Option<u64>,
+    ) -> io::Result<(u64, Outcome)> {
+        let at = std::mem::offset_of!(Record, bytes) as u64;
+        let mut bytes = U64::new(0);
+        self.disk.read(file, bytes.as_mut_bytes(), at)?;
+        let Some(changed) = change(bytes.get()) else {
+            return Ok((bytes.get(), Outcome::Unchanged));
+        };
+        self.disk.write(file, U64::new(changed).as_bytes(), at)?;
+        Ok((changed, Outcome::Changed))
     }
 }
 
@@ -78,20 +97,6 @@ pub(super) enum Outcome {
     Changed,
     /// The count is what it was.
     Unchanged,
-}
-
-fn read_and_change(
-    file: &File,
-    change: impl FnOnce(u64) -> Option<u64>,
-) -> io::Result<(u64, Outcome)> {
-    let at = std::mem::offset_of!(Record, bytes) as u64;
-    let mut bytes = U64::new(0);
-    file.read_exact_at(bytes.as_mut_bytes(), at)?;
-    let Some(changed) = change(bytes.get()) else {
-        return Ok((bytes.get(), Outcome::Unchanged));
-    };
-    file.write_all_at(U64::new(changed).as_bytes(), at)?;
-    Ok((changed, Outcome::Changed))
 }
 
 fn boot() -> [u8; 40] {
@@ -114,7 +119,7 @@ mod tests {
     fn a_change_keeps_other_processes_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("usage");
-        let usage = Usage::open(&path).unwrap();
+        let usage = Usage::open(&path, Arc::new(super::super::disk::SystemDisk)).unwrap();
         assert_eq!(usage.valid(), None);
         usage.reset(5).unwrap();
         let other = File::open(&path).unwrap();
