@@ -21,7 +21,7 @@ use crate::error::{FsError, Wanted};
 pub use dir::{DirItem, DirOffset, Emit};
 pub(crate) use read::READ_LEN_MAX;
 pub use read::{Answered, Seek};
-pub use view::{Split, View};
+pub use view::{APART_LEN_MIN, Parts, Split, View};
 pub use xattr::{Viewer, XattrAnswer};
 
 /// The unit of `statfs`, and what programs are told to read in, in bytes.

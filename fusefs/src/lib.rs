@@ -28,8 +28,8 @@ pub use counters::{RequestCounters, RequestCounts};
 pub use ended::Ended;
 pub use error::{FsError, MountError, Wanted};
 pub use fs::{
-    Answered, DirItem, DirOffset, Emit, Found, Seek, SnapshotFs, Split, StatFs, View, Viewer,
-    XattrAnswer,
+    APART_LEN_MIN, Answered, DirItem, DirOffset, Emit, Found, Parts, Seek, SnapshotFs, Split,
+    StatFs, View, Viewer, XattrAnswer,
 };
 pub use host::{HostError, HostServer, OpenFiles, Opener, OpenerError, Restored, ServeOptions};
 pub use inode::Slot;

@@ -4,9 +4,9 @@ mod create;
 mod error;
 mod known;
 mod open;
+mod parts;
 mod publish;
 mod resolve;
-mod split;
 mod upload;
 pub mod verify;
 
@@ -14,6 +14,6 @@ pub use create::{CreateOptions, Created, Parent, create};
 pub use error::SnapshotError;
 pub use known::known_chunks;
 pub use open::open_index;
+pub use parts::parts;
 pub use publish::{Draft, publish};
 pub use resolve::{Reference, resolve};
-pub use split::split;

@@ -14,19 +14,22 @@ use inlay_store::ids::{Digest, IndexDigest};
 use super::tests::Refuses;
 use super::*;
 
-/// Files from this size on are large.
-const SMALL_LEN_MAX: usize = 64;
+/// Large, but not enough to be set apart.
+const MIDDLE: u64 = APART_LEN_MIN - 1;
 
 #[derive(Clone, Debug)]
 enum Node {
-    File { len: usize, attribute: bool },
+    File { len: u64, attribute: bool },
     Link,
     Directory(BTreeMap<String, Node>),
 }
 
 fn directory() -> impl Strategy<Value = BTreeMap<String, Node>> {
     let leaf = prop_oneof![
-        4 => (0usize..2 * SMALL_LEN_MAX, prop::bool::weighted(0.1))
+        4 => (
+            prop::sample::select(vec![0, 5, 3000, MIDDLE, APART_LEN_MIN]),
+            prop::bool::weighted(0.1),
+        )
             .prop_map(|(len, attribute)| Node::File { len, attribute }),
         1 => Just(Node::Link),
     ];
@@ -54,12 +57,7 @@ fn attribute() -> Meta {
 }
 
 fn build(root: &BTreeMap<String, Node>, root_meta: Meta) -> Index {
-    let options = PackOptions {
-        workers: 1,
-        inline_len_max: 8,
-        small_len_max: u64::try_from(SMALL_LEN_MAX).unwrap(),
-        ..PackOptions::default()
-    };
+    let options = PackOptions { workers: 1, ..PackOptions::default() };
     let mut packer = Packer::new(options, KnownChunks::new(), Box::new(Nowhere)).unwrap();
     let mut tree = Tree::new(TreeLimits::default());
     tree.set_meta(NodeId::ROOT, root_meta).unwrap();
@@ -75,8 +73,8 @@ fn fill(tree: &mut Tree, packer: &mut Packer, dir: NodeId, entries: &BTreeMap<St
     for (name, node) in entries {
         let (kind, meta) = match node {
             Node::File { len, attribute: has_one } => {
-                let size = *len as u64;
-                let data = vec![1; *len];
+                let size = *len;
+                let data = vec![1; usize::try_from(size).unwrap()];
                 let ranges: Vec<_> =
                     Some(0..size).filter(|data| !data.is_empty()).into_iter().collect();
                 let content = packer.add_file(size, &ranges, &mut data.as_slice()).unwrap();
@@ -105,7 +103,7 @@ impl Model {
         for (name, node) in entries {
             let path = format!("{path}/{name}");
             match node {
-                Node::File { len, attribute } if *attribute || *len > SMALL_LEN_MAX => {
+                Node::File { len, attribute } if *attribute || *len >= APART_LEN_MIN => {
                     for (at, _) in path.match_indices('/').skip(1) {
                         self.apart.insert(path[..at].to_owned(), FileKind::Directory);
                     }
@@ -121,9 +119,13 @@ impl Model {
         }
     }
 
-    fn is_mixed(&self) -> bool {
+    fn parts(&self) -> &'static str {
         let has_files = |part: &BTreeMap<_, _>| part.values().any(|k| *k == FileKind::Regular);
-        has_files(&self.common) && has_files(&self.apart)
+        match (has_files(&self.common), has_files(&self.apart)) {
+            (true, true) => "two",
+            (false, true) => "whole",
+            (_, false) => "common",
+        }
     }
 }
 
@@ -168,14 +170,23 @@ proptest! {
         let mut model = Model::default();
         model.of("", &root);
         let index = build(&root, Meta::default());
-        let split = Split::of(&index).unwrap();
-        prop_assert_eq!(split.is_some(), model.is_mixed());
+        let parts = Parts::of(&index).unwrap();
         let id = index.digest();
-        let kept = Split::to_bytes(split.as_ref(), &id);
-        prop_assert_eq!(Split::from_bytes(&kept, &id), Some(split.clone()));
+        prop_assert_eq!(Parts::from_bytes(&parts.to_bytes(&id), &id), Some(parts.clone()));
+        let (split, name) = match parts {
+            Parts::Two(split) => (Some(split), "two"),
+            Parts::Common => (None, "common"),
+            Parts::Whole => (None, "whole"),
+        };
+        prop_assert_eq!(name, model.parts());
+        if name == "common" {
+            let fs = SnapshotFs::with_view(index, Arc::new(Refuses), View::Common);
+            prop_assert_eq!(&shown(&fs), &model.common);
+            return Ok(());
+        }
         let Some(split) = split else { return Ok(()) };
         for (view, wanted) in
-            [(View::Common, &model.common), (View::Apart(Arc::new(split)), &model.apart)]
+            [(View::Common, &model.common), (View::Apart(split), &model.apart)]
         {
             let fs = SnapshotFs::with_view(index.clone(), Arc::new(Refuses), view.clone());
             let shown = shown(&fs);
@@ -190,28 +201,28 @@ proptest! {
 
 fn mixed() -> BTreeMap<String, Node> {
     let file = |len| Node::File { len, attribute: false };
-    BTreeMap::from([("a".to_owned(), file(20)), ("b".to_owned(), file(100))])
+    BTreeMap::from([("a".to_owned(), file(20)), ("b".to_owned(), file(APART_LEN_MIN))])
 }
 
 #[test]
 fn attributes_of_what_is_no_file_keep_it_whole() {
-    assert!(Split::of(&build(&mixed(), Meta::default())).unwrap().is_some());
-    assert_eq!(Split::of(&build(&mixed(), attribute())).unwrap(), None);
+    assert!(matches!(Parts::of(&build(&mixed(), Meta::default())).unwrap(), Parts::Two(_)));
+    assert_eq!(Parts::of(&build(&mixed(), attribute())).unwrap(), Parts::Whole);
 }
 
 #[test]
-fn a_kept_split_that_was_changed_is_no_split() {
+fn a_kept_finding_that_was_changed_is_none() {
     let index = build(&mixed(), Meta::default());
     let id = index.digest();
-    let kept = Split::to_bytes(Split::of(&index).unwrap().as_ref(), &id);
+    let kept = Parts::of(&index).unwrap().to_bytes(&id);
     for bit in 0..kept.len() * 8 {
         let mut bytes = kept.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
-        assert_eq!(Split::from_bytes(&bytes, &id), None);
+        assert_eq!(Parts::from_bytes(&bytes, &id), None);
     }
     for len in 0..kept.len() {
-        assert_eq!(Split::from_bytes(&kept[..len], &id), None);
+        assert_eq!(Parts::from_bytes(&kept[..len], &id), None);
     }
     let other = IndexDigest(Digest::of(b"another"));
-    assert_eq!(Split::from_bytes(&kept, &other), None);
+    assert_eq!(Parts::from_bytes(&kept, &other), None);
 }

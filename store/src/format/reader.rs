@@ -281,10 +281,11 @@ impl Index {
         self.record::<Digest>(Section::Contents, place).copied().map(Some)
     }
 
-    /// Whether the regular file `inode` is like most: neither large nor with extended attributes.
-    pub fn is_common(&self, inode: InodeIdx) -> Result<bool, FormatError> {
+    /// Whether the regular file `inode` has neither extended attributes nor, from `large` bytes on, a
+    /// digest of its own.
+    pub fn is_common(&self, inode: InodeIdx, large: u64) -> Result<bool, FormatError> {
         let raw = self.inode(inode)?;
-        Ok(raw.content.get() == 0 && raw.xattrs.get() == 0)
+        Ok(raw.xattrs.get() == 0 && (raw.content.get() == 0 || raw.size.get() < large))
     }
 
     /// A group.
