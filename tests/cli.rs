@@ -16,7 +16,7 @@ use inlay_testkit::scratch;
 use inlay_testkit::tree::EveryKind;
 use serde_json::Value;
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "import",
     "export",
     "mount",
@@ -31,6 +31,7 @@ const COMMANDS: [&str; 14] = [
     "tag",
     "untag",
     "verify",
+    "cache",
 ];
 
 fn with_base() -> (Inlay, Source) {
@@ -75,6 +76,11 @@ fn every_command_speaks_json() {
         &["stat", "base:/special/disk"],
         &["tree", "base:/hard-links"],
         &["verify", "base"],
+        &["cache", "status"],
+        &["cache", "pin", "base"],
+        &["cache", "unpin", "base"],
+        &["cache", "verify"],
+        &["cache", "prune", "--all"],
         &["tag", "base", "other"],
         &["untag", "other"],
         &["export", "base", &dir],

@@ -47,6 +47,9 @@ pub enum CliError {
     /// Parts of the snapshot are missing or damaged.
     #[error("{0}")]
     Damaged(String),
+    /// The cache can't do what was asked of it.
+    #[error("{0}")]
+    Cache(String),
     /// Standard output.
     #[error("writing the output: {0}")]
     Output(#[from] io::Error),

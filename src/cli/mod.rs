@@ -3,6 +3,7 @@
 //! 0: done. 1: failed, with one line on standard error that says what, on what, and what to do.
 //! 2: the words of the command are wrong.
 
+mod cache;
 mod error;
 mod export;
 mod import;
@@ -97,6 +98,7 @@ enum Command {
     Tag(list::TagArgs),
     Untag(list::UntagArgs),
     Verify(verify::VerifyArgs),
+    Cache(cache::CacheArgs),
 }
 
 impl Global {
@@ -146,6 +148,7 @@ impl Cli {
             Command::Tag(args) => list::tag(global, &args),
             Command::Untag(args) => list::untag(global, &args),
             Command::Verify(args) => verify::verify(global, &args),
+            Command::Cache(args) => cache::cache(global, &args),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! A snapshot opened for one command: its index, and its files' bytes through the host's cache.
 
 use inlay_prefetch::{FetchLimits, Fetcher};
-use inlay_store::cache::CacheOptions;
+use inlay_store::cache::{Cache, CacheOptions};
 use inlay_store::format::Index;
+use inlay_store::ids::SnapshotId;
 
 use super::error::CliError;
 use crate::content::{ContentOptions, SnapshotContent};
@@ -13,7 +14,9 @@ use crate::snapshots::{open_index, resolve};
 /// An open snapshot.
 pub(super) struct Reader<'a> {
     host: &'a Host,
+    id: SnapshotId,
     index: Index,
+    cache: Cache,
     fetcher: Fetcher,
     content: SnapshotContent,
 }
@@ -29,12 +32,20 @@ impl<'a> Reader<'a> {
             Fetcher::new(remote, Some(cache.clone()), FetchLimits::default(), handle.clone());
         let content = SnapshotContent::new(
             index.clone(),
-            Some(cache),
+            Some(cache.clone()),
             fetcher.clone(),
             ContentOptions::default(),
             handle,
         );
-        Ok(Self { host, index, fetcher, content })
+        Ok(Self { host, id, index, cache, fetcher, content })
+    }
+
+    pub(super) fn id(&self) -> SnapshotId {
+        self.id
+    }
+
+    pub(super) fn cache(&self) -> &Cache {
+        &self.cache
     }
 
     pub(super) fn index(&self) -> &Index {

@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
+    AtFlags, CWD, FallocateFlags, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
 };
 
 /// How a file is opened.
@@ -70,9 +70,7 @@ pub(super) trait Disk: std::fmt::Debug + Send + Sync {
         let mut options = OpenOptions::new();
         options.read(true).mode(0o600);
         match how {
-            Open::Read => {
-                options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
-            }
+            Open::Read => {}
             Open::ReadWrite => {
                 options.write(true).create(true).truncate(false);
             }
@@ -80,7 +78,16 @@ pub(super) trait Disk: std::fmt::Debug + Send + Sync {
                 options.write(true).create_new(true);
             }
         }
-        options.open(path)
+        // Times of access tell what was used last, so reading alone, as a scan does, leaves them.
+        let flags = |flags: OFlags| flags.bits().cast_signed();
+        options.custom_flags(flags(OFlags::NOFOLLOW | OFlags::NOATIME));
+        match options.open(path) {
+            // Only a file's owner may ask for that.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                options.custom_flags(flags(OFlags::NOFOLLOW)).open(path)
+            }
+            opened => opened,
+        }
     }
 
     /// Fills all of `buf`; a file that ends before is an error.

@@ -29,6 +29,16 @@ pub(super) struct Candidate {
     cost: u64,
 }
 
+impl Candidate {
+    pub(super) fn what(&self) -> What {
+        self.what
+    }
+
+    pub(super) fn cost(&self) -> u64 {
+        self.cost
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum What {
     Group(GroupDigest),

@@ -114,6 +114,11 @@ impl Inner {
         }
     }
 
+    /// Opens a part as one who only reads it.
+    pub(super) fn open_to_read(&self, content: &Content) -> io::Result<Option<Arc<Part>>> {
+        self.open_part(content, Right::Read)
+    }
+
     /// Opens a part. To write, it is made if it is not there; `None` if that is another's right.
     fn open_part(&self, content: &Content, right: Right) -> io::Result<Option<Arc<Part>>> {
         let how = match right {

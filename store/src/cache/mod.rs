@@ -33,6 +33,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod usage;
+mod verify;
 mod worker;
 
 use std::io;
@@ -46,6 +47,7 @@ pub use pins::PinSet;
 pub use placement::{ContentId, PIECES_MAX, Piece, Placement};
 pub use stats::{CacheFigures, DiskState};
 pub use store::{Cache, ContentPin};
+pub use verify::Verified;
 
 /// How a cache behaves.
 #[derive(Debug, Clone, Copy)]

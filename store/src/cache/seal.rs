@@ -61,7 +61,7 @@ impl Seal {
 }
 
 /// What hashing a file came to.
-enum Hashed {
+pub(super) enum Hashed {
     Right,
     Wrong,
     /// The cache is being closed.
@@ -202,7 +202,7 @@ impl Inner {
         }
     }
 
-    fn hash(&self, file: &File, id: &ContentId) -> io::Result<Hashed> {
+    pub(super) fn hash(&self, file: &File, id: &ContentId) -> io::Result<Hashed> {
         let mut hasher = blake3::Hasher::new();
         let mut buf = vec![0; HASH_LEN];
         let mut at = 0;

@@ -16,8 +16,9 @@ use super::pins::{self, PinSet};
 use super::placement::{ContentId, Piece, Placement};
 use super::room::{Fill, Room};
 use super::staging::{OpeningLock, Others, Staging, make_dir};
-use super::stats::{CacheFigures, Counters, count};
+use super::stats::{CacheFigures, Counters, DiskState, count};
 use super::usage::Usage;
+use super::verify::Verified;
 use super::worker::{Worker, WorkerThread};
 use super::{CacheError, CacheOptions, Insert, Lookup};
 use crate::format::layout::GROUP_RAW_LEN_MAX;
@@ -278,6 +279,25 @@ impl Cache {
     /// nothing more can go. Blocks on the disk.
     pub fn prune(&self, target: u64, spare: Spare) -> Result<Evicted, CacheError> {
         self.inner.evict_to(target, spare).map_err(CacheError::io("pruning", &self.inner.dir))
+    }
+
+    /// Reads everything that is there and removes what is wrong; `progress` is told of the bytes
+    /// that were looked at. Blocks on the disk.
+    pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> Result<Verified, CacheError> {
+        self.inner.verify(progress)
+    }
+
+    /// Tries whether the disk takes writes now.
+    pub fn probe(&self) -> DiskState {
+        let write = || {
+            let (_staged, file) = self.inner.staging.create(&self.inner.disk)?;
+            self.inner.disk.write(&file, &[0; 4096], 0)?;
+            self.inner.disk.sync(&file)
+        };
+        match write() {
+            Ok(()) => DiskState::Good,
+            Err(_) => DiskState::Failing,
+        }
     }
 
     /// Looks at every file of the cache. Blocks on the disk.
