@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,16 +24,33 @@ pub fn store_config(url: &str, plain_http: PlainHttp) -> StoreConfig {
     let mut config = StoreConfig::new(url);
     config.plain_http = plain_http;
     let gather: Arc<dyn Fn() -> Vec<(String, String)> + Send + Sync> = if url.starts_with("s3:") {
-        Arc::new(|| aws_options(&env::vars().collect(), |path| fs::read_to_string(path).ok()))
+        Arc::new(|| aws_options(&variables(), |path| fs::read_to_string(path).ok()))
     } else {
-        Arc::new(|| plain_options(&env::vars().collect()))
+        Arc::new(|| plain_options(&variables()))
     };
     config.options = gather();
     config.refresh = Some(OptionsRefresh(gather));
     config
 }
 
+/// The variables of this process that configure and authorise stores, sorted by name.
+pub fn store_variables() -> Vec<(String, String)> {
+    plain_options(&variables())
+}
+
+/// Where the service manager wants to be told that the daemon is ready.
+pub fn notify_socket() -> Option<OsString> {
+    env::var_os("NOTIFY_SOCKET")
+}
+
 type Variables = BTreeMap<String, String>;
+
+/// All that are text: a variable that is not is none of ours.
+fn variables() -> Variables {
+    env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
 
 fn plain_options(variables: &Variables) -> Vec<(String, String)> {
     variables

@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod config;
 pub mod content;
+pub mod daemon;
 pub mod export;
 pub mod host;
 pub mod import;

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use scratch::Scratch;
 
+use crate::snapshots::VerifiedIndexes;
+
 const CACHE: &str = "cache";
 const INDEXES: &str = "indexes";
 const SCRATCH: &str = "tmp";
@@ -27,6 +29,7 @@ pub struct StateError {
 pub struct State {
     root: PathBuf,
     scratch: Arc<Scratch>,
+    verified: Arc<VerifiedIndexes>,
 }
 
 impl State {
@@ -43,7 +46,7 @@ impl State {
         let root = fs::canonicalize(&root).map_err(at(&root))?;
         let scratch = root.join(SCRATCH);
         let scratch = Arc::new(Scratch::new(&scratch).map_err(at(&scratch))?);
-        Ok(Self { root, scratch })
+        Ok(Self { root, scratch, verified: Arc::default() })
     }
 
     /// The directory itself.
@@ -59,6 +62,11 @@ impl State {
     /// Verified indexes, ready to be mapped.
     pub fn indexes(&self) -> PathBuf {
         self.root.join(INDEXES)
+    }
+
+    /// The indexes in it that this process has hashed.
+    pub(crate) fn verified(&self) -> &VerifiedIndexes {
+        &self.verified
     }
 
     /// For files that live no longer than this process: its own directory, removed with the last

@@ -22,6 +22,7 @@ const COMMANDS: [&str; 15] = [
     "mount",
     "umount",
     "mounts",
+    "daemon",
     "ls",
     "cat",
     "stat",

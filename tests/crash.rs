@@ -94,8 +94,11 @@ fn a_killed_mount_serves_no_wrong_byte_when_it_is_back() {
         {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
+        // What is being read goes on with the next daemon.
         mounted.kill_server().unwrap();
-        reading.kill();
+        assert!(reading.0.wait().unwrap().success());
+        // And with nothing that serves it, it is gone until it is mounted again.
+        mounted.kill_all_servers().unwrap();
         mounted.mount_again("base", &[]).unwrap();
     }
     Comparison::default().run(&source.path(), mounted.path()).unwrap();
@@ -109,7 +112,7 @@ fn what_a_killed_writable_mount_held_is_there_again() {
     import(&inlay, &of("dir", &source.path()), "base");
     let mut mounted = inlay.mount("base", &["--rw"]).unwrap();
     fs::write(mounted.path().join("new"), b"written before the crash").unwrap();
-    mounted.kill_server().unwrap();
+    mounted.kill_all_servers().unwrap();
     mounted.mount_again("base", &["--rw"]).unwrap();
     let bytes = fs::read(mounted.path().join("new")).unwrap();
     assert_eq!(bytes, b"written before the crash");

@@ -1,5 +1,5 @@
-//! Mounts as the command line makes them: recorded, writable, ended from inside and outside. They
-//! need root and /dev/fuse.
+//! Mounts as the command line makes them: writable views, mount points, namespaces, and what happens
+//! around the daemon. They need root and /dev/fuse.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -7,429 +7,431 @@
     reason = "a test ends at the first surprise"
 )]
 
-#[path = "../fusefs/tests/common/mod.rs"]
 mod common;
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::time::Duration;
+use std::process::{Command, Stdio};
 
-use common::{Failing, Snapshot};
-use inlay_fusefs::MountOptions;
-use inlay_store::ids::{Kind, SnapshotId};
+use common::{import, local, of};
+use inlay_testkit::cli::Inlay;
 use inlay_testkit::compare::{Difference, NotSame, What};
-use inlay_testkit::{Comparison, Holes, content, tree::EveryKind};
-use inlayfs::mount::{
-    Ending, MountError, Registry, Request, Umount, UpperPlace, WantedView, serve, stop_signal,
-    umount,
-};
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::sync::oneshot;
+use inlay_testkit::process::Server;
+use inlay_testkit::tree::EveryKind;
+use inlay_testkit::{Comparison, Holes, content, scratch};
+use serde_json::Value;
+use tempfile::TempDir;
 
-const LONG: Duration = Duration::from_mins(1);
-
-/// A source tree, a state directory and a mount point.
-struct Place {
-    dir: tempfile::TempDir,
-    state: PathBuf,
+/// A tree that was imported as `base`, and a state of its own.
+struct Host {
+    inlay: Inlay,
+    dir: TempDir,
 }
 
-impl Place {
-    fn new() -> Self {
-        Self::with_state(OsStr::new("state"))
+impl Host {
+    /// With a tree that `fill` fills.
+    fn new(fill: impl FnOnce(&Path)) -> Self {
+        Self::of(local(), fill)
     }
 
-    fn with_state(state: &OsStr) -> Self {
-        let dir = inlay_testkit::scratch().unwrap();
-        for name in ["tree", "mnt"] {
-            fs::create_dir(dir.path().join(name)).unwrap();
-        }
-        let state = dir.path().join(state);
-        Self { dir, state }
+    fn of(inlay: Inlay, fill: impl FnOnce(&Path)) -> Self {
+        let host = Self { inlay, dir: scratch().unwrap() };
+        fs::create_dir(host.tree()).unwrap();
+        fill(&host.tree());
+        import(&host.inlay, &of("dir", &host.tree()), "base");
+        host
     }
 
     fn tree(&self) -> PathBuf {
         self.dir.path().join("tree")
     }
 
-    fn mnt(&self) -> PathBuf {
-        self.dir.path().join("mnt")
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
-    fn request(&self, snapshot: &Snapshot, view: WantedView) -> Request {
-        Request {
-            state: self.state.clone(),
-            snapshot: SnapshotId { kind: Kind::Filesystem, index: snapshot.index.digest() },
-            index: snapshot.index.clone(),
-            source: snapshot.at_hand(),
-            mountpoint: self.mnt(),
-            view,
-            options: MountOptions::default(),
-        }
-    }
-
-    /// Nothing is mounted below the place, and the state directory holds no traces of mounts.
+    /// Nothing is mounted, no process works, and the state holds no traces of mounts.
     fn assert_clean(&self) {
-        let table = fs::read("/proc/self/mountinfo").unwrap();
-        let here = self.dir.path().file_name().unwrap().as_bytes();
-        assert!(!table.windows(here.len()).any(|piece| piece == here), "something is mounted");
-        for dir in ["mounts", "upper"] {
-            let Ok(entries) = fs::read_dir(self.state.join(dir)) else { continue };
+        self.inlay.wait_until_quiet().unwrap();
+        for dir in ["mounts", "attached", "upper"] {
+            let Ok(entries) = fs::read_dir(self.inlay.state().join(dir)) else { continue };
             let left: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
-            assert!(left.iter().all(|name| name == ".lock"), "{dir}: {left:?}");
+            assert!(left.is_empty(), "{dir}: {left:?}");
         }
     }
 }
 
-/// Serves while `visit` runs, then stops.
-fn visit<T: Send + 'static>(
-    request: Request,
-    visit: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, MountError> {
-    runtime().block_on(async {
-        let (ready, is_ready) = oneshot::channel();
-        let (stop, stopped) = oneshot::channel();
-        let visitor = tokio::task::spawn_blocking(move || {
-            is_ready.blocking_recv().ok()?;
-            let seen = visit();
-            stop.send(()).unwrap();
-            Some(seen)
-        });
-        let ready = |_: &_| ready.send(()).unwrap();
-        let ending = serve(request, ready, async { drop(stopped.await) }).await?;
-        assert_eq!(ending, Ending::Stopped);
-        Ok(visitor.await.unwrap().unwrap())
-    })
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
-}
-
-fn scratch() -> WantedView {
-    WantedView::Writable(UpperPlace::Scratch)
-}
-
-#[test]
-fn a_writable_view_is_an_ordinary_root_filesystem() {
-    let place = Place::new();
-    let (tree, mnt) = (place.tree(), place.mnt());
-    EveryKind { entries: 100, large: 2 << 20 }.make(&tree).unwrap();
-    fs::copy("/usr/bin/id", tree.join("id")).unwrap();
-    let request = place.request(&Snapshot::of(&tree), scratch());
-    visit(request, move || {
-        let all = Comparison::default().holes(Holes::Ignore);
-        let outcome = all.without_attributes("trusted.overlay.").run(&tree, &mnt);
-        // overlayfs counts no links of directories that it merges, as the root is.
-        let Err(NotSame::Different(differences)) = outcome else { panic!("{outcome:?}") };
-        assert!(matches!(&differences.0[..], [Difference { what, .. }]
-                if matches!(what, What::Field("link count", ..))));
-        assert!(Command::new(mnt.join("id")).stdout(Stdio::null()).status().unwrap().success());
-
-        let mut file = File::options().append(true).open(mnt.join("sizes/text-4097")).unwrap();
-        file.write_all(b"more").unwrap();
-        file.sync_all().unwrap();
-        assert_eq!(fs::metadata(mnt.join("sizes/text-4097")).unwrap().len(), 4101);
-        fs::write(mnt.join("new"), "new").unwrap();
-        // EXDEV without redirects.
-        fs::rename(mnt.join("sizes"), mnt.join("renamed")).unwrap();
-        assert!(fs::read(mnt.join("renamed/text-4097")).unwrap().ends_with(b"more"));
-        fs::remove_file(mnt.join("renamed/random-1")).unwrap();
-        fs::remove_dir_all(mnt.join("many")).unwrap();
-        chown(mnt.join("renamed/text-1"), Some(12), Some(13)).unwrap();
-        let (uid, gid) = {
-            let stat = fs::metadata(mnt.join("renamed/text-1")).unwrap();
-            (stat.uid(), stat.gid())
-        };
-        assert_eq!((uid, gid), (12, 13));
-        assert!(!mnt.join("many").exists() && !mnt.join("renamed/random-1").exists());
-        assert!(tree.join("many").exists());
-    })
-    .unwrap();
-    place.assert_clean();
-}
-
-#[test]
-fn the_whole_tree_is_one_device_so_that_nothing_is_skipped() {
-    let place = Place::new();
-    EveryKind { entries: 10, large: 1 << 20 }.make(&place.tree()).unwrap();
-    let mnt = place.mnt();
-    let request = place.request(&Snapshot::of(&place.tree()), scratch());
-    visit(request, move || {
-        fs::write(mnt.join("sizes/text-1"), "changed").unwrap();
-        let device = fs::metadata(&mnt).unwrap().dev();
-        for path in ["sizes", "sizes/text-1", "sizes/text-256", "special/null"] {
-            assert_eq!(fs::symlink_metadata(mnt.join(path)).unwrap().dev(), device, "{path}");
-        }
-    })
-    .unwrap();
-}
-
-#[test]
-fn changing_attributes_fetches_no_contents() {
-    let place = Place::new();
-    fs::write(place.tree().join("file"), content::random("x", 3 << 20)).unwrap();
-    let mnt = place.mnt();
-    let snapshot = Snapshot::of(&place.tree());
-    let request = Request { source: Arc::new(Failing), ..place.request(&snapshot, scratch()) };
-    visit(request, move || {
-        fs::set_permissions(mnt.join("file"), Permissions::from_mode(0o600)).unwrap();
-        chown(mnt.join("file"), Some(5), None).unwrap();
-        let stat = fs::metadata(mnt.join("file")).unwrap();
-        assert_eq!((stat.mode() & 0o777, stat.uid(), stat.len()), (0o600, 5, 3 << 20));
-    })
-    .unwrap();
-}
-
-#[test]
-fn kept_changes_come_back_with_their_snapshot_and_with_no_other() {
-    let place = Place::new();
-    fs::write(place.tree().join("file"), "x").unwrap();
-    let snapshot = Snapshot::of(&place.tree());
-    let upper = place.dir.path().join("upper");
-    let view = || WantedView::Writable(UpperPlace::Kept(upper.clone()));
-    let mnt = place.mnt();
-    visit(place.request(&snapshot, view()), move || fs::write(mnt.join("new"), "n").unwrap())
-        .unwrap();
-    let mnt = place.mnt();
-    let again = place.request(&snapshot, view());
-    // While it is mounted, nobody else may write there.
-    let second = Place::new();
-    let taken = second.request(&snapshot, view());
-    let refused = visit(again, move || {
-        assert_eq!(fs::read(mnt.join("new")).unwrap(), b"n");
-        let refused = visit(taken, || ()).unwrap_err();
-        second.assert_clean();
-        refused
-    })
-    .unwrap();
-    assert!(matches!(refused, MountError::UpperInUse(_)), "{refused}");
-    fs::write(place.tree().join("file"), "other").unwrap();
-    let other = place.request(&Snapshot::of(&place.tree()), view());
-    let refused = visit(other, || ()).unwrap_err();
-    assert!(matches!(refused, MountError::UpperOfOther { .. }), "{refused}");
-    place.assert_clean();
-}
-
-#[test]
-fn paths_with_odd_bytes_are_as_good_as_others() {
-    let place = Place::with_state(OsStr::from_bytes(b"a:b,c\\d e\\:\xff\n\"'%$f=g"));
-    fs::write(place.tree().join("file"), "x").unwrap();
-    let snapshot = Snapshot::of(&place.tree());
-    let mnt = place.mnt();
-    visit(place.request(&snapshot, scratch()), move || {
-        fs::write(mnt.join("file"), "y").unwrap();
-    })
-    .unwrap();
-    place.assert_clean();
-    assert_eq!(Registry::open(&place.state).unwrap().list().unwrap(), []);
-}
-
-#[test]
-fn a_mount_point_is_taken_once() {
-    let place = Place::new();
-    let snapshot = Snapshot::of(&place.tree());
-    let (first, second) =
-        (place.request(&snapshot, WantedView::ReadOnly), place.request(&snapshot, scratch()));
-    let state = place.state.clone();
-    let refused = visit(first, move || {
-        assert_eq!(Registry::open(&state).unwrap().list().unwrap().len(), 1);
-        runtime().block_on(serve(second, |_| (), std::future::pending())).unwrap_err()
-    })
-    .unwrap();
-    assert!(matches!(refused, MountError::AlreadyMounted { .. }), "{refused}");
-    place.assert_clean();
-}
-
-#[test]
-fn a_mount_point_that_is_no_directory_is_named() {
-    let mut place = Place::new();
-    let snapshot = Snapshot::of(&place.tree());
-    place.state = place.dir.path().join("state");
-    let mut request = place.request(&snapshot, scratch());
-    request.mountpoint = place.dir.path().join("absent");
-    let refused = visit(request, || ()).unwrap_err().to_string();
-    assert!(refused.contains("/absent must be an existing directory"), "{refused}");
-    place.assert_clean();
-}
-
-/// Serves until the mount is gone from outside, which `visit` sees to.
-fn until_unmounted(request: Request, visit: impl FnOnce() + Send + 'static) {
-    let (ready, is_ready) = oneshot::channel();
-    let visitor = std::thread::spawn(move || {
-        is_ready.blocking_recv().unwrap();
-        visit();
-    });
-    let ready = |_: &_| ready.send(()).unwrap();
-    let ending = runtime().block_on(serve(request, ready, std::future::pending())).unwrap();
-    assert_eq!(ending, Ending::Unmounted);
-    visitor.join().unwrap();
+fn one_file(tree: &Path) {
+    fs::write(tree.join("file"), "x").unwrap();
 }
 
 fn system_umount(args: &[&str], path: &Path) {
     assert!(Command::new("umount").args(args).arg(path).status().unwrap().success());
 }
 
+const SCRATCH: &[&str] = &["--rw", "--scratch"];
+
 #[test]
-fn unmounting_from_outside_ends_the_server_and_leaves_nothing() {
-    let place = Place::new();
-    fs::write(place.tree().join("file"), "x").unwrap();
-    let snapshot = Snapshot::of(&place.tree());
-    for view in [WantedView::ReadOnly, scratch()] {
-        let mnt = place.mnt();
-        until_unmounted(place.request(&snapshot, view), move || system_umount(&[], &mnt));
-        place.assert_clean();
+fn a_writable_view_is_an_ordinary_root_filesystem() {
+    let host = Host::new(|tree| {
+        EveryKind { entries: 100, large: 2 << 20 }.make(tree).unwrap();
+        fs::copy("/usr/bin/id", tree.join("id")).unwrap();
+    });
+    let mounted = host.inlay.mount("base", SCRATCH).unwrap();
+    let (tree, mnt) = (host.tree(), mounted.path());
+    let all = Comparison::default().holes(Holes::Ignore);
+    let outcome = all.without_attributes("trusted.overlay.").run(&tree, mnt);
+    // overlayfs counts no links of directories that it merges, as the root is.
+    let Err(NotSame::Different(differences)) = outcome else { panic!("{outcome:?}") };
+    assert!(matches!(&differences.0[..], [Difference { what, .. }]
+            if matches!(what, What::Field("link count", ..))));
+    assert!(Command::new(mnt.join("id")).stdout(Stdio::null()).status().unwrap().success());
+
+    let mut file = File::options().append(true).open(mnt.join("sizes/text-4097")).unwrap();
+    file.write_all(b"more").unwrap();
+    file.sync_all().unwrap();
+    assert_eq!(fs::metadata(mnt.join("sizes/text-4097")).unwrap().len(), 4101);
+    fs::write(mnt.join("new"), "new").unwrap();
+    // EXDEV without redirects.
+    fs::rename(mnt.join("sizes"), mnt.join("renamed")).unwrap();
+    assert!(fs::read(mnt.join("renamed/text-4097")).unwrap().ends_with(b"more"));
+    fs::remove_file(mnt.join("renamed/random-1")).unwrap();
+    fs::remove_dir_all(mnt.join("many")).unwrap();
+    chown(mnt.join("renamed/text-1"), Some(12), Some(13)).unwrap();
+    let stat = fs::metadata(mnt.join("renamed/text-1")).unwrap();
+    assert_eq!((stat.uid(), stat.gid()), (12, 13));
+    assert!(!mnt.join("many").exists() && !mnt.join("renamed/random-1").exists());
+    assert!(tree.join("many").exists());
+    drop(file);
+    mounted.unmount().unwrap();
+    host.assert_clean();
+}
+
+#[test]
+fn the_whole_tree_is_one_device_so_that_nothing_is_skipped() {
+    let host = Host::new(|tree| EveryKind { entries: 10, large: 1 << 20 }.make(tree).unwrap());
+    let mounted = host.inlay.mount("base", SCRATCH).unwrap();
+    let mnt = mounted.path();
+    fs::write(mnt.join("sizes/text-1"), "changed").unwrap();
+    let device = fs::metadata(mnt).unwrap().dev();
+    for path in ["sizes", "sizes/text-1", "sizes/text-256", "special/null"] {
+        assert_eq!(fs::symlink_metadata(mnt.join(path)).unwrap().dev(), device, "{path}");
+    }
+}
+
+#[test]
+fn changing_attributes_fetches_no_contents() {
+    let host = Host::new(|tree| {
+        fs::write(tree.join("file"), content::random("x", 3 << 20)).unwrap();
+    });
+    let mounted = host.inlay.mount("base", &["--rw", "--scratch", "--no-cache"]).unwrap();
+    let blobs = host.inlay.state().join("store/blobs");
+    fs::rename(&blobs, blobs.with_extension("away")).unwrap();
+    let file = mounted.path().join("file");
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    chown(&file, Some(5), None).unwrap();
+    let stat = fs::metadata(&file).unwrap();
+    assert_eq!((stat.mode() & 0o777, stat.uid(), stat.len()), (0o600, 5, 3 << 20));
+    assert!(fs::read(&file).is_err(), "there is nothing to be had");
+}
+
+#[test]
+fn an_upper_directory_is_one_mounts_and_one_snapshots() {
+    let host = Host::new(one_file);
+    let upper = host.path("upper").display().to_string();
+    let options = ["--rw", "--upper", &upper];
+    let mounted = host.inlay.mount("base", &options).unwrap();
+    fs::write(mounted.path().join("new"), "n").unwrap();
+    let refused = host.inlay.mount("base", &options).unwrap_err().to_string();
+    assert!(refused.contains("used by another mount"), "{refused}");
+
+    // Out of sight, but in use: still nobody else's.
+    let open = File::create(mounted.path().join("open")).unwrap();
+    system_umount(&["--lazy"], mounted.path());
+    let refused = host.inlay.mount("base", &options).unwrap_err().to_string();
+    assert!(refused.contains("used by another mount"), "{refused}");
+    drop(open);
+    drop(mounted);
+    host.assert_clean();
+
+    let again = host.inlay.mount("base", &options).unwrap();
+    assert_eq!(fs::read(again.path().join("new")).unwrap(), b"n");
+    again.unmount().unwrap();
+    fs::write(host.tree().join("file"), "other").unwrap();
+    import(&host.inlay, &of("dir", &host.tree()), "base");
+    let refused = host.inlay.mount("base", &options).unwrap_err().to_string();
+    assert!(refused.contains("holds changes to"), "{refused}");
+}
+
+#[test]
+fn paths_with_odd_bytes_and_of_any_length_are_as_good_as_others() {
+    let odd = OsStr::from_bytes(b"a:b,c\\d e\\:\xff\n\"'%$f=g");
+    let long = "l".repeat(120);
+    for name in [odd, OsStr::new(&long)] {
+        let parent = scratch().unwrap();
+        // Deeper than the address of a socket is long, and than the kernel takes a layer's path.
+        let state = parent.path().join(name).join(name).join(name).join("state");
+        fs::create_dir_all(&state).unwrap();
+        let inlay = Inlay::with_state(env!("CARGO_BIN_EXE_inlay"), parent, state);
+        let host = Host::of(inlay, one_file);
+        let dir = host.dir.path().join(name);
+        fs::create_dir(&dir).unwrap();
+        for options in [&[][..], SCRATCH] {
+            let words = ["mount", "base"].map(OsStr::new).into_iter().chain([dir.as_os_str()]);
+            host.inlay.succeed(words.chain(options.iter().map(OsStr::new))).unwrap();
+            assert_eq!(fs::read(dir.join("file")).unwrap(), b"x");
+            let mode = fs::metadata(host.inlay.state().join("run/daemon.sock")).unwrap().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            host.inlay.succeed(["umount".as_ref(), dir.as_os_str()]).unwrap();
+            host.assert_clean();
+        }
+    }
+}
+
+#[test]
+fn a_mount_point_is_an_existing_directory_and_taken_once() {
+    let host = Host::new(one_file);
+    let mounted = host.inlay.mount("base", &[]).unwrap();
+    let words = ["mount", "base"].map(OsStr::new).into_iter();
+    let twice = host.inlay.fail(words.chain([mounted.path().as_os_str()])).unwrap();
+    assert!(twice.stderr.contains("already mounted"), "{twice:?}");
+    for (path, named) in [("absent", "/absent"), ("tree/file", "/tree/file")] {
+        let path = host.path(path).display().to_string();
+        let refused = host.inlay.fail(["mount", "base", &path]).unwrap();
+        assert!(refused.stderr.contains(named), "{refused:?}");
+        assert!(refused.stderr.contains("must be an existing directory"), "{refused:?}");
+    }
+    mounted.unmount().unwrap();
+    host.assert_clean();
+}
+
+#[test]
+fn unmounting_from_outside_leaves_nothing() {
+    let host = Host::new(one_file);
+    for options in [&[][..], SCRATCH] {
+        let mounted = host.inlay.mount("base", options).unwrap();
+        system_umount(&[], mounted.path());
+        host.assert_clean();
     }
 }
 
 #[test]
 fn a_lazy_unmount_lets_open_files_be_read_to_their_end() {
-    let place = Place::new();
     let bytes = content::random("x", 2 << 20);
-    fs::write(place.tree().join("file"), &bytes).unwrap();
-    let snapshot = Snapshot::of(&place.tree());
-    for view in [WantedView::ReadOnly, scratch()] {
-        let (mnt, bytes) = (place.mnt(), bytes.clone());
-        until_unmounted(place.request(&snapshot, view), move || {
-            let mut file = File::open(mnt.join("file")).unwrap();
-            system_umount(&["--lazy"], &mnt);
+    let host = Host::new(|tree| {
+        fs::create_dir_all(tree.join("a/b")).unwrap();
+        fs::write(tree.join("a/b/file"), &bytes).unwrap();
+    });
+    for options in [&[][..], SCRATCH] {
+        for by in ["system", "inlay"] {
+            let mounted = host.inlay.mount("base", options).unwrap();
+            let mut file = File::open(mounted.path().join("a/b/file")).unwrap();
+            if by == "system" {
+                system_umount(&["--lazy"], mounted.path());
+            } else {
+                let words = ["umount", "--lazy"].map(OsStr::new).into_iter();
+                host.inlay.succeed(words.chain([mounted.path().as_os_str()])).unwrap();
+            }
+            assert!(!mounted.path().join("a").exists());
             let mut read = Vec::new();
             file.read_to_end(&mut read).unwrap();
             assert!(read == bytes);
-        });
-        place.assert_clean();
-    }
-}
-
-/// Serves the place in a process of its own; `server_process` is its other side.
-fn server(place: &Place, view: &str) -> Child {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "server_process", "--ignored", "--nocapture"])
-        .env("PLACE", place.dir.path())
-        .env("VIEW", view)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stderr.as_mut().unwrap()).lines();
-    assert!(lines.any(|line| line.unwrap() == "ready"), "the server did not get ready");
-    child
-}
-
-#[test]
-#[ignore = "not a test: the process that other tests start"]
-fn server_process() {
-    let Some(place) = std::env::var_os("PLACE").map(PathBuf::from) else { return };
-    let view = match std::env::var("VIEW").unwrap().as_str() {
-        "read-only" => WantedView::ReadOnly,
-        _ => scratch(),
-    };
-    let snapshot = Snapshot::of(&place.join("tree"));
-    let request = Request {
-        state: place.join("state"),
-        snapshot: SnapshotId { kind: Kind::Filesystem, index: snapshot.index.digest() },
-        source: snapshot.at_hand(),
-        index: snapshot.index,
-        mountpoint: place.join("mnt"),
-        view,
-        options: MountOptions::default(),
-    };
-    runtime()
-        .block_on(async {
-            let stop = stop_signal().unwrap();
-            serve(request, |_| eprintln!("ready"), stop).await
-        })
-        .unwrap();
-}
-
-fn pid(child: &Child) -> Pid {
-    Pid::from_child(child)
-}
-
-#[test]
-fn umount_waits_for_the_server_and_says_if_the_mount_is_in_use() {
-    let place = Place::new();
-    fs::write(place.tree().join("file"), "x").unwrap();
-    for view in ["read-only", "writable"] {
-        let mut child = server(&place, view);
-        let registry = Registry::open(&place.state).unwrap();
-        let file = File::open(place.mnt().join("file")).unwrap();
-        let busy = umount(&registry, &place.mnt(), Umount::IfFree, LONG).unwrap_err();
-        assert!(busy.to_string().contains("is in use"), "{busy}");
-        drop(file);
-        umount(&registry, &place.mnt(), Umount::IfFree, LONG).unwrap();
-        assert!(child.wait().unwrap().success());
-        place.assert_clean();
-        let gone = umount(&registry, &place.mnt(), Umount::IfFree, LONG).unwrap_err();
-        assert!(matches!(gone, MountError::NotMounted { .. }), "{gone}");
+            drop(file);
+            host.assert_clean();
+        }
     }
 }
 
 #[test]
 fn what_somebody_mounted_over_it_is_not_unmounted() {
-    let place = Place::new();
-    let mut child = server(&place, "writable");
-    let registry = Registry::open(&place.state).unwrap();
-    let over = Command::new("mount").args(["-t", "tmpfs", "other"]).arg(place.mnt()).status();
+    let host = Host::new(one_file);
+    let mounted = host.inlay.mount("base", SCRATCH).unwrap();
+    let over = Command::new("mount").args(["-t", "tmpfs", "other"]).arg(mounted.path()).status();
     assert!(over.unwrap().success());
-    let covered = umount(&registry, &place.mnt(), Umount::IfFree, LONG).unwrap_err();
-    assert!(matches!(covered, MountError::Covered(_)), "{covered}");
-    system_umount(&[], &place.mnt());
-    umount(&registry, &place.mnt(), Umount::IfFree, LONG).unwrap();
-    assert!(child.wait().unwrap().success());
-    place.assert_clean();
+    let umount = ["umount".as_ref(), mounted.path().as_os_str()];
+    let covered = host.inlay.fail(umount);
+    system_umount(&[], mounted.path());
+    let covered = covered.unwrap();
+    assert!(covered.stderr.contains("not inlay's is mounted over"), "{covered:?}");
+    mounted.unmount().unwrap();
+    host.assert_clean();
 }
 
 #[test]
-fn a_lazy_umount_returns_at_once() {
-    let place = Place::new();
-    fs::write(place.tree().join("file"), "x").unwrap();
-    let mut child = server(&place, "writable");
-    let registry = Registry::open(&place.state).unwrap();
-    let file = File::open(place.mnt().join("file")).unwrap();
-    umount(&registry, &place.mnt(), Umount::Lazily, LONG).unwrap();
-    assert!(!place.mnt().join("file").exists());
-    assert!(child.try_wait().unwrap().is_none());
-    drop(file);
-    assert!(child.wait().unwrap().success());
-    place.assert_clean();
+fn one_snapshot_is_attached_once_whatever_the_number_of_mounts() {
+    let host = Host::new(one_file);
+    let plain = [host.inlay.mount("base", &[]).unwrap(), host.inlay.mount("base", &[]).unwrap()];
+    let writable = host.inlay.mount("base", SCRATCH).unwrap();
+    let status = host.inlay.daemon_status().unwrap();
+    assert_eq!((&status["mounts"], &status["attached"]), (&3.into(), &1.into()));
+    // The same file, down to the inode.
+    let [one, two] = plain.each_ref().map(|mounted| {
+        let stat = fs::metadata(mounted.path().join("file")).unwrap();
+        (stat.dev(), stat.ino())
+    });
+    assert_eq!(one, two);
+    let [first, second] = plain;
+    first.unmount().unwrap();
+    assert_eq!(fs::read(second.path().join("file")).unwrap(), b"x");
+    assert_eq!(fs::read(writable.path().join("file")).unwrap(), b"x");
+    second.unmount().unwrap();
+    writable.unmount().unwrap();
+    host.assert_clean();
 }
 
 #[test]
-fn sigterm_unmounts_even_what_is_in_use() {
-    let place = Place::new();
-    fs::write(place.tree().join("file"), "x").unwrap();
-    for view in ["read-only", "writable"] {
-        let mut child = server(&place, view);
-        let file = File::open(place.mnt().join("file")).unwrap();
-        kill_process(pid(&child), Signal::TERM).unwrap();
-        assert!(child.wait().unwrap().success());
-        drop(file);
-        place.assert_clean();
+fn clients_that_start_a_daemon_at_once_get_the_same() {
+    let host = Host::new(one_file);
+    let dirs: Vec<PathBuf> = (0..8).map(|number| host.path(&format!("mnt-{number}"))).collect();
+    let clients: Vec<_> = dirs
+        .iter()
+        .map(|dir| {
+            fs::create_dir(dir).unwrap();
+            let mut command = host.inlay.command();
+            command.args(["mount", "--json", "base"]).arg(dir);
+            command.stdout(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    let answers: Vec<Value> = clients
+        .into_iter()
+        .map(|client| {
+            let output = client.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", host.inlay.daemon_log());
+            serde_json::from_slice(&output.stdout).unwrap()
+        })
+        .collect();
+    for (dir, answer) in dirs.iter().zip(&answers) {
+        assert_eq!(answer["server"], answers[0]["server"]);
+        assert_eq!(fs::read(dir.join("file")).unwrap(), b"x");
+        host.inlay.succeed(["umount".as_ref(), dir.as_os_str()]).unwrap();
     }
+    host.assert_clean();
 }
 
 #[test]
-fn what_a_killed_server_leaves_behind_is_cleared_away() {
-    let place = Place::new();
-    fs::write(place.tree().join("file"), "x").unwrap();
-    for view in ["read-only", "writable"] {
-        let mut child = server(&place, view);
-        kill_process(pid(&child), Signal::KILL).unwrap();
-        child.wait().unwrap();
-        // The next mount on the same place clears up by itself.
-        let mut child = server(&place, view);
-        assert_eq!(fs::read(place.mnt().join("file")).unwrap(), b"x");
-        kill_process(pid(&child), Signal::KILL).unwrap();
-        child.wait().unwrap();
-        let registry = Registry::open(&place.state).unwrap();
-        umount(&registry, &place.mnt(), Umount::IfFree, LONG).unwrap();
-        place.assert_clean();
+fn a_mount_is_made_where_its_caller_is() {
+    let host = Host::new(one_file);
+    let dir = host.path("mnt");
+    fs::create_dir(&dir).unwrap();
+    // Keeps the daemon in this test's namespace.
+    let outside = host.inlay.mount("base", &[]).unwrap();
+    let command = host.inlay.command();
+    let program = command.get_program().to_str().unwrap();
+    let dir = dir.display();
+    for options in ["", "--rw --scratch"] {
+        let script = format!(
+            "{program} mount {options} base {dir} && cat {dir}/file \
+             && {program} mounts --json && {program} umount {dir} && ! test -e {dir}/file \
+             && {program} mount base {dir}"
+        );
+        let mut inside = Command::new("unshare");
+        inside.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
+        for (name, value) in command.get_envs() {
+            if let Some(value) = value {
+                inside.env(name, value);
+            }
+        }
+        let output = inside.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("\nx["), "{output:?}");
+        // The last mount has gone with its namespace, and was never seen from here.
+        assert!(!host.path("mnt").join("file").exists());
     }
+    outside.unmount().unwrap();
+    host.assert_clean();
+}
+
+#[test]
+fn a_mount_whose_caller_gave_up_does_not_stay() {
+    use inlay_testkit::faults::{Fault, Rule};
+    use inlay_testkit::proxy::Proxy;
+    use inlay_testkit::weed::Weed;
+    let weed = Weed::start().unwrap();
+    let proxy = Proxy::start(weed.address()).unwrap();
+    let prefix = "given-up";
+    let host = Host::of(common::s3(proxy.address(), prefix), one_file);
+    // A host that has nothing of it yet.
+    let next = common::s3(proxy.address(), prefix);
+    let dir = host.path("mnt");
+    fs::create_dir(&dir).unwrap();
+    proxy.inject(Rule::new(Fault::Stall).method("GET").path("/names/"));
+    let mut client = next.command();
+    client.args(["mount", "base"]).arg(&dir).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut client = client.spawn().unwrap();
+    while proxy.requests("GET", "/names/").is_empty() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    client.kill().unwrap();
+    client.wait().unwrap();
+    proxy.heal();
+    next.wait_until_quiet().unwrap();
+    assert!(!dir.join("file").exists());
+}
+
+#[test]
+fn slots_of_another_life_are_not_taken_for_ours() {
+    let host = Host::new(one_file);
+    let attached = host.inlay.state().join("attached");
+    let mounts = host.inlay.state().join("mounts");
+    let mounted = host.inlay.mount("base", SCRATCH).unwrap();
+    let keep = |dir: &Path| -> Vec<(PathBuf, Vec<u8>)> {
+        let paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        paths.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+    };
+    let files = [keep(&attached), keep(&mounts)].concat();
+    assert_eq!(files.len(), 2);
+    mounted.unmount().unwrap();
+    host.assert_clean();
+    // As after a crash of the host: files of a keeper that is gone, and the changes of its mounts.
+    for (path, bytes) in files {
+        fs::write(path, bytes).unwrap();
+    }
+    let left = host.inlay.state().join("upper/scratch-left");
+    fs::create_dir_all(left.join("upper")).unwrap();
+    let mounted = host.inlay.mount("base", &[]).unwrap();
+    assert_eq!(fs::read(mounted.path().join("file")).unwrap(), b"x");
+    assert_eq!(host.inlay.daemon_status().unwrap()["mounts"], 1);
+    assert!(!left.exists());
+    mounted.unmount().unwrap();
+    host.assert_clean();
+}
+
+#[test]
+fn a_second_daemon_is_refused() {
+    let host = Host::new(one_file);
+    let mounted = host.inlay.mount("base", &[]).unwrap();
+    let refused = host.inlay.fail(["daemon"]).unwrap();
+    assert!(refused.stderr.contains("--takeover"), "{refused:?}");
+    mounted.unmount().unwrap();
+    host.assert_clean();
+}
+
+#[test]
+fn a_service_manager_is_told() {
+    use std::os::unix::net::UnixDatagram;
+    let host = Host::new(one_file);
+    let socket = host.path("notify");
+    let listener = UnixDatagram::bind(&socket).unwrap();
+    listener.set_read_timeout(Some(std::time::Duration::from_mins(1))).unwrap();
+    let command = host.inlay.command();
+    let program = PathBuf::from(command.get_program());
+    let state = host.inlay.state().display().to_string();
+    let words = ["daemon", "--state", &state].map(str::to_owned);
+    let told = || {
+        let mut text = [0; 100];
+        let len = listener.recv(&mut text).unwrap();
+        String::from_utf8_lossy(&text[..len]).into_owned()
+    };
+    let server =
+        Server::start_with(&program, &words, &host.path("log"), [("NOTIFY_SOCKET", &socket)]);
+    let server = server.unwrap();
+    assert!(told().starts_with("READY=1"));
+    assert_eq!(host.inlay.daemon_status().unwrap()["server"]["pid"], server.pid());
+    host.inlay.succeed(["daemon", "stop"]).unwrap();
+    assert!(told().starts_with("STOPPING=1"));
+    host.assert_clean();
 }

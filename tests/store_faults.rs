@@ -84,7 +84,7 @@ fn fails_and_recovers(fault: Fault) {
     let (path, bytes) = setup.large_file(mounted.path());
     let error = fs::read(&path).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{error}");
-    let log = host.mount_log();
+    let log = host.daemon_log();
     let asked = setup.proxy.requests("GET", "/blobs/");
     let blob = asked[0].path.rsplit('/').next().unwrap();
     assert!(log.contains(blob), "the log does not name {blob}: {log}");

@@ -49,6 +49,7 @@ fn mounts_of_one_store_are_apart() {
     let not_its_own = two.fail(["umount".as_ref(), first.path().as_os_str()]).unwrap();
     assert!(not_its_own.stderr.contains("no mount on"), "{not_its_own:?}");
     first.unmount().unwrap();
+    one.wait_until_quiet().unwrap();
     fs::remove_dir_all(one.state()).unwrap();
     // An overlay does not tell where holes are below it, nor how many directories are in its root.
     let comparison = Comparison::default()

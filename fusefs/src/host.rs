@@ -1,5 +1,6 @@
 //! All snapshots of a host, served below the keeper's mounts.
 
+mod prune;
 mod serve;
 mod server;
 mod table;

@@ -6,6 +6,7 @@ use inlay_fusefs::ContentError;
 use inlay_store::format::FormatError;
 use inlay_store::remote::StoreError;
 
+use crate::daemon::DaemonError;
 use crate::export::ExportError;
 use crate::host::HostError;
 use crate::snapshots::SnapshotError;
@@ -31,6 +32,9 @@ pub enum CliError {
     /// An export.
     #[error(transparent)]
     Export(#[from] ExportError),
+    /// The daemon.
+    #[error(transparent)]
+    Daemon(Box<DaemonError>),
     /// A mount.
     #[error(transparent)]
     Mount(#[from] crate::mount::MountError),
@@ -56,6 +60,12 @@ pub enum CliError {
     /// The words of the command don't fit together.
     #[error("{0}")]
     Usage(String),
+}
+
+impl From<DaemonError> for CliError {
+    fn from(error: DaemonError) -> Self {
+        Self::Daemon(Box::new(error))
+    }
 }
 
 impl CliError {

@@ -4,6 +4,9 @@
 //! 2: the words of the command are wrong.
 
 mod cache;
+mod client;
+mod daemon;
+mod duration;
 mod error;
 mod export;
 mod import;
@@ -17,6 +20,7 @@ mod reader;
 mod verify;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use inlay_store::remote::PlainHttp;
@@ -73,9 +77,13 @@ pub struct Global {
     #[arg(long, global = true)]
     plain_http: bool,
     /// What is logged: error, warn, info, debug, or filters such as inlay_store=debug. It goes to
-    /// standard error, and for a mount in the background to log/mount.log in the state
+    /// standard error, and for a daemon in the background to log/daemon.log in the state
     #[arg(long, global = true, env = "INLAY_LOG", value_name = "FILTER", default_value = "warn")]
     log: String,
+    /// How long a daemon that a command starts stays without a mount
+    #[arg(long, global = true, hide = true, env = "INLAY_IDLE_EXIT", value_name = "DURATION",
+        default_value = "5s", value_parser = duration::parse)]
+    idle_exit_of_started: Duration,
 }
 
 // What help says of each is at its arguments: a remark here would hide all but the first line.
@@ -87,6 +95,9 @@ enum Command {
     #[command(alias = "unmount")]
     Umount(mount::UmountArgs),
     Mounts(mount::MountsArgs),
+    Daemon(daemon::DaemonArgs),
+    #[command(hide = true)]
+    Keeper(daemon::KeeperArgs),
     Ls(look::LsArgs),
     Cat(look::CatArgs),
     Stat(look::StatArgs),
@@ -139,6 +150,8 @@ impl Cli {
             Command::Mount(args) => mount::mount(global, &args),
             Command::Umount(args) => mount::umount(global, &args),
             Command::Mounts(args) => mount::mounts(global, &args),
+            Command::Daemon(args) => daemon::daemon(global, &args),
+            Command::Keeper(args) => daemon::keeper(global, &args),
             Command::Ls(args) => look::ls(global, &args),
             Command::Cat(args) => look::cat(global, &args),
             Command::Stat(args) => look::stat(global, &args),

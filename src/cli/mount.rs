@@ -1,38 +1,39 @@
-//! `inlay mount`, `umount`, `mounts`.
+//! `inlay mount`, `umount`, `mounts`: what the daemon is asked for, and how its answers are shown.
 
-use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use inlay_fusefs::MountOptions;
-use inlay_prefetch::{FetchLimits, Fetcher};
-use inlay_store::cache::{Budget, CacheOptions};
-use inlay_store::ids::SnapshotId;
+use hyper::Method;
+use inlay_store::cache::Budget;
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::Global;
+use super::client::{warn_of_differences, with_daemon};
 use super::error::CliError;
 use super::output::{self, shown};
-use crate::content::{ContentOptions, SnapshotContent};
-use crate::host::Host;
-use crate::mount::{
-    Keep, MountId, MountRecord, Readiness, Registry, Request, Umount, UpperPlace, View, WantedView,
-    serve, spawn_background, stop_signal, umount as unmount,
+use crate::daemon::{
+    CacheUse, Client, DaemonError, ErrorKind, GONE, GoneAnswer, GoneRequest, MOUNTS, MountRequest,
+    MountShown, UmountAnswer, UmountRequest,
 };
-use crate::snapshots::{open_index, resolve};
+use crate::mount::{
+    Changes, Keep, MountError, PathText, Registry, Umount, UpperPlace, View, WantedView,
+};
 
 /// How long a mount may take, most of it for the index, before the caller is told that it failed.
 const MOUNT_LIMIT: Duration = Duration::from_mins(5);
-/// How long the serving process may take to end after its mount is gone.
-const END_LIMIT: Duration = Duration::from_mins(1);
+/// How long an unmount may take.
+const UMOUNT_LIMIT: Duration = Duration::from_mins(1);
+/// How long the daemon is asked to wait for the end of a mount before it is asked again.
+const WATCH_LIMIT: Duration = Duration::from_secs(30);
+/// The pause before a daemon that does not answer is asked again.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Mount a snapshot on a directory.
 ///
-/// Returns when it is there; files are fetched when they are read. A process in the background
-/// serves it until it is unmounted.
+/// Returns when it is there; files are fetched when they are read. The daemon serves it until it is
+/// unmounted; one is started in the background if none runs.
 ///
 /// With --rw, changes are kept in a directory beside and are there again when the same snapshot is
 /// mounted on the same directory; 'inlay umount --discard' throws them away.
@@ -59,24 +60,22 @@ pub(super) struct MountArgs {
     /// Throw the changes away when it is unmounted
     #[arg(long, requires = "rw")]
     scratch: bool,
-    /// How much disk the host's cache may take: a size, a share of the disk such as 20%, or auto.
-    /// It is remembered for this state [default: what was said last, or auto]
+    /// How much disk the host's cache may take, for a daemon that this starts: a size, a share of
+    /// the disk such as 20%, or auto. It is remembered for this state [default: what was said last,
+    /// or auto]
     #[arg(long, value_name = "SIZE")]
     cache_size: Option<Budget>,
     /// Keep nothing on this host's disk but the index
     #[arg(long, conflicts_with = "cache_size")]
     no_cache: bool,
-    /// Serve in this process, until SIGTERM, SIGINT or an unmount
+    /// Stay until it is unmounted; SIGTERM and SIGINT unmount it
     #[arg(long)]
     foreground: bool,
-    /// Serve in this process, and say on standard output how it went
-    #[arg(long, hide = true)]
-    background_child: bool,
 }
 
 /// Unmount a directory that 'inlay mount' has mounted.
 ///
-/// Returns when nothing of the mount is left. A mount that is in use stays as it is, and the command
+/// Returns when the mount is gone. A mount that is in use stays as it is, and the command
 /// fails; with --lazy it goes out of sight and ends with its last user.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -98,8 +97,8 @@ pub(super) struct UmountArgs {
 
 /// List what is mounted.
 ///
-/// Shows the mounts of this state directory. One whose process has died is shown as dead; the next
-/// mount or umount clears it away.
+/// Shows the mounts of this state directory. While no daemon serves them they are shown as dead: the
+/// next mount or umount starts one, which serves them again, or clears away what can't be served.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -107,151 +106,88 @@ Examples:
   inlay mounts --json | jq -r '.[].mountpoint'")]
 pub(super) struct MountsArgs {}
 
-#[derive(Serialize)]
-struct Mounted<'a> {
-    #[serde(flatten)]
-    record: &'a MountRecord,
-    /// Whether the process that serves it runs.
-    served: bool,
-}
-
 pub(super) fn mount(global: &Global, args: &MountArgs) -> Result<(), CliError> {
-    if args.background_child {
-        return in_child(global, args);
-    }
-    if args.foreground {
-        return serve_here(global, args, |record| report(global, record).map_err(CliError::from));
-    }
-    let registry = Registry::open(&global.state)?;
-    // Whatever a dead process has left at the mount point would be in the way.
-    registry.sweep()?;
-    let state = std::path::absolute(&global.state)?;
-    let log = state.join("log").join("mount.log");
-    spawn_background(child_args(global, args, &state)?, &log, MOUNT_LIMIT)?;
-    let dir = fs::canonicalize(&args.dir)?;
-    match registry.find(&dir)? {
-        Some(record) => Ok(report(global, &record)?),
-        // Unmounted again by somebody else in the meantime.
-        None => Ok(()),
-    }
+    let request = request(global, args)?;
+    with_daemon(global, args.cache_size, |client, status| {
+        warn_of_differences(global, status, args.cache_size);
+        if args.foreground {
+            return in_foreground(global, client, &request);
+        }
+        let mounted: MountShown = client.post(MOUNTS, &request, MOUNT_LIMIT)?;
+        Ok(report(global, &mounted)?)
+    })
 }
 
-/// The words that make another process do the same in its foreground.
-fn child_args(global: &Global, args: &MountArgs, state: &Path) -> Result<Vec<OsString>, CliError> {
-    let mut words: Vec<OsString> =
-        vec!["mount".into(), "--background-child".into(), "--state".into(), state.into()];
-    let mut option = |name: &str, value: OsString| words.extend([name.into(), value]);
-    if let Some(store) = &global.store {
-        option("--store", store.into());
-    }
-    option("--log", (&global.log).into());
-    if let Some(upper) = &args.upper {
-        option("--upper", std::path::absolute(upper)?.into());
-    }
-    if let Some(size) = args.cache_size {
-        option("--cache-size", size.to_string().into());
-    }
-    for (given, word) in [
-        (global.plain_http, "--plain-http"),
-        (args.rw, "--rw"),
-        (args.scratch, "--scratch"),
-        (args.no_cache, "--no-cache"),
-    ] {
-        if given {
-            words.push(word.into());
+fn request(global: &Global, args: &MountArgs) -> Result<MountRequest, CliError> {
+    let absolute = |path: &Path| std::path::absolute(path).map(|path| PathText::from(&*path));
+    let view = match (&args.upper, args.scratch) {
+        _ if !args.rw => WantedView::ReadOnly,
+        (Some(upper), _) => WantedView::Writable(UpperPlace::Kept(absolute(upper)?)),
+        (None, true) => WantedView::Writable(UpperPlace::Scratch),
+        (None, false) => WantedView::Writable(UpperPlace::Beside),
+    };
+    Ok(MountRequest {
+        snapshot: args.snapshot.clone(),
+        store: global.store_ref()?,
+        cache: if args.no_cache { CacheUse::None } else { CacheUse::Kept },
+        mountpoint: absolute(&args.dir)?,
+        view,
+        deadline_ms: u64::try_from(MOUNT_LIMIT.as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+/// Mounts and waits for the end, which a signal brings about. A signal before the mount is there has
+/// the daemon undo it.
+fn in_foreground(global: &Global, client: &Client, request: &MountRequest) -> Result<(), CliError> {
+    client.wait(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut stop = std::pin::pin!(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        });
+        let mounted: MountShown = tokio::select! {
+            mounted = client.ask(Method::POST, MOUNTS, request, MOUNT_LIMIT) => mounted?,
+            () = &mut stop => return Ok(()),
+        };
+        report(global, &mounted)?;
+        tokio::select! {
+            gone = gone(client, &mounted) => gone,
+            () = &mut stop => {
+                let request = UmountRequest {
+                    mountpoint: mounted.record.mountpoint,
+                    how: Umount::Lazily,
+                    changes: Changes::Stay,
+                };
+                let ended = client.ask(Method::DELETE, MOUNTS, &request, UMOUNT_LIMIT).await;
+                let _: UmountAnswer = ended?;
+                Ok(())
+            }
+        }
+    })
+}
+
+/// Waits until a mount is gone, whatever daemons come and go.
+async fn gone(client: &Client, mounted: &MountShown) -> Result<(), CliError> {
+    let request = GoneRequest {
+        mount: mounted.record.seen.number(),
+        deadline_ms: u64::try_from(WATCH_LIMIT.as_millis()).unwrap_or(u64::MAX),
+    };
+    loop {
+        match client.ask(Method::POST, GONE, &request, WATCH_LIMIT).await {
+            Ok(GoneAnswer { gone: true }) => return Ok(()),
+            Ok(GoneAnswer { gone: false }) => {}
+            Err(_) if !mounted.record.seen.is_mounted()? => return Ok(()),
+            Err(_) => tokio::time::sleep(PAUSE).await,
         }
     }
-    words.extend(["--".into(), (&args.snapshot).into(), std::path::absolute(&args.dir)?.into()]);
-    Ok(words)
 }
 
-fn in_child(global: &Global, args: &MountArgs) -> Result<(), CliError> {
-    let mut readiness = Some(Readiness::new()?);
-    let result = serve_here(global, args, |_| match readiness.take() {
-        Some(readiness) => Ok(readiness.ready()?),
-        None => Ok(()),
-    });
-    if let (Err(error), Some(readiness)) = (&result, readiness) {
-        readiness.failed(error)?;
-    }
-    result
-}
-
-fn serve_here(
-    global: &Global,
-    args: &MountArgs,
-    ready: impl FnOnce(&MountRecord) -> Result<(), CliError>,
-) -> Result<(), CliError> {
-    let host = global.host()?;
-    let id = host.wait(resolve(host.remote(), &args.snapshot))?;
-    let index = host.wait(open_index(host.remote(), host.state(), id))?;
-    let cache = if args.no_cache {
-        None
-    } else {
-        Some(host.cache(CacheOptions { budget: args.cache_size, ..CacheOptions::default() })?)
-    };
-    let handle = host.handle().clone();
-    let remote = host.remote().clone();
-    let fetcher = Fetcher::new(remote, cache.clone(), FetchLimits::default(), handle.clone());
-    let content = SnapshotContent::new(
-        index.clone(),
-        cache,
-        fetcher.clone(),
-        ContentOptions::default(),
-        handle,
-    );
-    let request = Request {
-        state: host.state().root().to_owned(),
-        snapshot: id,
-        index,
-        source: Arc::new(content.clone()),
-        mountpoint: args.dir.clone(),
-        view: view(&host, args, id)?,
-        options: MountOptions::default(),
-    };
-    let mut answered = Ok(());
-    let ended = host.wait(async {
-        let stop = stop_signal()?;
-        Ok::<_, CliError>(serve(request, |record| answered = ready(record), stop).await?)
-    });
-    host.wait(async {
-        // The fetcher first: readers that still wait get their errors at once.
-        fetcher.shutdown().await;
-        content.shutdown().await;
-    });
-    let figures = fetcher.figures();
-    tracing::info!(
-        demand_requests = figures.demand_requests,
-        read_ahead_requests = figures.read_ahead_requests,
-        fetched_bytes = figures.fetched_bytes,
-        "the mount has ended"
-    );
-    ended?;
-    answered
-}
-
-fn view(host: &Host, args: &MountArgs, id: SnapshotId) -> Result<WantedView, CliError> {
-    if !args.rw {
-        return Ok(WantedView::ReadOnly);
-    }
-    if args.scratch {
-        return Ok(WantedView::Writable(UpperPlace::Scratch));
-    }
-    let place = match &args.upper {
-        Some(upper) => upper.clone(),
-        None => kept_upper(host.state().root(), id, &fs::canonicalize(&args.dir)?),
-    };
-    Ok(WantedView::Writable(UpperPlace::Kept(place)))
-}
-
-/// Where the changes to `id`, mounted on `mountpoint`, are kept when no place is named.
-fn kept_upper(state: &Path, id: SnapshotId, mountpoint: &Path) -> PathBuf {
-    state.join("upper").join(format!("{}-{}", MountId::of(mountpoint).as_str(), id.index))
-}
-
-fn report(global: &Global, record: &MountRecord) -> std::io::Result<()> {
-    let mounted = Mounted { record, served: true };
-    output::print(global.format(), &mounted, |out| {
+fn report(global: &Global, mounted: &MountShown) -> std::io::Result<()> {
+    let record = &mounted.record;
+    output::print(global.format(), mounted, |out| {
         let changes = match &record.view {
             View::ReadOnly => String::new(),
             View::Writable { keep: Keep::Scratch, .. } => {
@@ -268,32 +204,42 @@ fn path(path: &Path) -> String {
 }
 
 pub(super) fn umount(global: &Global, args: &UmountArgs) -> Result<(), CliError> {
-    let registry = Registry::open(&global.state)?;
-    let how = if args.lazy { Umount::Lazily } else { Umount::IfFree };
-    let record = match fs::canonicalize(&args.dir) {
-        Ok(dir) => registry.find(&dir)?,
-        Err(_) => None,
+    let paths = global.paths()?;
+    let dir = std::path::absolute(&args.dir)?;
+    let recorded =
+        if paths.state().is_dir() { Registry::open(paths.state())?.list()? } else { Vec::new() };
+    if recorded.is_empty() && Client::new(&paths)?.status()?.is_none() {
+        let registry = paths.state().join("mounts");
+        return Err(MountError::NotMounted { mountpoint: dir, registry }.into());
+    }
+    let request = UmountRequest {
+        mountpoint: PathText::from(&*dir),
+        how: if args.lazy { Umount::Lazily } else { Umount::IfFree },
+        changes: if args.discard { Changes::Discard } else { Changes::Stay },
     };
-    unmount(&registry, &args.dir, how, END_LIMIT)?;
-    let state = fs::canonicalize(&global.state)?;
-    let kept = record.as_ref().and_then(|record| match &record.view {
-        View::Writable { upper, keep: Keep::Kept, .. } => Some(upper.to_path()),
-        View::Writable { .. } | View::ReadOnly => None,
-    });
-    let discarded = match &kept {
-        Some(upper) if args.discard && upper.starts_with(state.join("upper")) => {
-            fs::remove_dir_all(upper)?;
-            true
+    let ended = with_daemon(global, None, |client, _| {
+        match client.delete(MOUNTS, &request, UMOUNT_LIMIT) {
+            Ok(ended) => Ok(Some(ended)),
+            // It was dead: then the daemon has cleared it away when it started.
+            Err(DaemonError::Refused(answer))
+                if answer.kind == ErrorKind::NotMounted
+                    && recorded.iter().any(|record| record.mountpoint == request.mountpoint) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
         }
-        _ => false,
-    };
-    let answer = Unmounted {
-        dir: path(&args.dir),
-        changes: kept.as_ref().filter(|_| !discarded).map(|upper| path(upper)),
-    };
-    output::print(global.format(), &answer, |out| match &answer.changes {
-        Some(upper) => writeln!(out, "{} unmounted, changes stay in {upper}", answer.dir),
-        None => writeln!(out, "{} unmounted", answer.dir),
+    })?;
+    let answer = Unmounted::new(path(&args.dir), ended);
+    output::print(global.format(), &answer, |out| {
+        write!(out, "{} unmounted", answer.dir)?;
+        if let Some(upper) = &answer.changes {
+            write!(out, ", changes stay in {upper}")?;
+        }
+        if answer.in_use {
+            write!(out, "; programs that use it go on")?;
+        }
+        writeln!(out)
     })?;
     Ok(())
 }
@@ -303,26 +249,49 @@ struct Unmounted {
     dir: String,
     /// Where changes are kept, if there are some.
     changes: Option<String>,
+    /// Whether programs still use what was mounted.
+    in_use: bool,
+}
+
+impl Unmounted {
+    fn new(dir: String, ended: Option<UmountAnswer>) -> Self {
+        let Some(UmountAnswer { record, in_use, discarded }) = ended else {
+            return Self { dir, changes: None, in_use: false };
+        };
+        let changes = match record.view {
+            View::Writable { upper, keep: Keep::Kept } if !discarded => {
+                Some(path(&upper.to_path()))
+            }
+            View::Writable { .. } | View::ReadOnly => None,
+        };
+        Self { dir, changes, in_use }
+    }
 }
 
 pub(super) fn mounts(global: &Global, _: &MountsArgs) -> Result<(), CliError> {
-    let records = Registry::open(&global.state)?.list()?;
-    let mounted: Vec<Mounted<'_>> =
-        records.iter().map(|record| Mounted { record, served: record.server.is_alive() }).collect();
+    let paths = global.paths()?;
+    let mounted: Vec<MountShown> = match Client::new(&paths)?.get(MOUNTS) {
+        Ok(mounted) => mounted,
+        Err(DaemonError::NotRunning(_)) if !paths.state().is_dir() => Vec::new(),
+        Err(DaemonError::NotRunning(_)) => {
+            let records = Registry::open(paths.state())?.list()?.into_iter();
+            records.map(|record| MountShown { record, server: None, served: false }).collect()
+        }
+        Err(error) => return Err(error.into()),
+    };
     output::print(global.format(), &mounted, |out| {
-        let mut rows = vec![["MOUNTED ON", "SNAPSHOT", "MODE", "PID"].map(str::to_owned).to_vec()];
+        let head = ["MOUNTED ON", "SNAPSHOT", "MODE", "SLOT", "PID"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
         rows.extend(mounted.iter().map(|mount| {
             let mut id = mount.record.snapshot.to_string();
             id.truncate(mount.record.snapshot.kind.prefix().len() + 1 + 12);
-            vec![
-                path(&mount.record.mountpoint.to_path()),
-                id,
-                match mount.record.view {
-                    View::ReadOnly => "ro".to_owned(),
-                    View::Writable { .. } => "rw".to_owned(),
-                },
-                if mount.served { mount.record.server.pid.to_string() } else { "dead".to_owned() },
-            ]
+            let pid = mount.server.map_or("dead".to_owned(), |server| server.pid.to_string());
+            let mode = match mount.record.view {
+                View::ReadOnly => "ro",
+                View::Writable { .. } => "rw",
+            };
+            let place = path(&mount.record.mountpoint.to_path());
+            vec![place, id, mode.to_owned(), mount.record.slot.to_string(), pid]
         }));
         output::table(out, &rows)
     })?;

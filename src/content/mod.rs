@@ -97,6 +97,11 @@ impl SnapshotContent {
         Self { inner: Arc::new(inner) }
     }
 
+    /// The snapshot's index.
+    pub fn index(&self) -> &Index {
+        &self.inner.index
+    }
+
     /// Fills `buf` with the bytes of the regular file `inode` from `offset`, if all of them are on
     /// this host. Never waits for the network.
     pub fn read_now(

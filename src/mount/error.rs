@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use inlay_store::ids::SnapshotId;
 
@@ -62,17 +61,13 @@ pub enum MountError {
     /// Something else is mounted over it.
     #[error("something that is not inlay's is mounted over {}; unmount that first", .0.display())]
     Covered(PathBuf),
-    /// It is unmounted, but the process that served it still runs.
-    #[error("{} is unmounted, but process {pid}, which served it, has not ended in {limit:?}; \
-        its log may say why", mountpoint.display())]
-    ServerLives {
-        /// Where it was mounted.
-        mountpoint: PathBuf,
-        /// The process.
-        pid: u32,
-        /// How long it was waited for.
-        limit: Duration,
-    },
+    /// Two at once.
+    #[error("something is being mounted on {} at this moment; try again", .0.display())]
+    BeingMounted(PathBuf),
+    /// A namespace without processes.
+    #[error("no process is in the mount namespace that holds {} any more, so that it can't be \
+        entered; the mount ends with the namespace", .0.display())]
+    NobodyInside(PathBuf),
     /// A record that can't be read.
     #[error("the mount record {} is damaged ({why}); if nothing is mounted there, delete it",
         path.display())]
@@ -91,18 +86,6 @@ pub enum MountError {
         path: PathBuf,
         /// What the system says.
         source: io::Error,
-    },
-    /// The process in the background failed before the mount was there.
-    #[error("{0}")]
-    Background(String),
-    /// It neither failed nor got ready.
-    #[error("the mount was not ready after {limit:?}, so its process was ended; see {}",
-        log.display())]
-    BackgroundTimeout {
-        /// How long it was given.
-        limit: Duration,
-        /// Its log.
-        log: PathBuf,
     },
     /// A task panicked: a defect of this program.
     #[error("the mount has failed after a defect of this program")]

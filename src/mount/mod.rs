@@ -1,23 +1,24 @@
-//! Mounts of snapshots on this host: served by a process each, recorded in the state directory,
-//! read-only or below an overlay.
+//! Mounts of snapshots on this host: a view of a snapshot that the daemon serves, put where a caller
+//! wants it, read-only or below an overlay; recorded in the state directory.
 
-mod background;
 mod error;
-mod mountinfo;
+mod kernel;
+mod namespace;
 mod overlay;
 mod process;
 mod record;
 mod registry;
-mod serve;
-mod umount;
+mod table;
+mod target;
 mod upper;
 mod watch;
 
-pub use background::{Readiness, spawn_background};
 pub use error::MountError;
 pub use process::ProcessId;
-pub use record::{MountId, MountRecord, PathText, View};
+pub use record::{MountRecord, PathText, View};
 pub use registry::Registry;
-pub use serve::{Ending, Request, WantedView, serve, stop_signal};
-pub use umount::{Umount, umount};
-pub use upper::{Keep, UpperPlace};
+pub(crate) use registry::{make_private_dirs, write_whole};
+pub use table::{Hold, Mounts, Unmounted, Wanted};
+pub use target::{Caller, Seen, Umount};
+pub use upper::{Changes, Keep, UpperPlace, WantedView};
+pub(crate) use watch::Watch;

@@ -1,22 +1,19 @@
 //! The overlay that makes a snapshot writable: what changes goes to a directory on local disk.
 
 use std::ffi::OsString;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use inlay_fusefs::{Privileges, SOURCE};
-use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_fd,
+    fsconfig_set_string, fsmount, fsopen,
 };
 
 use super::error::MountError;
-use super::mountinfo;
-use super::watch::Watch;
 
 /// How the overlay is to behave:
 /// - `redirect_dir`: a directory of the snapshot can be renamed, instead of `EXDEV`.
@@ -37,81 +34,59 @@ pub(crate) struct Layers {
     pub(crate) work: PathBuf,
 }
 
-/// How the kernel is told the lower directory.
+/// How the kernel is told the directories.
 #[derive(Debug, Clone, Copy)]
-enum LowerOption {
-    /// `lowerdir+`, one directory, taken as it is: since Linux 6.8.
-    Plain,
-    /// `lowerdir`, a list with colons, which are escaped in names.
+enum Form {
+    /// By open descriptors, whatever the paths are: since Linux 6.13.
+    Descriptors,
+    /// By paths, `lowerdir+` taken as it is: since Linux 6.8. No path of more than 255 bytes.
+    Paths,
+    /// By paths, `lowerdir` a list with colons, which are escaped in names.
     Escaped,
 }
 
-/// A mounted overlay. Not unmounted when dropped: its owner decides how.
-#[derive(Debug, Clone)]
-pub(crate) struct Overlay {
-    mountpoint: PathBuf,
-    id: u64,
+/// Makes an overlay of `layers` that is mounted nowhere yet; `mountpoint` is for messages.
+pub(crate) fn tree(
+    layers: &Layers,
+    mountpoint: &Path,
+    privileges: Privileges,
+) -> Result<OwnedFd, MountError> {
+    let mut outcome = assemble(layers, Form::Descriptors, privileges);
+    for form in [Form::Paths, Form::Escaped] {
+        if let Err(Failed { source: Errno::INVAL | Errno::BADF, .. }) = outcome {
+            outcome = assemble(layers, form, privileges);
+        }
+    }
+    outcome.map_err(|Failed { step, source, kernel }| MountError::Overlay {
+        mountpoint: mountpoint.to_owned(),
+        step,
+        source: source.into(),
+        kernel,
+    })
 }
 
-impl Overlay {
-    /// Mounts `layers` on `mountpoint`.
-    pub(crate) fn mount(
-        layers: &Layers,
-        mountpoint: &Path,
-        privileges: Privileges,
-    ) -> Result<Self, MountError> {
-        let tree = match assemble(layers, LowerOption::Plain, privileges) {
-            Err(Failed { source: Errno::INVAL, .. }) => {
-                assemble(layers, LowerOption::Escaped, privileges)
-            }
-            other => other,
-        };
-        let failed = |Failed { step, source, kernel }| MountError::Overlay {
-            mountpoint: mountpoint.to_owned(),
-            step,
-            source: source.into(),
-            kernel,
-        };
-        let tree = tree.map_err(failed)?;
-        let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        // The number is taken before others can see the mount.
-        let id = mount_number(&tree, Path::new("")).map_err(|e| failed(Failed::at("number", e)))?;
-        move_mount(&tree, "", CWD, mountpoint, empty)
-            .map_err(|e| failed(Failed::at("attach", e)))?;
-        Ok(Self { mountpoint: mountpoint.to_owned(), id })
+/// Whether an overlay has `upper` as its upper directory, though it may be mounted nowhere any more
+/// and only be in use.
+///
+/// The kernel is asked for an overlay that can't be, because its work directory is its upper one.
+/// Before it looks at that, it says if the upper directory is taken.
+pub(crate) fn has_upper(upper: &Path, beside: &Path) -> Result<bool, Errno> {
+    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let [upper, beside] = [directory(upper)?, directory(beside)?];
+    fsconfig_set_fd(&fs, "lowerdir+", &beside)?;
+    fsconfig_set_fd(&fs, "upperdir", &upper)?;
+    fsconfig_set_fd(&fs, "workdir", &upper)?;
+    // Without it the kernel only warns.
+    fsconfig_set_string(&fs, "index", "on")?;
+    match fsconfig_create(&fs) {
+        Err(Errno::BUSY) => Ok(true),
+        Err(Errno::INVAL) | Ok(()) => Ok(false),
+        Err(other) => Err(other),
     }
+}
 
-    /// Unmounts it, or takes it out of the tree if it is in use. Nothing if it is gone.
-    pub(crate) fn unmount_or_detach(&self) -> Result<(), MountError> {
-        if !self.is_mounted() {
-            return Ok(());
-        }
-        let outcome = match unmount(&self.mountpoint, UnmountFlags::NOFOLLOW) {
-            Err(Errno::BUSY) => {
-                unmount(&self.mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
-            }
-            other => other,
-        };
-        match outcome {
-            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
-            Err(errno) => Err(MountError::io("unmount", &self.mountpoint)(errno)),
-        }
-    }
-
-    /// Watches until it is no longer mounted where this process sees it.
-    pub(crate) fn watch(&self) -> io::Result<Watch> {
-        let overlay = self.clone();
-        Watch::start(move || overlay.is_mounted())
-    }
-
-    fn is_mounted(&self) -> bool {
-        if mount_number(CWD, &self.mountpoint).is_ok_and(|id| id == self.id) {
-            return true;
-        }
-        // Something may be mounted above it. If the table can't be read, it counts as mounted:
-        // to keep on serving is the lesser evil.
-        mountinfo::mounts().map_or(true, |mounts| mounts.iter().any(|mount| mount.id == self.id))
-    }
+fn directory(path: &Path) -> Result<OwnedFd, Errno> {
+    open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// What failed, and what the kernel wrote about it.
@@ -129,11 +104,7 @@ impl Failed {
 
 /// Makes the overlay without attaching it anywhere. Each option is a value of its own, so that paths
 /// may have commas and colons.
-fn assemble(
-    layers: &Layers,
-    option: LowerOption,
-    privileges: Privileges,
-) -> Result<OwnedFd, Failed> {
+fn assemble(layers: &Layers, form: Form, privileges: Privileges) -> Result<OwnedFd, Failed> {
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
         .map_err(|e| Failed::at("is the kernel module `overlay` there?", e))?;
     let failed = |step| {
@@ -141,15 +112,23 @@ fn assemble(
         move |source| Failed { step, source, kernel: kernel_log(fs) }
     };
     fsconfig_set_string(&fs, "source", SOURCE).map_err(failed("source"))?;
-    match option {
-        LowerOption::Plain => fsconfig_set_string(&fs, "lowerdir+", &layers.lower),
-        LowerOption::Escaped => fsconfig_set_string(&fs, "lowerdir", escape(&layers.lower)),
+    let named = [
+        ("lowerdir+", "lower directory", &layers.lower),
+        ("upperdir", "upper directory", &layers.upper),
+        ("workdir", "work directory", &layers.work),
+    ];
+    for (key, step, path) in named {
+        match (form, key) {
+            (Form::Descriptors, _) => {
+                directory(path).and_then(|dir| fsconfig_set_fd(&fs, key, dir))
+            }
+            (Form::Paths, "lowerdir+") => fsconfig_set_string(&fs, key, path),
+            (Form::Escaped, "lowerdir+") => fsconfig_set_string(&fs, "lowerdir", escape(path)),
+            // These two are one path each, but the kernel takes backslashes out of them nevertheless.
+            (Form::Paths | Form::Escaped, _) => fsconfig_set_string(&fs, key, escape(path)),
+        }
+        .map_err(failed(step))?;
     }
-    .map_err(failed("lower directory"))?;
-    // These two are one path each, but the kernel takes backslashes out of them nevertheless.
-    let (upper, work) = (escape(&layers.upper), escape(&layers.work));
-    fsconfig_set_string(&fs, "upperdir", upper).map_err(failed("upper directory"))?;
-    fsconfig_set_string(&fs, "workdir", work).map_err(failed("work directory"))?;
     for (key, value) in OPTIONS {
         fsconfig_set_string(&fs, key, value).map_err(failed(key))?;
     }
@@ -184,10 +163,4 @@ fn escape(path: &Path) -> OsString {
         out.push(*byte);
     }
     OsString::from_vec(out)
-}
-
-/// The kernel's number of the mount at `path`. No request goes to who serves it.
-fn mount_number(dir: impl rustix::fd::AsFd, path: &Path) -> Result<u64, Errno> {
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::SYMLINK_NOFOLLOW;
-    statx(dir, path, flags, StatxFlags::MNT_ID).map(|stat| stat.stx_mnt_id)
 }

@@ -4,30 +4,11 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use inlay_store::ids::{Digest, SnapshotId};
+use inlay_store::ids::SnapshotId;
 use serde::{Deserialize, Serialize};
 
-use super::process::ProcessId;
+use super::target::Seen;
 use super::upper::Keep;
-
-/// Names a mount in a state directory: 16 hexadecimal digits, a function of its mount point.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct MountId(String);
-
-impl MountId {
-    /// The name of a mount on `mountpoint`, an absolute path without symbolic links.
-    pub fn of(mountpoint: &Path) -> Self {
-        let mut hex = Digest::of(mountpoint.as_os_str().as_bytes()).to_hex();
-        hex.truncate(16);
-        Self(hex)
-    }
-
-    /// Its text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
 
 /// A path in JSON: text where it is UTF-8, else its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,8 +47,6 @@ pub enum View {
     ReadOnly,
     /// Below an overlay that takes changes.
     Writable {
-        /// Where the snapshot itself is mounted.
-        lower: PathText,
         /// The directory that holds `upper` and `work`.
         upper: PathText,
         /// Whether it stays when the mount is gone.
@@ -82,23 +61,31 @@ pub struct MountRecord {
     pub mountpoint: PathText,
     /// What is mounted.
     pub snapshot: SnapshotId,
-    /// The process that serves it.
-    pub server: ProcessId,
+    /// The snapshot's slot below the host's FUSE mount.
+    pub slot: u32,
+    /// The life of the keeper in which that slot is the snapshot's.
+    pub session: String,
+    /// Which of the kernel's mounts it is.
+    pub seen: Seen,
     /// How it is shown.
     #[serde(flatten)]
     pub view: View,
 }
 
 impl MountRecord {
-    /// Its name in the state directory.
-    pub fn id(&self) -> MountId {
-        MountId::of(&self.mountpoint.to_path())
+    /// The directory that holds its changes, if it is writable.
+    pub(crate) fn upper(&self) -> Option<PathBuf> {
+        match &self.view {
+            View::Writable { upper, .. } => Some(upper.to_path()),
+            View::ReadOnly => None,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use inlay_store::ids::Digest;
 
     #[test]
     fn records_survive_being_written_and_read_whatever_the_paths() {
@@ -106,17 +93,14 @@ mod tests {
         let record = MountRecord {
             mountpoint: odd.as_path().into(),
             snapshot: format!("fs-{}", Digest::of(b"x").to_hex()).parse().unwrap(),
-            server: ProcessId { pid: 3, started: 4 },
-            view: View::Writable {
-                lower: Path::new("/state/mounts/x/lower").into(),
-                upper: odd.as_path().into(),
-                keep: Keep::Kept,
-            },
+            slot: 7,
+            session: "5e55".into(),
+            seen: Seen::for_tests(u64::MAX),
+            view: View::Writable { upper: odd.as_path().into(), keep: Keep::Kept },
         };
         let json = serde_json::to_string(&record).unwrap();
         let read: MountRecord = serde_json::from_str(&json).unwrap();
         assert_eq!(read, record);
         assert_eq!(read.mountpoint.to_path(), odd);
-        assert_eq!(read.id(), MountId::of(&odd));
     }
 }

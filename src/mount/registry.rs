@@ -1,32 +1,25 @@
-//! The mounts of a state directory: one small JSON file each, `STATE/mounts/<id>.json`.
+//! The records of a state directory's mounts: one small JSON file each, `STATE/mounts/<number>.json`.
 //!
-//! Records are written to a temporary file, synced and renamed; a lock on the directory orders those
-//! who change it. A record whose process has died is stale: what it left behind is cleared away.
+//! Records are written to a temporary file and renamed, so that a killed process leaves a whole one or
+//! none. They are not synced: after a crash of the host no mount is there either. Only the daemon
+//! writes them.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::mount::{UnmountFlags, unmount};
-
 use super::error::MountError;
-use super::mountinfo;
-use super::record::{MountId, MountRecord, View};
-use super::upper::Keep;
+use super::record::MountRecord;
 
 /// The longest record that is read, in bytes.
 const RECORD_LEN_MAX: u64 = 64 << 10;
 
-/// The mounts that one state directory knows of.
+/// The mounts that one state directory has recorded.
 #[derive(Debug, Clone)]
 pub struct Registry {
     dir: PathBuf,
 }
-
-/// Held by whoever changes records.
-struct Exclusive(#[allow(dead_code, reason = "closing the file unlocks it")] File);
 
 impl Registry {
     /// The registry of the state directory `state`. Makes its directory if there is none.
@@ -41,37 +34,23 @@ impl Registry {
         &self.dir
     }
 
-    /// The directory for what a mount needs besides its record.
-    pub(crate) fn private_dir(&self, id: &MountId) -> PathBuf {
-        self.dir.join(id.as_str())
-    }
-
-    /// Records a mount that is about to be made. Refused if another is recorded at its mount point,
-    /// unless that one is stale.
+    /// Records a mount that is about to be made.
     pub(crate) fn add(&self, record: &MountRecord) -> Result<(), MountError> {
-        let exclusive = self.lock()?;
-        let mountpoint = record.mountpoint.to_path();
-        if let Some(old) = self.find(&mountpoint)? {
-            if old.server.is_alive() {
-                return Err(MountError::AlreadyMounted { mountpoint, snapshot: old.snapshot });
-            }
-            self.clear(&exclusive, &old)?;
-        }
-        let path = self.path(&record.id());
+        let path = self.path(record);
         let json = serde_json::to_vec_pretty(record)
             .map_err(|e| MountError::Record { path: path.clone(), why: e.to_string() })?;
-        write_synced(&self.dir, &path, &json).map_err(MountError::io("write", &path))
+        write_whole(&self.dir, &path, &json).map_err(MountError::io("write", &path))
     }
 
-    /// Forgets a mount that is gone, and removes its private directory.
+    /// Forgets a mount that is gone.
     pub(crate) fn remove(&self, record: &MountRecord) -> Result<(), MountError> {
-        let exclusive = self.lock()?;
-        self.forget(&exclusive, record)
-    }
-
-    /// The mount on `mountpoint`, an absolute path without symbolic links.
-    pub fn find(&self, mountpoint: &Path) -> Result<Option<MountRecord>, MountError> {
-        read(&self.path(&MountId::of(mountpoint)))
+        let path = self.path(record);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(MountError::io("remove", &path)(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// All mounts, stale ones too, in no order. A damaged record is left out and logged.
@@ -91,67 +70,8 @@ impl Registry {
         Ok(records)
     }
 
-    /// Clears away what mounts left behind whose process has died. Returns them.
-    pub fn sweep(&self) -> Result<Vec<MountRecord>, MountError> {
-        let exclusive = self.lock()?;
-        let stale: Vec<_> =
-            self.list()?.into_iter().filter(|record| !record.server.is_alive()).collect();
-        for record in &stale {
-            self.clear(&exclusive, record)?;
-        }
-        Ok(stale)
-    }
-
-    /// A server that died leaves a FUSE mount that answers nothing, maybe an overlay above it.
-    fn clear(&self, exclusive: &Exclusive, record: &MountRecord) -> Result<(), MountError> {
-        tracing::info!(
-            mountpoint = %record.mountpoint.to_path().display(), pid = record.server.pid,
-            "clearing away a mount whose process has died"
-        );
-        detach_ours(&record.mountpoint.to_path())?;
-        if let View::Writable { lower, upper, keep } = &record.view {
-            detach_ours(&lower.to_path())?;
-            if *keep == Keep::Scratch {
-                remove_all(&upper.to_path())?;
-            }
-        }
-        self.forget(exclusive, record)
-    }
-
-    fn forget(&self, _: &Exclusive, record: &MountRecord) -> Result<(), MountError> {
-        let id = record.id();
-        let private = self.private_dir(&id);
-        // Only empty directories: should something still be mounted there, it is not touched.
-        for dir in [private.join("lower"), private] {
-            match fs::remove_dir(&dir) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(MountError::io("remove", &dir)(error)),
-            }
-        }
-        let path = self.path(&id);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(MountError::io("remove", &path)(error))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn path(&self, id: &MountId) -> PathBuf {
-        self.dir.join(format!("{}.json", id.as_str()))
-    }
-
-    fn lock(&self) -> Result<Exclusive, MountError> {
-        let path = self.dir.join(".lock");
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(MountError::io("open", &path))?;
-        flock(&file, FlockOperation::LockExclusive).map_err(MountError::io("lock", &path))?;
-        Ok(Exclusive(file))
+    fn path(&self, record: &MountRecord) -> PathBuf {
+        self.dir.join(format!("{:x}.json", record.seen.number()))
     }
 }
 
@@ -188,23 +108,10 @@ pub(crate) fn remove_all(dir: &Path) -> Result<(), MountError> {
     }
 }
 
-/// Takes every mount that this program made at `mountpoint` out of the tree, unless something else is
-/// mounted over it.
-fn detach_ours(mountpoint: &Path) -> Result<(), MountError> {
-    while let Some(top) = mountinfo::top(mountpoint)? {
-        if !top.is_ours() {
-            return Err(MountError::Covered(mountpoint.to_owned()));
-        }
-        unmount(mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
-            .map_err(MountError::io("unmount", mountpoint))?;
-    }
-    Ok(())
-}
-
-fn write_synced(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Writes a small file, mode 0600, that others see whole or not at all.
+pub(crate) fn write_whole(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
     file.write_all(bytes)?;
-    file.as_file().sync_all()?;
     file.persist(path)?;
-    File::open(dir)?.sync_all()
+    Ok(())
 }

@@ -17,6 +17,8 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::error::MountError;
+use super::overlay;
+use super::record::PathText;
 use super::registry::{make_private_dirs, remove_all};
 
 /// The kernel's limits for a list of names and for a value, in bytes.
@@ -26,12 +28,35 @@ const XATTR_LEN_MAX: usize = 64 << 10;
 const OVERLAY_XATTRS: &[u8] = b"trusted.overlay.";
 
 /// Where the caller wants changes to go.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum UpperPlace {
     /// Into the state directory. They are thrown away with the mount.
     Scratch,
+    /// Into the state directory, and they are there again for the same snapshot and mount point.
+    Beside,
     /// Into this directory. They stay, and the same snapshot can be mounted above them again.
-    Kept(PathBuf),
+    Kept(PathText),
+}
+
+/// How the caller wants to see a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WantedView {
+    /// As it is.
+    ReadOnly,
+    /// Writable; changes go to a place on this host.
+    Writable(UpperPlace),
+}
+
+/// What becomes of changes that are kept, when their mount ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Changes {
+    /// They are there again at the next mount.
+    Stay,
+    /// They are thrown away, unless a user chose where they are.
+    Discard,
 }
 
 /// Whether changes outlive their mount.
@@ -64,6 +89,9 @@ impl Upper {
         make_private_dirs(base)?;
         let lock = lock(base)?;
         let upper = Self { base: base.to_owned(), keep, _lock: lock };
+        if upper.is_mounted()? {
+            return Err(MountError::UpperInUse(base.to_owned()));
+        }
         upper.claim(snapshot)?;
         make_dir(&upper.work(), 0o700)?;
         // Made under another name first: an upper directory without its attributes is never seen.
@@ -78,6 +106,16 @@ impl Upper {
         Ok(upper)
     }
 
+    /// The directory that holds all of it.
+    pub(crate) fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// Whether it outlives its mount.
+    pub(crate) fn keep(&self) -> Keep {
+        self.keep
+    }
+
     /// What overlayfs calls the upper directory.
     pub(crate) fn upper(&self) -> PathBuf {
         self.base.join("upper")
@@ -86,6 +124,25 @@ impl Upper {
     /// What overlayfs calls the work directory.
     pub(crate) fn work(&self) -> PathBuf {
         self.base.join("work")
+    }
+
+    /// Takes `base` again for a mount that was made before this process was there.
+    pub(crate) fn adopt(base: &Path, keep: Keep) -> Result<Self, MountError> {
+        Ok(Self { base: base.to_owned(), keep, _lock: lock(base)? })
+    }
+
+    /// Whether an overlay uses it, mounted or lazily unmounted but in use.
+    pub(crate) fn is_mounted(&self) -> Result<bool, MountError> {
+        if !self.upper().exists() || !self.work().exists() {
+            return Ok(false);
+        }
+        overlay::has_upper(&self.upper(), &self.work())
+            .map_err(MountError::io("find out who uses", &self.base))
+    }
+
+    /// Throws everything away.
+    pub(crate) fn discard(self) -> Result<(), MountError> {
+        remove_all(&self.base)
     }
 
     /// Gives it up after the mount is gone; throws scratch changes away.
@@ -144,7 +201,11 @@ fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
     chown(to, Some(stat.uid()), Some(stat.gid()))?;
     fs::set_permissions(to, Permissions::from_mode(stat.mode() & 0o7777))?;
     let mut names = Vec::with_capacity(XATTR_LEN_MAX);
-    listxattr(from, spare_capacity(&mut names))?;
+    match listxattr(from, spare_capacity(&mut names)) {
+        // The snapshot has none at all, and lives where the kernel was told so.
+        Ok(_) | Err(Errno::OPNOTSUPP) => {}
+        Err(errno) => return Err(errno.into()),
+    }
     for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         if name.starts_with(OVERLAY_XATTRS) {
             continue;

@@ -1,31 +1,31 @@
-//! Watches the table of mounts until one is gone from it.
+//! Watches the table of mounts of this process's namespace and tells of each change.
 
 use std::fs::File;
 use std::io::{self, PipeWriter};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use tokio::sync::oneshot;
+use tokio::sync::Notify;
 
-use super::mountinfo::MOUNTINFO;
+/// Where the kernel tells.
+const MOUNTINFO: &str = "/proc/self/mountinfo";
 
 /// A thread that waits for changes of the table. Dropping it ends the thread.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    gone: oneshot::Receiver<()>,
     stop: Option<PipeWriter>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Watch {
-    /// Watches until `is_mounted`, asked whenever the table changes, says no.
-    pub(crate) fn start(is_mounted: impl Fn() -> bool + Send + 'static) -> io::Result<Self> {
+    /// Wakes whoever waits for `changed` after each change.
+    pub(crate) fn start(changed: Arc<Notify>) -> io::Result<Self> {
         let table = File::open(MOUNTINFO)?;
         let (stopped, stop) = io::pipe()?;
-        let (sender, gone) = oneshot::channel();
         let thread = std::thread::Builder::new().name("inlay-watch".into()).spawn(move || {
-            while is_mounted() {
+            loop {
                 // The kernel reports a change of the table as urgent data of this file; the pipe
                 // is closed by who drops the watch.
                 let mut wanted =
@@ -41,18 +41,10 @@ impl Watch {
                 if !stopped.revents().is_empty() {
                     return;
                 }
+                changed.notify_one();
             }
-            // Nobody waits any more: fine.
-            let _ = sender.send(());
         })?;
-        Ok(Self { gone, stop: Some(stop), thread: Some(thread) })
-    }
-
-    /// Waits until it is gone. Never returns if the table can't be watched.
-    pub(crate) async fn gone(&mut self) {
-        if (&mut self.gone).await.is_err() {
-            std::future::pending::<()>().await;
-        }
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 }
 

@@ -8,6 +8,7 @@ mod parts;
 mod publish;
 mod resolve;
 mod upload;
+mod verified;
 pub mod verify;
 
 pub use create::{CreateOptions, Created, Parent, create};
@@ -17,3 +18,4 @@ pub use open::open_index;
 pub use parts::parts;
 pub use publish::{Draft, publish};
 pub use resolve::{Reference, resolve};
+pub(crate) use verified::VerifiedIndexes;

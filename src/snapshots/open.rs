@@ -25,16 +25,16 @@ const BATCHES: usize = 4;
 /// The index of snapshot `id`. If the state does not hold it yet, it is fetched, verified segment by
 /// segment and kept. Memory stays at a few MiB whatever its size.
 ///
-/// A copy that the state holds is hashed before it is used, because disks forget. One that is damaged
-/// is fetched again.
+/// A copy that the state holds is hashed before this process first uses it, because disks forget, and
+/// again when the file has changed. One that is damaged is fetched again.
 pub async fn open_index(
     remote: &Remote,
     state: &State,
     id: SnapshotId,
 ) -> Result<Index, SnapshotError> {
     let path = index_path(state, id);
-    let index = match Index::open(&path) {
-        Ok(index) if index.digest() == id.index => index,
+    let index = match local(state, &path, id) {
+        Ok(Some(index)) => index,
         // A version or a feature of a newer inlay: fetching it again would give the same.
         Err(source @ (FormatError::Version { .. } | FormatError::Features(_))) => {
             return Err(SnapshotError::Index { id, source });
@@ -54,6 +54,16 @@ pub async fn open_index(
         return Err(SnapshotError::Kind { id, found: index.kind() });
     }
     Ok(index)
+}
+
+/// The copy in the state; `None` if it is another index than it should be.
+fn local(state: &State, path: &Path, id: SnapshotId) -> Result<Option<Index>, FormatError> {
+    let at = |source| FormatError::Io { path: path.to_owned(), source };
+    let file = fs::File::open(path).map_err(at)?;
+    // The header first: what is of a newer inlay is said to be so.
+    let index = Index::of_file(&file, path)?;
+    let digest = state.verified().digest(&file).map_err(at)?;
+    Ok((digest == id.index).then_some(index))
 }
 
 /// Where the index of `id` is kept.

@@ -38,7 +38,7 @@ fn damage_in_the_store_is_an_error_and_never_a_wrong_byte() {
     assert_eq!(error.raw_os_error(), Some(Errno::IO.raw_os_error()), "{error}");
     // What is not hit by it can be read, and the error goes away with its cause.
     assert_eq!(mounted.read("tiny"), b"in the index");
-    assert!(place.mount_log().contains(&name(&blob)));
+    assert!(place.inlay.daemon_log().contains(&name(&blob)));
     mend();
     assert!(mounted.read("file") == bytes);
     mounted.unmount();
@@ -53,7 +53,7 @@ fn a_lost_object_is_an_error_until_it_is_back() {
     fs::rename(&blob, place.path("away")).unwrap();
     let error = fs::read(mounted.path("file")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(Errno::IO.raw_os_error()), "{error}");
-    assert!(place.mount_log().contains(&name(&blob)));
+    assert!(place.inlay.daemon_log().contains(&name(&blob)));
     fs::rename(place.path("away"), &blob).unwrap();
     assert!(mounted.read("file") == bytes);
     mounted.unmount();
@@ -93,7 +93,7 @@ fn damage_in_the_cache_is_noticed_and_mended() {
     let mounted = place.mount("base", &[]);
     assert!(mounted.read("file") == bytes);
     mounted.unmount();
-    assert!(place.mount_log().contains("a changed cache file is not used unchecked"));
+    assert!(place.inlay.daemon_log().contains("a changed cache file is not used unchecked"));
     // It is whole again: the store is not needed.
     fs::rename(place.inlay.state().join("store/blobs"), place.path("away")).unwrap();
     let mounted = place.mount("base", &[]);

@@ -1,15 +1,31 @@
-//! How mounts end, and that nothing of them stays.
+//! How mounts end, how daemons end without them, and that nothing of either stays.
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use inlay_testkit::content;
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::place::{Place, ends_within};
 
 const VIEWS: [&[&str]; 2] = [&[], &["--rw", "--scratch"]];
+const LONG: Duration = Duration::from_mins(1);
+
+/// A program that is killed should it outlive its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn kill(pid: Pid) {
+    kill_process(pid, Signal::KILL).unwrap();
+}
 
 #[test]
 fn unmounting_leaves_nothing() {
@@ -19,22 +35,39 @@ fn unmounting_leaves_nothing() {
         assert_eq!(mounted.read("file"), b"x");
         let process = mounted.process();
         place.run(["umount".as_ref(), place.mnt().as_os_str()]);
-        assert!(ends_within(&process, Duration::ZERO), "the command did not wait for it");
+        assert!(!mounted.path("file").exists());
+        assert!(
+            place.files_in_state("mounts").is_empty() && place.files_in_state("upper").is_empty()
+        );
+        assert!(ends_within(&process, LONG), "the daemon stays");
         place.assert_nothing_left();
         drop(mounted);
     }
 }
 
 #[test]
-fn sigterm_ends_a_mount_cleanly() {
+fn a_mount_in_the_foreground_ends_with_its_command() {
     let place = Place::with(&[("file", b"x")]);
     for options in VIEWS {
-        let mounted = place.mount("base", options);
-        let open = File::open(mounted.path("file")).unwrap();
-        mounted.wait_for_end(|| kill_process(mounted.pid(), Signal::TERM).unwrap());
-        drop(open);
-        place.assert_nothing_left();
-        drop(mounted);
+        for end in ["signal", "umount"] {
+            let mut command = place.inlay.command();
+            command.args(["mount", "--foreground"]).args(options).arg("base").arg(place.mnt());
+            let mut command = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+            // The answer comes when it is mounted.
+            let mut said = [0; 4];
+            command.0.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+            let open = File::open(place.mnt().join("file")).unwrap();
+            if end == "signal" {
+                kill_process(Pid::from_child(&command.0), Signal::TERM).unwrap();
+            } else {
+                let mnt = place.mnt();
+                place.run(["umount".as_ref(), "--lazy".as_ref(), mnt.as_os_str()]);
+            }
+            assert!(command.0.wait().unwrap().success());
+            assert!(!place.mnt().join("file").exists());
+            drop(open);
+            place.assert_nothing_left();
+        }
     }
 }
 
@@ -60,22 +93,122 @@ fn a_mount_in_use_is_left_alone_unless_asked() {
 }
 
 #[test]
-fn what_a_killed_process_leaves_is_cleared_away() {
+fn a_killed_daemon_is_followed_by_another() {
+    let bytes = content::random("x", 8 << 20);
+    let place = Place::with(&[("file", &bytes), ("other", b"other")]);
+    for options in VIEWS {
+        let mounted = place.mount("base", options);
+        let mut open = File::open(mounted.path("file")).unwrap();
+        let mut read = vec![0; 1 << 20];
+        open.read_exact(&mut read).unwrap();
+        for _ in 0..3 {
+            let (daemon, _) = place.inlay.daemon_pids().unwrap();
+            kill(daemon);
+            // Whoever reads waits for the next one, and gets no error.
+            assert_eq!(mounted.read("other"), b"other");
+            let mut more = vec![0; 1 << 20];
+            open.read_exact(&mut more).unwrap();
+            read.append(&mut more);
+            place.inlay.wait_for_daemon().unwrap();
+        }
+        open.read_to_end(&mut read).unwrap();
+        assert!(read == bytes);
+        drop(open);
+        mounted.unmount();
+        place.assert_nothing_left();
+    }
+}
+
+#[test]
+fn sigterm_leaves_mounts_to_the_next_daemon() {
+    let bytes = content::random("x", 2 << 20);
+    let place = Place::with(&[("file", &bytes)]);
+    for options in VIEWS {
+        let mounted = place.mount("base", options);
+        mounted.wait_for_end(|| kill_process(mounted.pid(), Signal::TERM).unwrap());
+        assert!(place.run(["mounts"]).text().contains("dead"));
+        let cat = Command::new("cat").arg(mounted.path("file")).stdout(Stdio::piped()).spawn();
+        let cat = cat.unwrap();
+        // Any command that needs a daemon starts one.
+        let said = place.refused(["umount".as_ref(), place.path("tree").as_os_str()]);
+        assert!(said.contains("no mount on"), "{said}");
+        let output = cat.wait_with_output().unwrap();
+        assert!(output.status.success() && output.stdout == bytes);
+        mounted.unmount();
+        place.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_daemon_is_replaced_without_anybody_noticing() {
+    let bytes = content::random("x", 4 << 20);
+    let place = Place::with(&[("file", &bytes)]);
+    let mounted = place.mount("base", &["--rw"]);
+    let mut open = File::open(mounted.path("file")).unwrap();
+    let mut half = vec![0; 1 << 20];
+    open.read_exact(&mut half).unwrap();
+    let (before, keeper) = place.inlay.daemon_pids().unwrap();
+    let mut next = place.inlay.command();
+    next.args(["daemon", "--takeover", "--idle-exit", "0"]);
+    let mut next = Running(next.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    assert!(ends_within(&mounted.process(), LONG), "daemon {before:?} goes on");
+    place.inlay.wait_for_daemon().unwrap();
+    let (after, same) = place.inlay.daemon_pids().unwrap();
+    assert_eq!((after, same), (Pid::from_child(&next.0), keeper));
+    open.read_to_end(&mut half).unwrap();
+    assert!(half == bytes);
+    fs::write(mounted.path("new"), "new").unwrap();
+    drop(open);
+    mounted.unmount();
+    assert!(next.0.wait().unwrap().success());
+    let again = place.mount("base", &["--rw"]);
+    assert_eq!(again.read("new"), b"new");
+    again.unmount();
+}
+
+#[test]
+fn stopping_the_daemon_is_refused_while_something_is_mounted() {
     let place = Place::with(&[("file", b"x")]);
     for options in VIEWS {
         let mounted = place.mount("base", options);
-        mounted.wait_for_end(|| kill_process(mounted.pid(), Signal::KILL).unwrap());
-        assert!(fs::read(mounted.path("file")).is_err());
-        assert!(place.run(["mounts"]).text().contains("dead"));
-        // Mounting again clears up, and so does unmounting.
-        let again = place.mount("base", options);
-        assert_eq!(again.read("file"), b"x");
-        again.wait_for_end(|| kill_process(again.pid(), Signal::KILL).unwrap());
-        again.unmount();
-        // Temporary files of dead processes go with the next command that may need some.
-        place.run(["ls", "base"]);
+        let open = File::open(mounted.path("file")).unwrap();
+        let said = place.refused(["daemon", "stop"]);
+        assert!(said.contains(place.mnt().to_str().unwrap()), "{said}");
+        assert_eq!(mounted.read("file"), b"x");
+        mounted.wait_for_end(|| {
+            place.run(["daemon", "stop", "--force"]);
+        });
+        assert!(!mounted.path("file").exists());
+        drop(open);
         place.assert_nothing_left();
-        drop(mounted);
+        assert!(place.run(["daemon", "stop"]).text().contains("no daemon"));
+    }
+}
+
+#[test]
+fn what_nothing_serves_is_cleared_away() {
+    let place = Place::with(&[("file", b"x")]);
+    for options in VIEWS {
+        for how in ["mount", "umount"] {
+            let mounted = place.mount("base", options);
+            let (daemon, keeper) = place.inlay.daemon_pids().unwrap();
+            kill(keeper);
+            mounted.wait_for_end(|| kill(daemon));
+            assert!(fs::read(mounted.path("file")).is_err());
+            assert!(place.run(["mounts"]).text().contains("dead"));
+            if how == "mount" {
+                let again = place.mount("base", options);
+                assert_eq!(again.read("file"), b"x");
+                again.unmount();
+            } else {
+                place.run(["umount".as_ref(), place.mnt().as_os_str()]);
+            }
+            place.inlay.wait_until_quiet().unwrap();
+            // Temporary files of dead processes go with the next command that may need some.
+            place.run(["ls", "base"]);
+            place.assert_nothing_left();
+            drop(mounted);
+        }
     }
 }
 
@@ -91,6 +224,7 @@ fn two_states_never_touch_each_other() {
     mounted.0.unmount();
     let id = one.json(["show", "base"])["id"].as_str().unwrap().to_owned();
     assert!(two.refused(["show", &id]).contains("can't"), "found in the other's store");
+    one.inlay.wait_until_quiet().unwrap();
     fs::remove_dir_all(one.inlay.state()).unwrap();
     assert_eq!(mounted.1.read("file"), b"two");
     mounted.1.unmount();

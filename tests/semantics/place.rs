@@ -122,13 +122,9 @@ impl Place {
         files
     }
 
-    /// What the processes that serve mounts have logged.
-    pub(crate) fn mount_log(&self) -> String {
-        fs::read_to_string(self.inlay.state().join("log/mount.log")).unwrap()
-    }
-
-    /// No mount, no record of one, no changes, no temporary file.
+    /// No mount, no record of one, no changes, no temporary file, and soon no process.
     pub(crate) fn assert_nothing_left(&self) {
+        self.inlay.wait_until_quiet().unwrap();
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
         for dir in [self.dir.path(), self.inlay.state()] {
             assert!(
@@ -137,7 +133,7 @@ impl Place {
                 dir.display()
             );
         }
-        let left = ["mounts", "upper", "tmp"].map(|dir| self.files_in_state(dir));
+        let left = ["mounts", "attached", "upper", "tmp"].map(|dir| self.files_in_state(dir));
         let left: Vec<_> = left.iter().flatten().filter(|path| !path.ends_with(".lock")).collect();
         assert!(left.is_empty(), "{left:?}");
     }
@@ -180,7 +176,7 @@ impl Mounted<'_> {
         Pid::from_raw(self.pid).unwrap()
     }
 
-    /// The process that serves it, even after it has ended.
+    /// The daemon that served it when it was mounted, even after it has ended.
     pub(crate) fn process(&self) -> OwnedFd {
         pidfd_open(self.pid(), PidfdFlags::empty()).unwrap()
     }
@@ -199,6 +195,9 @@ impl Mounted<'_> {
 
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
+        if self.pid == 0 {
+            return;
+        }
         let unmount = |option: &[&str]| {
             let words = ["umount"].iter().chain(option).map(OsStr::new);
             self.place.inlay.run(words.chain([self.dir.as_os_str()]))

@@ -218,6 +218,15 @@ impl HostServer {
         }
     }
 
+    /// Looks again whether a detached slot is still in use: the kernel keeps what its last users saw,
+    /// and tells nothing of their end.
+    pub fn let_go_if_unused(&self, slot: Slot) -> Result<(), HostError> {
+        match self.host.table.get(slot) {
+            Some(attached) => Ok(self.host.prune(&attached)?),
+            None => Ok(()),
+        }
+    }
+
     /// Where a slot's directory is: what to bind or to put an overlay on.
     pub fn dir(&self, slot: Slot) -> Result<PathBuf, HostError> {
         let attached = self.host.table.get(slot).ok_or(HostError::NoSlot(slot))?;

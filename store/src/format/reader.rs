@@ -4,6 +4,7 @@
 //! Opening looks at the header alone; each call looks at the records it needs and at nothing else.
 //! A lookup is a binary search among one directory's entries. Nothing is allocated.
 
+use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -71,7 +72,19 @@ impl Index {
     /// The caller has made sure that the bytes are those that the snapshot's id names: they were
     /// verified when the file was written.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
-        Self::new(Backing::map(path)?)
+        let at = |source| FormatError::Io { path: path.to_owned(), source };
+        Self::of_file(&File::open(path).map_err(at)?, path)
+    }
+
+    /// The same for a file that was opened at `path`.
+    pub fn of_file(file: &File, path: &Path) -> Result<Self, FormatError> {
+        Self::new(Backing::map(file, path)?)
+    }
+
+    /// Gives back the memory that this process holds of a mapped index. What is looked at again
+    /// comes from the kernel's page cache, or from disk.
+    pub fn release_pages(&self) {
+        self.backing.release();
     }
 
     /// Takes an index that is in memory.

@@ -5,16 +5,27 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
 use tempfile::TempDir;
 
+use crate::leftover;
 use crate::scratch::scratch;
 
-/// A command line with a state directory that nobody else uses.
+/// How long a daemon may take to end that nothing keeps. Generous: nothing waits for it when all is
+/// well.
+const QUIET_WITHIN: Duration = Duration::from_mins(1);
+
+/// A command line with a state directory that nobody else uses. Dropping it ends the daemon of that
+/// state, and whatever of it is left.
 #[derive(Debug)]
 pub struct Inlay {
     program: PathBuf,
-    state: TempDir,
+    state: PathBuf,
+    // Dropped last.
+    _dir: TempDir,
     environment: Vec<(OsString, OsString)>,
 }
 
@@ -46,10 +57,29 @@ impl Ran {
     }
 }
 
+impl Drop for Inlay {
+    fn drop(&mut self) {
+        // A test may have removed the state, or failed: what must not happen is that something stays.
+        for _ in 0..3 {
+            match leftover::of(&self.state) {
+                Ok(left) if !left.is_nothing() => left.end(),
+                _ => return,
+            }
+        }
+    }
+}
+
 impl Inlay {
     /// `program` is the built binary: `env!("CARGO_BIN_EXE_inlay")` in a test of the package.
     pub fn new(program: &str) -> io::Result<Self> {
-        Ok(Self { program: program.into(), state: scratch()?, environment: Vec::new() })
+        let dir = scratch()?;
+        let state = dir.path().to_owned();
+        Ok(Self::with_state(program, dir, state))
+    }
+
+    /// With `state`, which is somewhere in `dir`.
+    pub fn with_state(program: &str, dir: TempDir, state: PathBuf) -> Self {
+        Self { program: program.into(), state, _dir: dir, environment: Vec::new() }
     }
 
     /// Sets variables for all runs.
@@ -66,7 +96,7 @@ impl Inlay {
 
     /// The state directory.
     pub fn state(&self) -> &Path {
-        self.state.path()
+        &self.state
     }
 
     /// A command with the state, and without what the caller's environment would change.
@@ -79,12 +109,64 @@ impl Inlay {
             }
         }
         command
-            .env("INLAY_STATE", self.state.path())
+            .env("INLAY_STATE", &self.state)
+            // Daemons that commands start go with the last mount.
+            .env("INLAY_IDLE_EXIT", "0")
             // Neither the caller's credentials nor what a run might leave behind.
-            .env("HOME", self.state.path())
+            .env("HOME", &self.state)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
         command
+    }
+
+    /// How the daemon is; an error if there is none.
+    pub fn daemon_status(&self) -> io::Result<serde_json::Value> {
+        let ran = self.succeed(["daemon", "status", "--json"])?;
+        Ok(serde_json::from_slice(&ran.stdout)?)
+    }
+
+    /// How the next daemon is, when it answers.
+    pub fn wait_for_daemon(&self) -> io::Result<serde_json::Value> {
+        let deadline = Instant::now() + QUIET_WITHIN;
+        loop {
+            match self.daemon_status() {
+                Err(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
+                other => return other,
+            }
+        }
+    }
+
+    /// The daemon's process and its keeper's; if there is none at this moment, those of the next.
+    pub fn daemon_pids(&self) -> io::Result<(Pid, Pid)> {
+        let status = self.wait_for_daemon()?;
+        let pid = |place: &str| {
+            let pid = status.pointer(place).and_then(serde_json::Value::as_i64);
+            let pid = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+            pid.ok_or_else(|| io::Error::other(format!("no {place} in {status}")))
+        };
+        Ok((pid("/server/pid")?, pid("/keeper")?))
+    }
+
+    /// What daemons in the background have logged.
+    pub fn daemon_log(&self) -> String {
+        std::fs::read_to_string(self.state().join("log/daemon.log")).unwrap_or_default()
+    }
+
+    /// Waits until no process works for this state and nothing of it is mounted, as it is soon after
+    /// the last mount is gone.
+    pub fn wait_until_quiet(&self) -> io::Result<()> {
+        let deadline = Instant::now() + QUIET_WITHIN;
+        loop {
+            let left = leftover::of(self.state())?;
+            if left.is_nothing() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let log = self.daemon_log();
+                return Err(io::Error::other(format!("still there: {left:?}\n{log}")));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Runs to the end, whatever the end is.

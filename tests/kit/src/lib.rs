@@ -8,6 +8,7 @@ pub mod content;
 pub mod faults;
 pub mod faulty_store;
 mod http;
+pub mod leftover;
 pub mod mounted;
 pub mod process;
 pub mod proxy;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::cli::{Inlay, Ran};
@@ -63,11 +63,6 @@ impl Inlay {
             .ok_or_else(|| io::Error::other(format!("no pid in {record}")))?;
         Ok(mounted)
     }
-
-    /// What the processes that serve mounts have logged.
-    pub fn mount_log(&self) -> String {
-        std::fs::read_to_string(self.state().join("log/mount.log")).unwrap_or_default()
-    }
 }
 
 impl Mounted<'_> {
@@ -76,7 +71,7 @@ impl Mounted<'_> {
         &self.dir
     }
 
-    /// The process that serves it.
+    /// The daemon that served it when it was made.
     pub fn pid(&self) -> u32 {
         self.pid
     }
@@ -88,14 +83,20 @@ impl Mounted<'_> {
         Ok(ran)
     }
 
-    /// Ends the serving process at once, as a crash does. The dead mount stays.
+    /// Ends the daemon at once, as a crash does. The keeper starts another one.
     pub fn kill_server(&self) -> io::Result<()> {
-        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| io::Error::other("no such process"))?;
-        Ok(kill_process(pid, Signal::KILL)?)
+        let (daemon, _) = self.inlay.daemon_pids()?;
+        Ok(kill_process(daemon, Signal::KILL)?)
     }
 
-    /// Mounts a snapshot on the same directory again, after [`Mounted::kill_server`].
+    /// Ends the daemon and its keeper at once, so that nothing serves the mount any more.
+    pub fn kill_all_servers(&self) -> io::Result<()> {
+        let (daemon, keeper) = self.inlay.daemon_pids()?;
+        kill_process(keeper, Signal::KILL)?;
+        Ok(kill_process(daemon, Signal::KILL)?)
+    }
+
+    /// Mounts a snapshot on the same directory again, after [`Mounted::kill_all_servers`].
     pub fn mount_again(&mut self, snapshot: &str, options: &[&str]) -> io::Result<()> {
         // The new mount is guarded by this one.
         let mut again = self.inlay.mount_on(snapshot, options, self.dir.clone(), scratch()?)?;
@@ -122,12 +123,8 @@ impl Drop for Mounted<'_> {
             return;
         }
         // The test has failed already, or will, for what stands in its way here. What must not
-        // happen is that something stays: an overlay and the snapshot below it, or a process.
-        while unmount(&self.dir, UnmountFlags::DETACH).is_ok() {}
+        // happen is that something stays. Processes end with the command line that started them.
         let _ = self.inlay.run(["umount".as_ref(), "--lazy".as_ref(), self.dir.as_os_str()]);
-        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
-        if let Some(pid) = pid.filter(|_| self.pid != 0) {
-            let _ = kill_process(pid, Signal::KILL);
-        }
+        while unmount(&self.dir, UnmountFlags::DETACH).is_ok() {}
     }
 }

@@ -1,5 +1,6 @@
 //! Servers of a test: found, started, waited for, and ended whatever happens to the test.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -27,6 +28,16 @@ pub struct Server {
 impl Server {
     /// Starts a program with its output going to the file `log`.
     pub fn start(program: &Path, arguments: &[String], log: &Path) -> io::Result<Self> {
+        Self::start_with(program, arguments, log, [] as [(&str, &str); 0])
+    }
+
+    /// The same with additional variables.
+    pub fn start_with<K: AsRef<OsStr>, V: AsRef<OsStr>>(
+        program: &Path,
+        arguments: &[String],
+        log: &Path,
+        variables: impl IntoIterator<Item = (K, V)>,
+    ) -> io::Result<Self> {
         let output = File::create(log)?;
         // setpriv (of util-linux) asks for the signal and becomes the program: the process id stays.
         let mut command = Command::new("setpriv");
@@ -34,6 +45,7 @@ impl Server {
             .args(["--pdeathsig", "KILL"])
             .arg(program)
             .args(arguments)
+            .envs(variables)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output);

@@ -1,0 +1,263 @@
+//! What the daemon and its clients say to each other: JSON over HTTP/1.1 on a unix socket.
+//!
+//! Paths begin with the version. Within one version, fields are only added.
+
+use inlay_store::ids::SnapshotId;
+use serde::{Deserialize, Serialize};
+
+use crate::mount::{Changes, MountRecord, PathText, ProcessId, Umount, WantedView};
+
+/// How the daemon is.
+pub const STATUS: &str = "/v1/status";
+/// The mounts: list, create, delete.
+pub const MOUNTS: &str = "/v1/mounts";
+/// Waits until a mount is gone.
+pub const GONE: &str = "/v1/mounts/gone";
+/// The attached snapshots.
+pub const ATTACHED: &str = "/v1/attached";
+/// Ends the daemon.
+pub const STOP: &str = "/v1/stop";
+
+/// The longest body of a request, in bytes.
+pub const REQUEST_LEN_MAX: usize = 64 << 10;
+/// The longest body of an answer, in bytes.
+pub const ANSWER_LEN_MAX: usize = 64 << 20;
+
+/// A store, as the command line names it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct StoreRef {
+    /// Its URL; without one, the store inside the daemon's state.
+    pub url: Option<String>,
+    /// Whether plain HTTP may go to other machines.
+    pub plain_http: bool,
+}
+
+/// Whether a snapshot's contents are kept on this host's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CacheUse {
+    /// In the host's cache.
+    Kept,
+    /// Nowhere but in memory.
+    None,
+}
+
+/// Mount a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountRequest {
+    /// Name or id.
+    pub snapshot: String,
+    /// Where it is stored.
+    pub store: StoreRef,
+    /// Where its contents are kept.
+    pub cache: CacheUse,
+    /// An absolute path, as the caller sees it.
+    pub mountpoint: PathText,
+    /// How it is to be shown.
+    pub view: WantedView,
+    /// How long the caller waits, in milliseconds.
+    pub deadline_ms: u64,
+}
+
+/// A mount, as users see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountShown {
+    /// What is recorded.
+    #[serde(flatten)]
+    pub record: MountRecord,
+    /// The daemon.
+    pub server: Option<ProcessId>,
+    /// Whether it answers.
+    pub served: bool,
+}
+
+/// Unmount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UmountRequest {
+    /// An absolute path, as the caller sees it.
+    pub mountpoint: PathText,
+    /// What to do if it is in use.
+    pub how: Umount,
+    /// What becomes of kept changes.
+    pub changes: Changes,
+}
+
+/// What was unmounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UmountAnswer {
+    /// What it was.
+    #[serde(flatten)]
+    pub record: MountRecord,
+    /// Whether its changes are still written to by somebody.
+    pub in_use: bool,
+    /// Whether they were thrown away.
+    pub discarded: bool,
+}
+
+/// Wait until a mount is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoneRequest {
+    /// The kernel's number of the mount, as its record has it.
+    pub mount: u64,
+    /// How long the caller waits, in milliseconds; at most a minute counts.
+    pub deadline_ms: u64,
+}
+
+/// Whether it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoneAnswer {
+    /// Nothing is mounted there any more.
+    pub gone: bool,
+}
+
+/// How the daemon is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusAnswer {
+    /// The program's version.
+    pub version: String,
+    /// The daemon.
+    pub server: ProcessId,
+    /// The keeper's process.
+    pub keeper: Option<u32>,
+    /// The keeper's life.
+    pub session: String,
+    /// The state directory.
+    pub state: PathText,
+    /// How many mounts there are.
+    pub mounts: usize,
+    /// How many snapshots are attached, those too that only their last users still see.
+    pub attached: usize,
+    /// The limit of the cache: a size in bytes, a share of the disk, or `auto`.
+    pub cache_size: Option<String>,
+    /// After how many milliseconds without a mount it ends; never if there is no number.
+    pub idle_exit_ms: Option<u64>,
+    /// Identifies the variables that speak to stores, without telling them.
+    pub environment: Fingerprint,
+}
+
+/// A keyed digest of what must not be told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// The key, in hexadecimal digits; another one for each daemon.
+    pub key: String,
+    /// The digest under that key.
+    pub digest: String,
+}
+
+/// A snapshot that is attached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachedShown {
+    /// Its slot below the host's FUSE mount.
+    pub slot: u32,
+    /// Which.
+    pub snapshot: SnapshotId,
+    /// Where it is stored.
+    pub store: StoreRef,
+    /// Where its contents are kept.
+    pub cache: CacheUse,
+    /// Whether it is out of sight and served to its last users only.
+    pub ending: bool,
+}
+
+/// What to do about mounts when the daemon is told to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IfMounted {
+    /// Refuse, and list them.
+    Refuse,
+    /// Unmount them, those in use lazily.
+    Unmount,
+}
+
+/// End.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopRequest {
+    /// What to do about mounts.
+    pub if_mounted: IfMounted,
+}
+
+/// It will end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopAnswer {
+    /// The daemon.
+    pub server: ProcessId,
+    /// What was unmounted.
+    pub unmounted: Vec<PathText>,
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorAnswer {
+    /// Which of the cases that callers tell apart.
+    pub kind: ErrorKind,
+    /// What happened, to what.
+    pub error: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+/// The cases that callers tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorKind {
+    /// The request makes no sense.
+    Request,
+    /// There is no such thing.
+    NotFound,
+    /// Nothing is mounted there.
+    NotMounted,
+    /// It is in use, or there is one already.
+    Conflict,
+    /// It took longer than the caller waits.
+    Deadline,
+    /// The daemon is about to end: ask the next one.
+    Ending,
+    /// Too many requests at once.
+    Busy,
+    /// Everything else.
+    Failed,
+    /// A case that a newer daemon tells apart.
+    #[serde(other)]
+    Unknown,
+}
+
+impl ErrorAnswer {
+    /// Messages of this program say what happened and, after a semicolon, what to do.
+    pub fn new(kind: ErrorKind, message: &str) -> Self {
+        let (error, hint) = match message.split_once("; ") {
+            Some((error, hint)) => (error, Some(hint.to_owned())),
+            None => (message, None),
+        };
+        Self { kind, error: error.to_owned(), hint }
+    }
+}
+
+impl std::fmt::Display for ErrorAnswer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.error)?;
+        match &self.hint {
+            Some(hint) => write!(f, "; {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_what_happened_and_what_to_do() {
+        let answer = ErrorAnswer::new(ErrorKind::Conflict, "/mnt is in use; unmount lazily");
+        assert_eq!(answer.error, "/mnt is in use");
+        assert_eq!(answer.hint.as_deref(), Some("unmount lazily"));
+        assert_eq!(answer.to_string(), "/mnt is in use; unmount lazily");
+    }
+
+    #[test]
+    fn a_newer_daemons_kinds_of_errors_are_understood() {
+        let json = r#"{"kind":"eclipse","error":"dark","hint":null,"more":1}"#;
+        let answer: ErrorAnswer = serde_json::from_str(json).unwrap();
+        assert_eq!((answer.kind, answer.to_string()), (ErrorKind::Unknown, "dark".to_owned()));
+    }
+}

@@ -1,0 +1,169 @@
+//! A conversation with the daemon: one connection and one answer for each request.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
+
+use super::api::{self, ErrorAnswer, ErrorKind, StatusAnswer};
+use super::environment;
+use super::error::DaemonError;
+use super::paths::Paths;
+use super::socket;
+
+/// How much longer than the daemon may take its client waits for the answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often a daemon whose connection breaks is asked how it is, and the pause in between.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Talks to the daemon of one state directory.
+#[derive(Debug)]
+pub struct Client {
+    socket: PathBuf,
+    runtime: Runtime,
+}
+
+impl Client {
+    /// For the daemon at `paths`, whether it is there or not.
+    pub fn new(paths: &Paths) -> Result<Self, DaemonError> {
+        let socket = paths.socket();
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(DaemonError::io("start a runtime for", &socket))?;
+        Ok(Self { socket, runtime })
+    }
+
+    /// How the daemon is; `None` if there is none.
+    pub fn status(&self) -> Result<Option<StatusAnswer>, DaemonError> {
+        let mut tries = TRIES;
+        loop {
+            match self.get(api::STATUS) {
+                Ok(status) => return Ok(Some(status)),
+                Err(DaemonError::NotRunning(_)) => return Ok(None),
+                // The socket of a daemon that was ending when it was connected to.
+                Err(DaemonError::Conversation(_)) if tries > 0 => {
+                    tries -= 1;
+                    std::thread::sleep(PAUSE);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Reads something.
+    pub fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, DaemonError> {
+        self.wait(self.ask(Method::GET, path, &(), Duration::ZERO))
+    }
+
+    /// Asks for something that takes at most `limit`.
+    pub fn post<A: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        limit: Duration,
+    ) -> Result<A, DaemonError> {
+        self.wait(self.ask(Method::POST, path, body, limit))
+    }
+
+    /// Asks for the end of something, which takes at most `limit`.
+    pub fn delete<A: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        limit: Duration,
+    ) -> Result<A, DaemonError> {
+        self.wait(self.ask(Method::DELETE, path, body, limit))
+    }
+
+    /// Waits for `future` on this thread.
+    pub fn wait<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+
+    /// Asks for something that takes at most `limit`. Dropped before the answer, the daemon undoes
+    /// it. To be waited for with [`Client::wait`].
+    pub async fn ask<A: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+        limit: Duration,
+    ) -> Result<A, DaemonError> {
+        let bytes = serde_json::to_vec(body).map_err(|e| DaemonError::Request(e.to_string()))?;
+        let limit = limit + ANSWER_WITHIN;
+        let asked = timeout(limit, self.exchange(method, path, bytes.into())).await;
+        asked.map_err(|_| DaemonError::Silent(limit))?
+    }
+
+    async fn exchange<A: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<A, DaemonError> {
+        let stream = socket::connect(&self.socket).and_then(|stream| {
+            stream.set_nonblocking(true)?;
+            UnixStream::from_std(stream)
+        });
+        let stream = stream.map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
+                DaemonError::NotRunning(self.state())
+            }
+            _ => DaemonError::io("connect to", &self.socket)(error),
+        })?;
+        let broken = |error: hyper::Error| DaemonError::Conversation(error.to_string());
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "inlay")
+            .header("content-type", "application/json")
+            .body(Full::new(body))
+            .map_err(|error| DaemonError::Conversation(error.to_string()))?;
+        let talk = async {
+            let answer = sender.send_request(request).await.map_err(broken)?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), api::ANSWER_LEN_MAX).collect().await;
+            let body = body.map_err(|error| DaemonError::Conversation(error.to_string()))?;
+            understand(status, &body.to_bytes())
+        };
+        let mut talk = std::pin::pin!(talk);
+        tokio::select! {
+            answer = &mut talk => answer,
+            // The connection may end with the last byte of the answer.
+            _ = connection => talk.await,
+        }
+    }
+
+    fn state(&self) -> PathBuf {
+        self.socket.ancestors().nth(2).unwrap_or(&self.socket).to_owned()
+    }
+}
+
+/// Whether this process has the variables for stores that the daemon has.
+pub fn has_environment_of(status: &StatusAnswer) -> bool {
+    environment::is_ours(&status.environment)
+}
+
+fn understand<A: DeserializeOwned>(status: StatusCode, body: &[u8]) -> Result<A, DaemonError> {
+    if status.is_success() {
+        return serde_json::from_slice(body)
+            .map_err(|error| DaemonError::Conversation(error.to_string()));
+    }
+    let answer = serde_json::from_slice(body).unwrap_or_else(|_| {
+        let text = String::from_utf8_lossy(body);
+        ErrorAnswer::new(ErrorKind::Unknown, &format!("the daemon answers {status} {text}"))
+    });
+    Err(DaemonError::Refused(answer))
+}

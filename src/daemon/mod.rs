@@ -1,0 +1,31 @@
+//! The daemon: one process for each state directory that serves all its mounts, and what its clients
+//! need to find, start and ask it.
+
+mod api;
+mod attached;
+mod client;
+mod environment;
+mod error;
+mod keep;
+mod launch;
+mod life;
+mod listener;
+mod memory;
+mod notify;
+mod paths;
+mod routes;
+mod run;
+mod server;
+mod service;
+mod snapshots;
+mod socket;
+mod stores;
+
+pub use api::*;
+pub use client::{Client, has_environment_of};
+pub use error::DaemonError;
+pub use keep::{again, keeper_options};
+pub use launch::{Readiness, ensure};
+pub use paths::Paths;
+pub use run::{DaemonOptions, run};
+pub use socket::Access;

@@ -1,0 +1,65 @@
+//! The FUSE side as the daemon holds it: one server that many use and one ends.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use inlay_fusefs::{Ended, HostError, HostServer, Slot, SnapshotFs};
+use parking_lot::RwLock;
+
+use super::error::DaemonError;
+
+/// The host's server, until it is ended. Clones share it.
+#[derive(Clone)]
+pub(super) struct Server {
+    inner: Arc<RwLock<Option<HostServer>>>,
+}
+
+impl Server {
+    pub(super) fn new() -> Self {
+        Self { inner: Arc::default() }
+    }
+
+    /// From now on there is one.
+    pub(super) fn set(&self, server: HostServer) {
+        *self.inner.write() = Some(server);
+    }
+
+    pub(super) fn attach(&self, fs: SnapshotFs) -> Result<Slot, DaemonError> {
+        self.with(|server| server.attach(fs))
+    }
+
+    pub(super) fn detach(&self, slot: Slot) -> Result<Arc<Ended>, DaemonError> {
+        self.with(|server| server.detach(slot))
+    }
+
+    pub(super) fn let_go_if_unused(&self, slot: Slot) -> Result<(), DaemonError> {
+        self.with(|server| server.let_go_if_unused(slot))
+    }
+
+    pub(super) fn dir(&self, slot: Slot) -> Result<PathBuf, DaemonError> {
+        self.with(|server| server.dir(slot))
+    }
+
+    /// Leaves the session to the keeper: this process must end soon.
+    pub(super) fn leave(&self) {
+        if let Some(server) = self.inner.write().as_mut() {
+            server.leave();
+        }
+    }
+
+    /// Ends the session, and the keeper with it.
+    pub(super) fn unmount(&self) -> Result<(), DaemonError> {
+        let server = self.inner.write().take();
+        server.map_or(Ok(()), HostServer::unmount).map_err(DaemonError::Host)
+    }
+
+    fn with<T>(
+        &self,
+        ask: impl FnOnce(&HostServer) -> Result<T, HostError>,
+    ) -> Result<T, DaemonError> {
+        match self.inner.read().as_ref() {
+            Some(server) => Ok(ask(server)?),
+            None => Err(DaemonError::Ending),
+        }
+    }
+}

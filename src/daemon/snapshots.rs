@@ -1,0 +1,338 @@
+//! The attached snapshots: each once, whatever the number of mounts, and for as long as somebody sees
+//! anything of it.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use inlay_fusefs::keeper::KeptSlot;
+use inlay_fusefs::{HostError, Opener, Restored, Slot, SnapshotFs};
+use inlay_store::format::Index;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex as AsyncMutex, Notify};
+use tokio_util::task::TaskTracker;
+
+use super::api::{AttachedShown, CacheUse, StoreRef};
+use super::attached::{AttachKey, AttachedFile, AttachedFiles};
+use super::error::DaemonError;
+use super::server::Server;
+use super::stores::{Store, Stores};
+use crate::content::SnapshotContent;
+use crate::snapshots::{open_index, resolve};
+use crate::state::State;
+
+/// How many may be attached at once.
+const ATTACHED_MAX: usize = 16_384;
+
+/// How soon it is looked at again whether a snapshot that is out of sight is still in use: twice as
+/// long after each look.
+const LOOK_FIRST: Duration = Duration::from_millis(20);
+const LOOK_LAST: Duration = Duration::from_secs(10);
+
+/// All attached snapshots. Clones share everything.
+#[derive(Clone)]
+pub(super) struct Snapshots {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    server: Server,
+    stores: Stores,
+    state: State,
+    files: AttachedFiles,
+    runtime: Handle,
+    tasks: TaskTracker,
+    /// Woken when a slot has been let go.
+    changed: Arc<Notify>,
+    /// Who attaches a snapshot holds its lock: others wait and share what comes of it.
+    uses: Mutex<HashMap<AttachKey, Arc<AsyncMutex<Weak<Use>>>>>,
+    serving: Mutex<HashMap<u32, Serving>>,
+}
+
+/// What belongs to a slot until the kernel has forgotten it.
+struct Serving {
+    key: AttachKey,
+    /// Opened when the slot is first asked for something, if an earlier daemon has attached it.
+    open: Option<(SnapshotContent, Arc<Store>)>,
+    /// It is out of sight: when it is looked at again whether anybody uses it.
+    ending: Option<Look>,
+}
+
+/// When to look, and how long to wait if that was too early.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    at: Instant,
+    pause: Duration,
+}
+
+/// A snapshot that is attached for as long as this lives.
+pub(super) struct Use {
+    inner: Weak<Inner>,
+    slot: Slot,
+}
+
+/// What keeps slots attached, by their numbers.
+pub(super) type Uses = HashMap<u32, Arc<Use>>;
+
+impl Use {
+    pub(super) fn slot(&self) -> Slot {
+        self.slot
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        if let Some(inner) = self.inner.upgrade() {
+            Inner::detach(&inner, self.slot);
+        }
+    }
+}
+
+impl Snapshots {
+    pub(super) fn new(
+        server: Server,
+        stores: Stores,
+        state: State,
+        files: AttachedFiles,
+        runtime: Handle,
+        changed: Arc<Notify>,
+    ) -> Self {
+        let inner = Inner {
+            server,
+            stores,
+            state,
+            files,
+            runtime,
+            tasks: TaskTracker::new(),
+            changed,
+            uses: Mutex::default(),
+            serving: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The snapshot that `reference` means in `store`, attached.
+    pub(super) async fn attach(
+        &self,
+        reference: &str,
+        store: &StoreRef,
+        cache: CacheUse,
+    ) -> Result<(AttachKey, Arc<Use>), DaemonError> {
+        let inner = &self.inner;
+        let opened = inner.stores.get(store, cache)?;
+        let snapshot = resolve(&opened.remote, reference).await?;
+        let key = AttachKey { snapshot, store: store.clone(), cache };
+        let cell = inner.cell(&key);
+        let mut current = cell.lock().await;
+        if let Some(shared) = current.upgrade() {
+            return Ok((key, shared));
+        }
+        if inner.serving.lock().len() >= ATTACHED_MAX {
+            return Err(DaemonError::Request(format!(
+                "{ATTACHED_MAX} snapshots are attached, which is as many as there may be; \
+                 unmount something"
+            )));
+        }
+        let index = open_index(&opened.remote, &inner.state, snapshot).await?;
+        let content = opened.content(index.clone());
+        let fs = SnapshotFs::new(index, Arc::new(content.clone()));
+        let slot = inner.server.attach(fs)?;
+        content.index().release_pages();
+        let serving = Serving { key: key.clone(), open: Some((content, opened)), ending: None };
+        inner.serving.lock().insert(slot.get(), serving);
+        let made = Arc::new(Use { inner: Arc::downgrade(inner), slot });
+        // Before anything can be mounted: the next daemon must be able to serve it.
+        inner.files.add(slot.get(), &key)?;
+        *current = Arc::downgrade(&made);
+        Ok((key, made))
+    }
+
+    /// Where a slot's snapshot is seen.
+    pub(super) fn dir(&self, slot: Slot) -> Result<PathBuf, DaemonError> {
+        self.inner.server.dir(slot)
+    }
+
+    /// Takes on what an earlier daemon of this session has attached to `slots`: how each is opened
+    /// when it is first asked for something, and what keeps it attached. What nobody takes from the
+    /// second is detached when it is dropped, which must not be before the server serves.
+    pub(super) fn restore(&self, slots: &[KeptSlot]) -> Result<(Vec<Restored>, Uses), DaemonError> {
+        let inner = &self.inner;
+        let mut known: HashMap<u32, AttachedFile> =
+            inner.files.load()?.into_iter().map(|file| (file.slot, file)).collect();
+        let mut restored = Vec::new();
+        let mut uses = Uses::new();
+        for kept in slots {
+            // Without a file: its daemon died before anything could be mounted of it.
+            let number = kept.slot.get();
+            let Some(AttachedFile { key, .. }) = known.remove(&number) else { continue };
+            let opener = inner.opener(kept.slot, key.clone());
+            restored.push(Restored { slot: kept.slot, opener });
+            let made = Arc::new(Use { inner: Arc::downgrade(inner), slot: kept.slot });
+            if !kept.detached
+                && let Ok(mut current) = inner.cell(&key).try_lock()
+            {
+                *current = Arc::downgrade(&made);
+            }
+            inner.serving.lock().insert(number, Serving { key, open: None, ending: None });
+            uses.insert(number, made);
+        }
+        for left in known.into_keys() {
+            // The kernel has forgotten it.
+            inner.files.remove(left)?;
+        }
+        Ok((restored, uses))
+    }
+
+    /// What is attached, by slot.
+    pub(super) fn list(&self) -> Vec<AttachedShown> {
+        let serving = self.inner.serving.lock();
+        let mut shown: Vec<AttachedShown> = serving
+            .iter()
+            .map(|(slot, serving)| AttachedShown {
+                slot: *slot,
+                snapshot: serving.key.snapshot,
+                store: serving.key.store.clone(),
+                cache: serving.key.cache,
+                ending: serving.ending.is_some(),
+            })
+            .collect();
+        shown.sort_by_key(|shown| shown.slot);
+        shown
+    }
+
+    /// How many are attached, those too that only their last users see.
+    pub(super) fn count(&self) -> usize {
+        self.inner.serving.lock().len()
+    }
+
+    /// Looks which snapshots that are out of sight are no longer in use. Blocks. Returns when to look
+    /// again.
+    pub(super) fn look(&self) -> Option<Duration> {
+        let inner = &self.inner;
+        let now = Instant::now();
+        let due: Vec<u32> = {
+            let mut serving = inner.serving.lock();
+            let ending = serving.iter_mut().filter_map(|(slot, serving)| {
+                let look = serving.ending.as_mut().filter(|look| look.at <= now)?;
+                look.pause = (look.pause * 2).min(LOOK_LAST);
+                look.at = now + look.pause;
+                Some(*slot)
+            });
+            ending.collect()
+        };
+        for slot in due.into_iter().filter_map(Slot::new) {
+            if let Err(error) = inner.server.let_go_if_unused(slot) {
+                tracing::debug!(%error, "can't tell whether a snapshot is in use");
+            }
+        }
+        let serving = inner.serving.lock();
+        let next = serving.values().filter_map(|serving| serving.ending).map(|look| look.at).min();
+        next.map(|at| at.saturating_duration_since(now))
+    }
+
+    /// Gives the memory back that indexes take, as far as they are files.
+    pub(super) fn release_pages(&self) {
+        for serving in self.inner.serving.lock().values() {
+            if let Some((content, _)) = &serving.open {
+                content.index().release_pages();
+            }
+        }
+    }
+
+    /// Removes the files about what was attached: the session is over.
+    pub(super) fn forget_all(&self) {
+        for slot in self.inner.serving.lock().keys() {
+            if let Err(error) = self.inner.files.remove(*slot) {
+                tracing::warn!(%error, "a file about an attached snapshot stays behind");
+            }
+        }
+    }
+
+    /// Waits for what still fetches, after the server has stopped.
+    pub(super) async fn shutdown(&self) {
+        let serving: Vec<Serving> =
+            self.inner.serving.lock().drain().map(|(_, serving)| serving).collect();
+        self.inner.stores.forget_recent();
+        for (content, store) in serving.into_iter().filter_map(|serving| serving.open) {
+            store.shutdown().await;
+            content.shutdown().await;
+        }
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
+}
+
+impl Inner {
+    fn cell(&self, key: &AttachKey) -> Arc<AsyncMutex<Weak<Use>>> {
+        let mut uses = self.uses.lock();
+        if uses.len() > 2 * ATTACHED_MAX {
+            // Cells that nobody holds and whose snapshot is gone.
+            uses.retain(|_, cell| {
+                Arc::strong_count(cell) > 1
+                    || cell.try_lock().is_ok_and(|current| current.strong_count() > 0)
+            });
+        }
+        Arc::clone(uses.entry(key.clone()).or_default())
+    }
+
+    /// Opens a snapshot again. Called on a thread that serves the kernel.
+    fn opener(self: &Arc<Self>, slot: Slot, key: AttachKey) -> Opener {
+        let inner = Arc::downgrade(self);
+        Box::new(move || {
+            let inner = inner.upgrade().ok_or("the daemon is about to end")?;
+            let store = inner.stores.get(&key.store, key.cache)?;
+            let index: Index =
+                inner.runtime.block_on(open_index(&store.remote, &inner.state, key.snapshot))?;
+            let content = store.content(index.clone());
+            if let Some(serving) = inner.serving.lock().get_mut(&slot.get()) {
+                serving.open = Some((content.clone(), store));
+            }
+            Ok(SnapshotFs::new(index, Arc::new(content)))
+        })
+    }
+
+    /// Out of sight; served until nothing of it is in use.
+    fn detach(inner: &Arc<Self>, slot: Slot) {
+        if let Some(serving) = inner.serving.lock().get_mut(&slot.get()) {
+            serving.ending = Some(Look { at: Instant::now() + LOOK_FIRST, pause: LOOK_FIRST });
+        }
+        let weak = Arc::downgrade(inner);
+        // It may have to wait for the kernel, and the caller may be a task.
+        let work = move || {
+            let Some(inner) = weak.upgrade() else { return };
+            match inner.server.detach(slot) {
+                Ok(ended) => {
+                    let weak = Arc::downgrade(&inner);
+                    ended.then(move || {
+                        if let Some(inner) = weak.upgrade() {
+                            Self::forget(&inner, slot);
+                        }
+                    });
+                }
+                // The kernel had forgotten it before.
+                Err(DaemonError::Host(HostError::NoSlot(_))) => Self::forget(&inner, slot),
+                // The server is at its end, and all slots with it.
+                Err(DaemonError::Ending) => {}
+                Err(error) => tracing::warn!(%error, "a snapshot could not be detached"),
+            }
+        };
+        inner.tasks.spawn_blocking_on(work, &inner.runtime);
+    }
+
+    fn forget(inner: &Arc<Self>, slot: Slot) {
+        let serving = inner.serving.lock().remove(&slot.get());
+        if let Err(error) = inner.files.remove(slot.get()) {
+            tracing::warn!(%error, "a file about an attached snapshot stays behind");
+        }
+        if let Some((content, store)) = serving.and_then(|serving| serving.open) {
+            let close = async move {
+                content.shutdown().await;
+                drop(store);
+            };
+            inner.tasks.spawn_on(close, &inner.runtime);
+        }
+        inner.changed.notify_one();
+    }
+}

@@ -1,0 +1,90 @@
+//! The daemon's socket: made for one user (and a group), reachable however long its path is.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// The longest path that an address of a unix socket holds, with its final zero.
+const ADDRESS_LEN_MAX: usize = 108;
+
+/// Who may talk to the daemon besides its own user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Nobody.
+    Owner,
+    /// A group, by its number.
+    Group(u32),
+}
+
+/// Listens at `path`, in the place of whoever listened there before.
+pub(super) fn listen(path: &Path, access: Access) -> io::Result<UnixListener> {
+    // Made under another name: clients see it when it has its mode and is listened at.
+    let new = path.with_extension(format!("new-{}", std::process::id()));
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = with_short_path(&new, |short| UnixListener::bind(short))?;
+    let mode = match access {
+        Access::Owner => 0o600,
+        Access::Group(group) => {
+            chown(&new, None, Some(group))?;
+            0o660
+        }
+    };
+    fs::set_permissions(&new, Permissions::from_mode(mode))?;
+    fs::rename(&new, path)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Connects to who listens at `path`.
+pub(super) fn connect(path: &Path) -> io::Result<UnixStream> {
+    with_short_path(path, |short| UnixStream::connect(short))
+}
+
+fn with_short_path<T>(path: &Path, act: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
+    if path.as_os_str().len() < ADDRESS_LEN_MAX {
+        return act(path);
+    }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    // The directory under a short name, for as long as it is open.
+    let dir = File::open(parent)?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name);
+    act(&short)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    #[test]
+    fn a_long_path_is_as_good_as_a_short_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d".repeat(100)).join("e".repeat(100));
+        fs::create_dir_all(&deep).unwrap();
+        for path in [dir.path().join("a.sock"), deep.join("a.sock")] {
+            let listener = listen(&path, Access::Owner).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+            let mut client = connect(&path).unwrap();
+            listener.set_nonblocking(false).unwrap();
+            listener.accept().unwrap().0.write_all(b"x").unwrap();
+            let mut said = String::new();
+            client.read_to_string(&mut said).unwrap();
+            assert_eq!(said, "x");
+            // The next one takes the name.
+            drop(listener);
+            assert!(connect(&path).is_err());
+            let next = listen(&path, Access::Group(0)).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+            connect(&path).unwrap();
+            drop(next);
+        }
+    }
+}

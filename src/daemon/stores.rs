@@ -1,0 +1,140 @@
+//! The stores that the daemon talks to: each opened once, for as long as something of it is used.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Weak};
+
+use inlay_prefetch::{FetchLimits, Fetcher};
+use inlay_store::cache::Cache;
+use inlay_store::format::Index;
+use inlay_store::remote::{PlainHttp, Remote};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use super::api::{CacheUse, StoreRef};
+use super::error::DaemonError;
+use crate::config;
+use crate::content::{ContentOptions, SnapshotContent};
+use crate::state::State;
+
+/// How many may be open at once. Each has connections and buffers of its own.
+const STORES_MAX: usize = 64;
+/// How many stay open that nothing uses, because they will probably be used again.
+const RECENT: usize = 4;
+
+type Key = (StoreRef, CacheUse);
+
+/// An open store, and what fetches from it.
+pub(super) struct Store {
+    pub(super) remote: Remote,
+    fetcher: Fetcher,
+    cache: Option<Cache>,
+    runtime: Handle,
+}
+
+impl Store {
+    /// Gives every reader that waits an error, and waits for what is under way.
+    pub(super) async fn shutdown(&self) {
+        self.fetcher.shutdown().await;
+    }
+
+    /// The contents of a snapshot of this store.
+    pub(super) fn content(&self, index: Index) -> SnapshotContent {
+        SnapshotContent::new(
+            index,
+            self.cache.clone(),
+            self.fetcher.clone(),
+            ContentOptions::default(),
+            self.runtime.clone(),
+        )
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let fetcher = self.fetcher.clone();
+        self.runtime.spawn(async move {
+            fetcher.shutdown().await;
+            let figures = fetcher.figures();
+            tracing::info!(
+                demand_requests = figures.demand_requests,
+                read_ahead_requests = figures.read_ahead_requests,
+                fetched_bytes = figures.fetched_bytes,
+                "a store is closed"
+            );
+        });
+    }
+}
+
+/// All open stores.
+pub(super) struct Stores {
+    state: State,
+    cache: Cache,
+    runtime: Handle,
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    stores: HashMap<Key, Weak<Store>>,
+    recent: VecDeque<Arc<Store>>,
+}
+
+impl Stores {
+    pub(super) fn new(state: State, cache: Cache, runtime: Handle) -> Self {
+        Self { state, cache, runtime, open: Mutex::new(Open::default()) }
+    }
+
+    /// The store that `store` names. Opening one asks it nothing.
+    pub(super) fn get(&self, store: &StoreRef, cache: CacheUse) -> Result<Arc<Store>, DaemonError> {
+        let key = (store.clone(), cache);
+        let mut open = self.open.lock();
+        if let Some(store) = open.stores.get(&key).and_then(Weak::upgrade) {
+            open.touch(&store);
+            return Ok(store);
+        }
+        open.stores.retain(|_, store| store.strong_count() > 0);
+        if open.stores.len() >= STORES_MAX {
+            return Err(DaemonError::Stores(STORES_MAX));
+        }
+        let opened = Arc::new(self.open(store, cache)?);
+        open.stores.insert(key, Arc::downgrade(&opened));
+        open.touch(&opened);
+        Ok(opened)
+    }
+
+    fn open(&self, store: &StoreRef, cache: CacheUse) -> Result<Store, DaemonError> {
+        let url = match &store.url {
+            Some(url) => url.clone(),
+            None => self.state.embedded_store().display().to_string(),
+        };
+        let plain = if store.plain_http { PlainHttp::Allowed } else { PlainHttp::LoopbackOnly };
+        let runtime = self.runtime.clone();
+        let remote = {
+            let _guard = runtime.enter();
+            Remote::open(&config::store_config(&url, plain))?
+        };
+        let cache = match cache {
+            CacheUse::Kept => Some(self.cache.clone()),
+            CacheUse::None => None,
+        };
+        let limits = FetchLimits::default();
+        let fetcher = Fetcher::new(remote.clone(), cache.clone(), limits, runtime.clone());
+        Ok(Store { remote, fetcher, cache, runtime })
+    }
+
+    /// Lets go of stores that nothing uses.
+    pub(super) fn forget_recent(&self) {
+        let recent = std::mem::take(&mut self.open.lock().recent);
+        drop(recent);
+    }
+}
+
+impl Open {
+    fn touch(&mut self, store: &Arc<Store>) {
+        self.recent.retain(|recent| !Arc::ptr_eq(recent, store));
+        self.recent.push_back(Arc::clone(store));
+        if self.recent.len() > RECENT {
+            self.recent.pop_front();
+        }
+    }
+}
