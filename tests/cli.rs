@@ -16,7 +16,7 @@ use inlay_testkit::scratch;
 use inlay_testkit::tree::EveryKind;
 use serde_json::Value;
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "import",
     "export",
     "mount",
