@@ -291,7 +291,9 @@ pub(super) fn mounts(global: &Global, _: &MountsArgs) -> Result<(), CliError> {
                 View::Writable { .. } => "rw",
             };
             let place = path(&mount.record.mountpoint.to_path());
-            vec![place, id, mode.to_owned(), mount.record.slot.to_string(), pid]
+            let slots: Vec<_> = mount.record.slots.iter().map(u32::to_string).collect();
+            let slots = slots.join("+");
+            vec![place, id, mode.to_owned(), slots, pid]
         }));
         output::table(out, &rows)
     })?;

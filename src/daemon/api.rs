@@ -5,6 +5,7 @@
 use inlay_store::ids::SnapshotId;
 use serde::{Deserialize, Serialize};
 
+use super::attached::Part;
 use crate::mount::{Changes, MountRecord, PathText, ProcessId, Umount, WantedView};
 
 /// How the daemon is.
@@ -155,6 +156,8 @@ pub struct AttachedShown {
     pub store: StoreRef,
     /// Where its contents are kept.
     pub cache: CacheUse,
+    /// How much of it is shown there.
+    pub part: Part,
     /// Whether it is out of sight and served to its last users only.
     pub ending: bool,
 }

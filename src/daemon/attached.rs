@@ -18,12 +18,26 @@ use crate::mount::{make_private_dirs, write_whole};
 /// The longest file that is read, in bytes.
 const FILE_LEN_MAX: u64 = 64 << 10;
 
+/// How much of a snapshot a slot shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    /// All of it.
+    #[default]
+    Whole,
+    /// What most files are like.
+    Common,
+    /// The rest.
+    Apart,
+}
+
 /// What makes two attached snapshots the same.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct AttachKey {
     pub(super) snapshot: SnapshotId,
     pub(super) store: StoreRef,
     pub(super) cache: CacheUse,
+    pub(super) part: Part,
 }
 
 /// A slot and what is attached to it.
@@ -108,6 +122,7 @@ mod tests {
             snapshot: format!("fs-{}", Digest::of(b"x").to_hex()).parse().unwrap(),
             store: StoreRef { url: None, plain_http: false },
             cache: CacheUse::Kept,
+            part: Part::Apart,
         };
         let first = AttachedFiles::open(&paths, "first").unwrap();
         first.add(3, &key).unwrap();

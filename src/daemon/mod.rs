@@ -22,6 +22,7 @@ mod socket;
 mod stores;
 
 pub use api::*;
+pub use attached::Part;
 pub use client::{Client, has_environment_of};
 pub use error::DaemonError;
 pub use keep::{again, keeper_options};

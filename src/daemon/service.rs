@@ -15,8 +15,8 @@ use super::api::{
     UmountRequest,
 };
 use super::error::DaemonError;
-use super::snapshots::Snapshots;
-use crate::mount::{Caller, MountRecord, Mounts, ProcessId, Wanted};
+use super::snapshots::{Shape, Snapshots, Use};
+use crate::mount::{Caller, Layer, MountRecord, Mounts, ProcessId, Wanted, WantedView};
 
 /// How long the daemon's end waits for requests that are under way.
 const SETTLE_WITHIN: Duration = Duration::from_secs(30);
@@ -224,13 +224,19 @@ impl Service {
             spawn_blocking(move || service.inner.mounts.claim(Caller::Process(caller), &path));
         let claim = claim.await.map_err(|_| DaemonError::Panicked)??;
         let MountRequest { snapshot, store, cache, view, .. } = request;
-        let (key, attached) = self.inner.snapshots.attach(&snapshot, &store, cache).await?;
-        let lower = self.inner.snapshots.dir(attached.slot())?;
+        let shape = match view {
+            WantedView::ReadOnly => Shape::Alone,
+            WantedView::Writable(_) => Shape::Below,
+        };
+        let attached = self.inner.snapshots.attach(&snapshot, &store, cache, shape).await?;
+        let layer = |part: Arc<Use>| -> Result<Layer, DaemonError> {
+            let dir = self.inner.snapshots.dir(part.slot())?;
+            Ok(Layer { slot: part.slot().get(), dir, hold: Box::new(part) })
+        };
         let wanted = Wanted {
-            snapshot: key.snapshot,
-            slot: attached.slot().get(),
-            lower,
-            hold: Box::new(attached),
+            snapshot: attached.snapshot,
+            top: layer(attached.top)?,
+            below: attached.below.map(layer).transpose()?,
             view,
         };
         let service = self.clone();

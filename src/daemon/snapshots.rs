@@ -7,20 +7,21 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use inlay_fusefs::keeper::KeptSlot;
-use inlay_fusefs::{HostError, Opener, Restored, Slot, SnapshotFs};
+use inlay_fusefs::{HostError, Opener, Parts, Restored, Slot, SnapshotFs, View};
 use inlay_store::format::Index;
+use inlay_store::ids::SnapshotId;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio_util::task::TaskTracker;
 
 use super::api::{AttachedShown, CacheUse, StoreRef};
-use super::attached::{AttachKey, AttachedFile, AttachedFiles};
+use super::attached::{AttachKey, AttachedFile, AttachedFiles, Part};
 use super::error::DaemonError;
 use super::server::Server;
 use super::stores::{Store, Stores};
 use crate::content::SnapshotContent;
-use crate::snapshots::{open_index, resolve};
+use crate::snapshots::{open_index, parts, resolve};
 use crate::state::State;
 
 /// How many may be attached at once.
@@ -65,6 +66,23 @@ struct Serving {
 struct Look {
     at: Instant,
     pause: Duration,
+}
+
+/// What an attached snapshot is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// It is seen as it is.
+    Alone,
+    /// It is below an overlay, which can put parts together.
+    Below,
+}
+
+/// What a reference stood for, and what shows it.
+pub(super) struct Attached {
+    pub(super) snapshot: SnapshotId,
+    pub(super) top: Arc<Use>,
+    /// What the upper part does not show.
+    pub(super) below: Option<Arc<Use>>,
 }
 
 /// A snapshot that is attached for as long as this lives.
@@ -113,21 +131,37 @@ impl Snapshots {
         Self { inner: Arc::new(inner) }
     }
 
-    /// The snapshot that `reference` means in `store`, attached.
+    /// The snapshot that `reference` means in `store`, attached as `shape` needs it.
     pub(super) async fn attach(
         &self,
         reference: &str,
         store: &StoreRef,
         cache: CacheUse,
-    ) -> Result<(AttachKey, Arc<Use>), DaemonError> {
+        shape: Shape,
+    ) -> Result<Attached, DaemonError> {
         let inner = &self.inner;
         let opened = inner.stores.get(store, cache)?;
         let snapshot = resolve(&opened.remote, reference).await?;
-        let key = AttachKey { snapshot, store: store.clone(), cache };
+        let key = |part| AttachKey { snapshot, store: store.clone(), cache, part };
+        let (top, below) = inner.parts(&opened, snapshot, shape).await?;
+        let top = self.attach_part(key(top), &opened).await?;
+        let below = match below {
+            Some(part) => Some(self.attach_part(key(part), &opened).await?),
+            None => None,
+        };
+        Ok(Attached { snapshot, top, below })
+    }
+
+    async fn attach_part(
+        &self,
+        key: AttachKey,
+        opened: &Arc<Store>,
+    ) -> Result<Arc<Use>, DaemonError> {
+        let inner = &self.inner;
         let cell = inner.cell(&key);
         let mut current = cell.lock().await;
         if let Some(shared) = current.upgrade() {
-            return Ok((key, shared));
+            return Ok(shared);
         }
         if inner.serving.lock().len() >= ATTACHED_MAX {
             return Err(DaemonError::Request(format!(
@@ -135,18 +169,20 @@ impl Snapshots {
                  unmount something"
             )));
         }
-        let index = open_index(&opened.remote, &inner.state, snapshot).await?;
+        let index = open_index(&opened.remote, &inner.state, key.snapshot).await?;
         let content = opened.content(index.clone());
-        let fs = SnapshotFs::new(index, Arc::new(content.clone()));
+        let view = inner.view(&key);
+        let fs = SnapshotFs::with_view(index, Arc::new(content.clone()), view);
         let slot = inner.server.attach(fs)?;
         content.index().release_pages();
-        let serving = Serving { key: key.clone(), open: Some((content, opened)), ending: None };
+        let open = Some((content, Arc::clone(opened)));
+        let serving = Serving { key: key.clone(), open, ending: None };
         inner.serving.lock().insert(slot.get(), serving);
         let made = Arc::new(Use { inner: Arc::downgrade(inner), slot });
         // Before anything can be mounted: the next daemon must be able to serve it.
         inner.files.add(slot.get(), &key)?;
         *current = Arc::downgrade(&made);
-        Ok((key, made))
+        Ok(made)
     }
 
     /// Where a slot's snapshot is seen.
@@ -195,6 +231,7 @@ impl Snapshots {
                 snapshot: serving.key.snapshot,
                 store: serving.key.store.clone(),
                 cache: serving.key.cache,
+                part: serving.key.part,
                 ending: serving.ending.is_some(),
             })
             .collect();
@@ -265,6 +302,40 @@ impl Snapshots {
 }
 
 impl Inner {
+    /// As what a snapshot is attached. Below an overlay it may be two parts.
+    async fn parts(
+        self: &Arc<Self>,
+        store: &Store,
+        snapshot: SnapshotId,
+        shape: Shape,
+    ) -> Result<(Part, Option<Part>), DaemonError> {
+        if shape == Shape::Alone {
+            return Ok((Part::Whole, None));
+        }
+        // Looking for the parts needs the index on this host.
+        open_index(&store.remote, &self.state, snapshot).await?;
+        let inner = Arc::clone(self);
+        let found = self.runtime.spawn_blocking(move || parts(&inner.state, snapshot)).await;
+        Ok(match found.map_err(|_| DaemonError::Panicked)? {
+            Parts::Whole => (Part::Whole, None),
+            Parts::Common => (Part::Common, None),
+            Parts::Two(_) => (Part::Common, Some(Part::Apart)),
+        })
+    }
+
+    /// What a slot shows. May read a small file.
+    fn view(&self, key: &AttachKey) -> View {
+        match (key.part, || parts(&self.state, key.snapshot)) {
+            (Part::Whole, _) => View::Whole,
+            (Part::Common, _) => View::Common,
+            (Part::Apart, parts) => match parts() {
+                Parts::Two(split) => View::Apart(split),
+                // What makes a part is a function of the index.
+                Parts::Whole | Parts::Common => View::Whole,
+            },
+        }
+    }
+
     fn cell(&self, key: &AttachKey) -> Arc<AsyncMutex<Weak<Use>>> {
         let mut uses = self.uses.lock();
         if uses.len() > 2 * ATTACHED_MAX {
@@ -289,7 +360,7 @@ impl Inner {
             if let Some(serving) = inner.serving.lock().get_mut(&slot.get()) {
                 serving.open = Some((content.clone(), store));
             }
-            Ok(SnapshotFs::new(index, Arc::new(content)))
+            Ok(SnapshotFs::with_view(index, Arc::new(content), inner.view(&key)))
         })
     }
 

@@ -18,7 +18,7 @@ pub use process::ProcessId;
 pub use record::{MountRecord, PathText, View};
 pub use registry::Registry;
 pub(crate) use registry::{make_private_dirs, write_whole};
-pub use table::{Hold, Mounts, Unmounted, Wanted};
+pub use table::{Hold, Layer, Mounts, Unmounted, Wanted};
 pub use target::{Caller, Seen, Umount};
 pub use upper::{Changes, Keep, UpperPlace, WantedView};
 pub(crate) use watch::Watch;

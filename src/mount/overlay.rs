@@ -1,6 +1,6 @@
 //! The overlay that makes a snapshot writable: what changes goes to a directory on local disk.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -29,7 +29,8 @@ const OPTIONS: [(&str, &str); 4] =
 /// The directories that an overlay is made of.
 #[derive(Debug)]
 pub(crate) struct Layers {
-    pub(crate) lower: PathBuf,
+    /// Those above first; at least one.
+    pub(crate) lower: Vec<PathBuf>,
     pub(crate) upper: PathBuf,
     pub(crate) work: PathBuf,
 }
@@ -112,18 +113,23 @@ fn assemble(layers: &Layers, form: Form, privileges: Privileges) -> Result<Owned
         move |source| Failed { step, source, kernel: kernel_log(fs) }
     };
     fsconfig_set_string(&fs, "source", SOURCE).map_err(failed("source"))?;
-    let named = [
-        ("lowerdir+", "lower directory", &layers.lower),
+    let lower = layers.lower.iter().map(|path| ("lowerdir+", "lower directory", path));
+    let upper = [
         ("upperdir", "upper directory", &layers.upper),
         ("workdir", "work directory", &layers.work),
     ];
-    for (key, step, path) in named {
+    if matches!(form, Form::Escaped) {
+        let list: Vec<_> = layers.lower.iter().map(|path| escape(path)).collect();
+        fsconfig_set_string(&fs, "lowerdir", list.join(OsStr::new(":")))
+            .map_err(failed("lower directory"))?;
+    }
+    for (key, step, path) in lower.chain(upper) {
         match (form, key) {
             (Form::Descriptors, _) => {
                 directory(path).and_then(|dir| fsconfig_set_fd(&fs, key, dir))
             }
             (Form::Paths, "lowerdir+") => fsconfig_set_string(&fs, key, path),
-            (Form::Escaped, "lowerdir+") => fsconfig_set_string(&fs, "lowerdir", escape(path)),
+            (Form::Escaped, "lowerdir+") => continue,
             // These two are one path each, but the kernel takes backslashes out of them nevertheless.
             (Form::Paths | Form::Escaped, _) => fsconfig_set_string(&fs, key, escape(path)),
         }

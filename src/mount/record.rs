@@ -61,9 +61,10 @@ pub struct MountRecord {
     pub mountpoint: PathText,
     /// What is mounted.
     pub snapshot: SnapshotId,
-    /// The snapshot's slot below the host's FUSE mount.
-    pub slot: u32,
-    /// The life of the keeper in which that slot is the snapshot's.
+    /// The slots that show the snapshot below the host's FUSE mounts. Below an overlay there may be
+    /// two, the upper one first.
+    pub slots: Vec<u32>,
+    /// The life of the keeper in which those slots are the snapshot's.
     pub session: String,
     /// Which of the kernel's mounts it is.
     pub seen: Seen,
@@ -93,7 +94,7 @@ mod tests {
         let record = MountRecord {
             mountpoint: odd.as_path().into(),
             snapshot: format!("fs-{}", Digest::of(b"x").to_hex()).parse().unwrap(),
-            slot: 7,
+            slots: vec![7, 8],
             session: "5e55".into(),
             seen: Seen::for_tests(u64::MAX),
             view: View::Writable { upper: odd.as_path().into(), keep: Keep::Kept },

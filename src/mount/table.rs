@@ -38,18 +38,32 @@ const LOOK_LAST: Duration = Duration::from_secs(20);
 /// What keeps a snapshot served while something is mounted above it; dropped afterwards.
 pub type Hold = Box<dyn Send + Sync>;
 
+/// A slot that shows a snapshot, or a part of it.
+pub struct Layer {
+    /// Its number.
+    pub slot: u32,
+    /// Where it is seen below the host's FUSE mounts.
+    pub dir: PathBuf,
+    /// What keeps it there.
+    pub hold: Hold,
+}
+
 /// What is to be mounted.
 pub struct Wanted {
     /// The snapshot's id.
     pub snapshot: SnapshotId,
-    /// Its slot.
-    pub slot: u32,
-    /// Where the snapshot is seen below the host's FUSE mount.
-    pub lower: PathBuf,
-    /// What keeps it there.
-    pub hold: Hold,
+    /// What shows it.
+    pub top: Layer,
+    /// What shows the rest of it, below an overlay.
+    pub below: Option<Layer>,
     /// How it is to be shown.
     pub view: WantedView,
+}
+
+impl Wanted {
+    fn layers(&self) -> impl Iterator<Item = &Layer> {
+        std::iter::once(&self.top).chain(&self.below)
+    }
 }
 
 /// How a mount was ended.
@@ -83,7 +97,7 @@ struct Live {
     upper: Option<Upper>,
     changes: Changes,
     phase: Phase,
-    hold: Hold,
+    holds: Vec<Hold>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,13 +134,17 @@ impl Mounts {
         let registry = Registry::open(state)?;
         let mut table = Table::default();
         for record in registry.list()? {
-            let held = if record.session == session { hold(record.slot) } else { None };
+            let held: Option<Vec<Hold>> = if record.session == session {
+                record.slots.iter().map(|slot| hold(*slot)).collect()
+            } else {
+                None
+            };
             match held {
-                Some(hold) => table.live.push(Live {
+                Some(holds) => table.live.push(Live {
                     upper: None,
                     changes: Changes::Stay,
                     phase: Phase::Mounted,
-                    hold,
+                    holds,
                     record,
                 }),
                 None => {
@@ -190,7 +208,7 @@ impl Mounts {
         };
         let upper = match &place {
             Some((path, keep)) => {
-                Some(Upper::prepare(path, *keep, wanted.snapshot, &wanted.lower)?)
+                Some(Upper::prepare(path, *keep, wanted.snapshot, &wanted.top.dir)?)
             }
             None => None,
         };
@@ -201,7 +219,10 @@ impl Mounts {
                     upper,
                     changes: Changes::Stay,
                     phase: Phase::Mounted,
-                    hold: wanted.hold,
+                    holds: std::iter::once(wanted.top)
+                        .chain(wanted.below)
+                        .map(|layer| layer.hold)
+                        .collect(),
                 };
                 self.table.lock().live.push(live);
                 Ok(record)
@@ -328,12 +349,12 @@ impl Mounts {
         let tree = match upper {
             None => {
                 let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-                open_tree(CWD, &wanted.lower, flags)
-                    .map_err(MountError::io("take a view of", &wanted.lower))?
+                let dir = &wanted.top.dir;
+                open_tree(CWD, dir, flags).map_err(MountError::io("take a view of", dir))?
             }
             Some(upper) => {
                 let layers = Layers {
-                    lower: wanted.lower.clone(),
+                    lower: wanted.layers().map(|layer| layer.dir.clone()).collect(),
                     upper: upper.upper(),
                     work: upper.work(),
                 };
@@ -343,7 +364,7 @@ impl Mounts {
         let record = MountRecord {
             mountpoint: mountpoint.into(),
             snapshot: wanted.snapshot,
-            slot: wanted.slot,
+            slots: wanted.layers().map(|layer| layer.slot).collect(),
             session: self.session.clone(),
             seen: claim.target.seen(&tree)?,
             view: match upper {
@@ -404,7 +425,7 @@ impl Mounts {
     }
 
     fn finish(&self, live: Live) {
-        let Live { record, upper, changes, hold, .. } = live;
+        let Live { record, upper, changes, holds, .. } = live;
         let outcome = match upper {
             None => Ok(()),
             Some(upper) if changes == Changes::Discard && self.is_beside(upper.base()) => {
@@ -415,7 +436,7 @@ impl Mounts {
         if let Err(error) = outcome.and_then(|()| self.registry.remove(&record)) {
             tracing::warn!(%error, "a mount has ended and left something behind");
         }
-        drop(hold);
+        drop(holds);
     }
 
     /// Takes hold of the upper directories of mounts that were found again.
