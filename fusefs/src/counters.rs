@@ -54,6 +54,8 @@ requests! {
     read_miss,
     /// Files closed.
     release,
+    /// Whether closes matter.
+    flush,
     /// Directories opened.
     opendir,
     /// Pieces of listings.

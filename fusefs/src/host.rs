@@ -3,18 +3,19 @@
 mod prune;
 mod serve;
 mod server;
+mod sweeper;
 mod table;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fuser::INodeNo;
-use inlay_store::format::InodeIdx;
+use inlay_store::format::{FileKind, InodeIdx};
 use parking_lot::Mutex;
 
 use crate::counters::{RequestCounters, count};
 use crate::error::FsError;
-use crate::fs::SnapshotFs;
+use crate::fs::{DirOffset, Emit, SnapshotFs};
 use crate::fuse::Shared;
 use crate::inode::{self, Slot};
 use crate::kind::ConnectionKind;
@@ -113,8 +114,61 @@ impl Host {
             }
         }
         self.forget_listing(attached.kind());
-        self.let_go_if_unused(&attached);
+        if self.let_go_if_unused(&attached) == Known::Yes {
+            self.forget_below(&attached);
+            self.let_go_if_unused(&attached);
+        }
         Ok(Some(attached))
+    }
+
+    /// Looks again at the slots that were detached while they were in use. What was in use below
+    /// them is remembered by the kernel for as long as it has memory, unless it is told to forget it.
+    /// Returns how many are still in use.
+    pub(crate) fn sweep(&self) -> usize {
+        let detached = self.table.all().into_iter().filter(|attached| !attached.is_visible());
+        let left = detached.filter(|attached| {
+            self.forget_below(attached);
+            self.let_go_if_unused(attached) == Known::Yes
+        });
+        left.count()
+    }
+
+    /// Makes the kernel forget every name in every directory of a slot that it knows. What is in use
+    /// stays, and goes with its last use.
+    ///
+    /// One notice for the slot's own name would do if nothing below it were in use; but what was in
+    /// use then is out of the reach of names that lead to it.
+    fn forget_below(&self, attached: &Attached) {
+        let Some(device) = self.devices.get(&attached.kind()) else { return };
+        let Ok(fs) = attached.fs() else { return };
+        let number = |inode| inode::number(attached.slot(), inode);
+        let mut known = vec![InodeIdx::ROOT];
+        let mut next = 0;
+        while let Some(dir) = known.get(next).copied() {
+            next += 1;
+            let outcome = fs.read_dir(dir, DirOffset(0), |item| {
+                if item.kind == FileKind::Directory
+                    && !matches!(item.name, b"." | b"..")
+                    // Checks that it is in no other place, so that there are no circles.
+                    && fs.dir_item_attr(dir, item).is_ok()
+                    && matches!(is_known(device, number(item.inode)), Ok(Known::Yes))
+                {
+                    known.push(item.inode);
+                }
+                Ok(Emit::More)
+            });
+            if let Err(error) = outcome {
+                tracing::debug!(%error, slot = %attached.slot(), "a directory can't be listed");
+            }
+        }
+        // Directories come after those that they are in, and are emptied before them.
+        for dir in known.into_iter().rev() {
+            let _ = fs.read_dir(dir, DirOffset(0), |item| {
+                // Most names are unknown to the kernel.
+                let _ = forget_name(device, number(dir), item.name);
+                Ok(Emit::More)
+            });
+        }
     }
 
     /// The kernel has forgotten an inode.
@@ -130,11 +184,11 @@ impl Host {
     }
 
     /// Drops a detached slot of which the kernel has nothing left.
-    pub(crate) fn let_go_if_unused(&self, attached: &Attached) {
+    pub(crate) fn let_go_if_unused(&self, attached: &Attached) -> Known {
         let slot = attached.slot();
-        let Some(device) = self.devices.get(&attached.kind()) else { return };
+        let Some(device) = self.devices.get(&attached.kind()) else { return Known::No };
         match is_known(device, inode::number(slot, InodeIdx::ROOT)) {
-            Ok(Known::Yes) => return,
+            Ok(Known::Yes) => return Known::Yes,
             Ok(Known::No) => {}
             // The connection has ended, and with it every use.
             Err(error) => tracing::debug!(%error, %slot, "the kernel does not say"),
@@ -151,6 +205,7 @@ impl Host {
             let Book { ledger, opens, .. } = &mut *book;
             opens.forget_slot(ledger, &self.devices, attached.kind(), slot);
         }
+        Known::No
     }
 
     /// Decides how a large file is opened. `None`: no note is taken of open files here.

@@ -8,8 +8,11 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::Command;
+use std::time::Duration;
 
 use common::Snapshot;
 use common::roles::{self, Session};
@@ -63,7 +66,7 @@ fn each_snapshot_lives_on_the_connection_that_costs_it_least() {
 
     let dir = server.dir(plain).unwrap();
     let ended = server.detach(plain).unwrap();
-    ended.wait();
+    assert!(ended.within(roles::PATIENCE));
     assert_eq!(fs::read_dir(dir.parent().unwrap()).unwrap().count(), 0);
     assert_eq!(fs::metadata(&dir).unwrap_err().kind(), io::ErrorKind::NotFound);
     fs::remove_file(tree.join("small")).unwrap();
@@ -117,4 +120,74 @@ fn one_process_serves_once() {
     let refused = session.keeper().claim(Claim::TakeOver).unwrap_err();
     assert!(refused.to_string().contains("serves already"), "{refused}");
     server.unmount().unwrap();
+}
+
+#[test]
+fn what_is_in_use_of_a_detached_slot_goes_on_being_served() {
+    let session = Session::new();
+    let (tree, mnt) = (session.place.tree(), session.place.mnt());
+    fs::create_dir(tree.join("dir")).unwrap();
+    fs::write(tree.join("dir/file"), "some text").unwrap();
+    fs::write(tree.join("dir/other"), "another").unwrap();
+    let snapshot = Snapshot::of(&tree);
+    let server = session.serve_here();
+    for bound in [false, true] {
+        let fs = SnapshotFs::new(snapshot.index.clone(), snapshot.at_hand());
+        let slot = server.attach(fs).unwrap();
+        let dir = server.dir(slot).unwrap();
+        let file = File::open(dir.join("dir/file")).unwrap();
+        if bound {
+            assert!(
+                Command::new("mount").arg("--bind").arg(&dir).arg(&mnt).status().unwrap().success()
+            );
+        }
+        let ended = server.detach(slot).unwrap();
+        assert_eq!(fs::metadata(&dir).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(server.sweep(), 1);
+        assert!(!ended.within(Duration::ZERO));
+        let mut text = [0; 9];
+        file.read_exact_at(&mut text, 0).unwrap();
+        assert_eq!(&text, b"some text");
+        if bound {
+            assert_eq!(fs::read(mnt.join("dir/other")).unwrap(), b"another");
+            rustix::mount::unmount(&mnt, rustix::mount::UnmountFlags::empty()).unwrap();
+        }
+        drop(file);
+        server.sweep();
+        assert!(ended.within(roles::PATIENCE));
+    }
+    server.unmount().unwrap();
+}
+
+#[test]
+fn a_detached_slot_that_is_in_use_is_known_to_the_next_server() {
+    let session = Session::new();
+    let tree = session.place.tree();
+    fs::create_dir(tree.join("dir")).unwrap();
+    fs::write(tree.join("dir/file"), "some text").unwrap();
+    fs::write(tree.join("dir/other"), "another").unwrap();
+    session.put(1, &Snapshot::of(&tree), false);
+    session.put(2, &Snapshot::of(&tree), false);
+    let first = session.serve();
+    let (dir, other) = (session.slot_dir(1), session.slot_dir(2));
+    // The kernel asks once whether it must tell when a file is closed, and a child that is started
+    // closes the file that is open here.
+    assert_eq!(fs::read(dir.join("dir/other")).unwrap(), b"another");
+    let file = File::open(dir.join("dir/file")).unwrap();
+    let inode = fs::metadata(other.join("dir/file")).unwrap().ino();
+    session.tell("detach 1");
+    first.kill();
+    let second = session.serve();
+    let mut text = [0; 9];
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    file.read_exact_at(&mut text, 0).unwrap();
+    assert_eq!(&text, b"some text");
+    assert_eq!(fs::metadata(&dir).unwrap_err().kind(), io::ErrorKind::NotFound);
+    assert_eq!(fs::metadata(other.join("dir/file")).unwrap().ino(), inode);
+    drop(file);
+    session.tell("sweep");
+    second.kill();
+    let kept = session.keeper().claim(Claim::WhenFree).unwrap();
+    let slots: Vec<_> = kept.slots().iter().map(|kept| (kept.slot.get(), kept.detached)).collect();
+    assert_eq!(slots, [(2, false)]);
 }

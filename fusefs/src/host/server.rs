@@ -12,6 +12,7 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use super::Host;
 use super::serve::Adopted;
+use super::sweeper::Sweeper;
 use super::table::{Attached, Opener};
 use crate::control::{cut_connection, device_minor, raise_read_ahead};
 use crate::counters::RequestCounters;
@@ -22,7 +23,7 @@ use crate::inode::Slot;
 use crate::keeper::{KeeperError, Kept, Link, LinkEvent, SessionId};
 use crate::kind::ConnectionKind;
 use crate::ledger::{LedgerError, Left, Visibility};
-use crate::notify::resend;
+use crate::notify::{Known, resend};
 use crate::session::{END_BY_ITSELF, END_WITHIN, MountOptions};
 
 /// How to serve.
@@ -103,6 +104,7 @@ pub struct HostServer {
     ended: Arc<Ended>,
     asked_to_leave: Arc<Ended>,
     threads: Vec<JoinHandle<()>>,
+    sweeper: Sweeper,
     over: bool,
 }
 
@@ -136,6 +138,7 @@ impl HostServer {
                 adopted.map_err(|source| HostError::Adopt { kind, source })
             })
             .collect::<Result<Vec<_>, _>>()?;
+        let sweeper = Sweeper::start(Arc::clone(&host)).map_err(KeeperError::from)?;
         let mut server = Self {
             session,
             host,
@@ -144,6 +147,7 @@ impl HostServer {
             ended: Arc::default(),
             asked_to_leave: Arc::default(),
             threads: Vec::new(),
+            sweeper,
             over: false,
         };
         server.run(ready).map_err(KeeperError::from)?;
@@ -186,8 +190,8 @@ impl HostServer {
         }
         self.link.serving()?;
         for attached in self.host.table.all() {
-            if !attached.is_visible() {
-                self.host.let_go_if_unused(&attached);
+            if !attached.is_visible() && self.host.let_go_if_unused(&attached) == Known::Yes {
+                self.sweeper.wake();
             }
         }
         for mountpoint in self.mountpoints.values() {
@@ -213,7 +217,10 @@ impl HostServer {
     /// when that is over and the snapshot has been let go.
     pub fn detach(&self, slot: Slot) -> Result<Arc<Ended>, HostError> {
         match self.host.detach(slot)? {
-            Some(attached) => Ok(Arc::clone(attached.ended())),
+            Some(attached) => {
+                self.sweeper.wake();
+                Ok(Arc::clone(attached.ended()))
+            }
             None => Err(HostError::NoSlot(slot)),
         }
     }
@@ -242,6 +249,12 @@ impl HostServer {
     /// The requests of the kernel so far.
     pub fn counters(&self) -> &Arc<RequestCounters> {
         &self.host.shared.counters
+    }
+
+    /// Looks at once whether slots that were detached while they were in use still are, which is
+    /// otherwise done every now and then. Returns how many are.
+    pub fn sweep(&self) -> usize {
+        self.host.sweep()
     }
 
     /// How many large files are open, and how many of them the kernel reads from cached files

@@ -135,6 +135,22 @@ impl Session {
         }
     }
 
+    /// Has the server do something, and waits until it is done.
+    pub(crate) fn tell(&self, what: &str) {
+        let (partial, order) = (self.place.state().join("partial-order"), self.order());
+        fs::write(&partial, what).unwrap();
+        fs::rename(partial, &order).unwrap();
+        let start = Instant::now();
+        while order.exists() {
+            assert!(start.elapsed() < PATIENCE, "the server does not {what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn order(&self) -> PathBuf {
+        self.place.state().join("order")
+    }
+
     /// Where the slot `number` is, once it is served.
     pub(crate) fn slot_dir(&self, number: u32) -> PathBuf {
         let start = Instant::now();
@@ -245,12 +261,22 @@ fn serve(state: &Path, how: Claim) {
             fs::rename(&partial, state.join(format!("slot-{number}"))).unwrap();
         }
     }
-    let (sender, receiver) = std::sync::mpsc::channel();
-    let leave = sender.clone();
-    server.ended().then(move || sender.send(false).unwrap());
-    server.asked_to_leave().then(move || leave.send(true).unwrap());
-    if receiver.recv().unwrap() {
-        server.leave();
+    let pause = Duration::from_millis(2);
+    while !server.ended().within(Duration::ZERO) {
+        if server.asked_to_leave().within(pause) {
+            server.leave();
+            break;
+        }
+        let order = state.join("order");
+        if let Ok(what) = fs::read_to_string(&order) {
+            match what.split_once(' ') {
+                Some(("detach", slot)) => {
+                    server.detach(Slot::new(slot.parse().unwrap()).unwrap()).unwrap();
+                }
+                _ => drop(server.sweep()),
+            }
+            fs::remove_file(order).unwrap();
+        }
     }
     std::process::exit(0);
 }
