@@ -103,6 +103,9 @@ pub(super) struct Part {
     pub(super) ready: File,
     pub(super) right: Right,
     pub(super) ranges: RwLock<Ranges>,
+    /// The disk failed to give what was proved. It is not filled any more but made anew, so that
+    /// nothing is written where somebody may still read.
+    pub(super) condemned: AtomicBool,
     /// Where the next record goes.
     pub(super) ready_len: AtomicU64,
 }

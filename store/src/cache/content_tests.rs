@@ -13,30 +13,30 @@ use crate::ids::{Digest, GroupDigest, IndexDigest, Kind, SnapshotId};
 use crate::units::ByteSize;
 
 /// A large file, cut into groups of `cut` bytes.
-struct File {
-    bytes: Vec<u8>,
-    id: ContentId,
+pub(super) struct File {
+    pub(super) bytes: Vec<u8>,
+    pub(super) id: ContentId,
     cut: usize,
 }
 
 impl File {
-    fn new(name: u32, len: usize, cut: usize) -> Self {
+    pub(super) fn new(name: u32, len: usize, cut: usize) -> Self {
         let mut bytes = vec![0; len];
         blake3::Hasher::new().update(&name.to_le_bytes()).finalize_xof().fill(&mut bytes);
         let id = ContentId { digest: Digest::of(&bytes), size: len as u64 };
         Self { bytes, id, cut }
     }
 
-    fn groups(&self) -> usize {
+    pub(super) fn groups(&self) -> usize {
         self.bytes.len().div_ceil(self.cut)
     }
 
-    fn raw(&self, place: usize) -> &[u8] {
+    pub(super) fn raw(&self, place: usize) -> &[u8] {
         let start = place * self.cut;
         &self.bytes[start..(start + self.cut).min(self.bytes.len())]
     }
 
-    fn group(&self, place: usize) -> GroupDigest {
+    pub(super) fn group(&self, place: usize) -> GroupDigest {
         GroupDigest(Digest::of(&[self.raw(place), b"stored"].concat()))
     }
 
@@ -52,7 +52,7 @@ impl File {
         Placement::new(self.id, &[self.piece(place)]).unwrap()
     }
 
-    fn insert(&self, cache: &Cache, place: usize) -> Insert {
+    pub(super) fn insert(&self, cache: &Cache, place: usize) -> Insert {
         cache.insert_placed(&self.group(place), Some(&self.placement(place)), self.raw(place))
     }
 
@@ -76,7 +76,7 @@ impl File {
         panic!("it does not become whole");
     }
 
-    fn read(&self, cache: &Cache, place: usize) -> Option<Vec<u8>> {
+    pub(super) fn read(&self, cache: &Cache, place: usize) -> Option<Vec<u8>> {
         let mut buf = vec![0; self.raw(place).len()];
         let lookup =
             cache.read_piece(&self.id, &self.group(place), &self.piece(place), 0, &mut buf);
@@ -84,7 +84,7 @@ impl File {
     }
 
     /// Reads each group, which must be right or absent, and counts those that are there.
-    fn check(&self, cache: &Cache) -> usize {
+    pub(super) fn check(&self, cache: &Cache) -> usize {
         let right = |place| self.read(cache, place).map(|bytes| assert!(bytes == self.raw(place)));
         (0..self.groups()).filter_map(right).count()
     }

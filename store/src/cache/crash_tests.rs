@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use super::content_tests::File;
 use super::{Budget, Cache, CacheOptions, Insert};
 use crate::ids::{Digest, GroupDigest};
 use crate::units::ByteSize;
@@ -55,13 +56,36 @@ fn victim() {
     }
 }
 
+fn contents() -> Vec<File> {
+    (0..30).map(|name| File::new(name, 150_000 + 1000 * name as usize, 40_000)).collect()
+}
+
+#[test]
+#[ignore = "a part of the test below: fills contents until it is killed"]
+fn content_victim() {
+    let (Ok(dir), Ok(seed)) = (std::env::var(DIR), std::env::var(SEED)) else { return };
+    let mut state = seed.parse().unwrap();
+    let cache = Cache::open(Path::new(&dir), options()).unwrap();
+    let (contents, mut stored) = (contents(), 0u64);
+    loop {
+        let file = &contents[usize::try_from(next(&mut state)).unwrap_or(0) % contents.len()];
+        let place = usize::try_from(next(&mut state) % file.groups() as u64).unwrap();
+        let insert = file.insert(&cache, place);
+        assert!(!matches!(insert, Insert::Failed(_)), "{insert:?}");
+        assert!(file.read(&cache, place).is_none_or(|read| read == file.raw(place)));
+        stored += 1;
+        println!("{stored} done");
+    }
+}
+
 /// Kills the process when dropped, so that a failing test leaves none behind.
 struct Victim(Child);
 
 impl Victim {
-    fn start(dir: &Path, seed: u64) -> Self {
+    fn start(victim: &str, dir: &Path, seed: u64) -> Self {
+        let victim = format!("cache::crash_tests::{victim}");
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "--nocapture", "cache::crash_tests::victim"])
+            .args(["--ignored", "--exact", "--nocapture", &victim])
             .env(DIR, dir)
             .env(SEED, seed.to_string())
             .stdout(Stdio::piped())
@@ -92,8 +116,9 @@ fn a_killed_process_never_leaves_a_wrong_byte() {
     let mut state = 7;
     for round in 0..40 {
         // Sometimes a second process stores the same groups and lives on for a while.
-        let mut first = Victim::start(dir.path(), next(&mut state));
-        let mut second = (round % 3 == 0).then(|| Victim::start(dir.path(), next(&mut state)));
+        let mut first = Victim::start("victim", dir.path(), next(&mut state));
+        let mut second =
+            (round % 3 == 0).then(|| Victim::start("victim", dir.path(), next(&mut state)));
         first.wait_for(1 + next(&mut state) % 40);
         let mut spin = next(&mut state) % 20_000;
         while spin > 0 {
@@ -126,4 +151,37 @@ fn a_killed_process_never_leaves_a_wrong_byte() {
         drop(cache);
         std::fs::remove_file(dir.path().join("usage")).unwrap();
     }
+}
+
+#[test]
+fn a_killed_process_never_leaves_a_wrong_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut state, contents) = (11, contents());
+    let (mut whole, mut groups) = (0, 0);
+    for round in 0..30 {
+        let mut first = Victim::start("content_victim", dir.path(), next(&mut state));
+        let second =
+            (round % 3 == 0).then(|| Victim::start("content_victim", dir.path(), next(&mut state)));
+        first.wait_for(1 + next(&mut state) % 60);
+        drop((first, second));
+
+        let cache = Cache::open(dir.path(), options()).unwrap();
+        assert_eq!(cache.inventory().unwrap().bytes(), cache.figures().disk_bytes);
+        for file in &contents {
+            groups += file.check(&cache);
+            let sealed = cache.whole(&file.id.digest, file.id.size);
+            if let Some(sealed) = &sealed {
+                let mut bytes = vec![0; file.bytes.len()];
+                std::os::unix::fs::FileExt::read_exact_at(&**sealed.file(), &mut bytes, 0).unwrap();
+                assert!(bytes == file.bytes);
+            }
+            whole += u32::from(sealed.is_some());
+        }
+        assert_eq!(cache.figures().verify_failures, 0, "something was ready before it was there");
+        assert!(cache.figures().disk_bytes <= BUDGET);
+        // Make room, so that there is always something to store.
+        cache.settle();
+        cache.prune(BUDGET / 4, super::Spare::Pins).unwrap();
+    }
+    assert!(whole > 0 && groups > 100, "{whole} whole, {groups} groups");
 }

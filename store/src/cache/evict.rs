@@ -14,7 +14,6 @@ use super::fill::cost_of_ready;
 use super::lease;
 use super::pins::Pinned;
 use super::placement::ContentId;
-use super::stats::count;
 use super::store::Inner;
 use crate::ids::{Digest, GroupDigest};
 
@@ -110,6 +109,7 @@ impl Inner {
     pub(super) fn evict_to(&self, target: u64, spare: Spare) -> io::Result<Evicted> {
         let _alone = self.eviction_lock()?;
         self.note_uses();
+        self.recount_if_suspect()?;
         let mut total = Evicted::default();
         // Others may evict and store meanwhile, so it is looked again at what there is.
         for _ in 0..64 {
@@ -140,7 +140,7 @@ impl Inner {
             let drift = used.saturating_sub(inventory.bytes().saturating_sub(round.bytes));
             let missed = used > target && !more;
             if drift > if missed { 0 } else { self.room.limit() / 64 } {
-                self.room.recount(|| Ok(self.scan(&mut |_| ())?.bytes()))?;
+                self.recount()?;
             }
             if !more {
                 break;
@@ -149,6 +149,22 @@ impl Inner {
         self.counters.evicted_bytes.fetch_add(total.bytes, Ordering::Relaxed);
         self.counters.evictions.fetch_add(total.groups + total.contents, Ordering::Relaxed);
         Ok(total)
+    }
+
+    fn recount(&self) -> io::Result<()> {
+        self.room.recount(|| Ok(self.scan(&mut |_| ())?.bytes()))
+    }
+
+    /// A disk that failed may have done what it said it did not, or not what it said it did.
+    fn recount_if_suspect(&self) -> io::Result<()> {
+        if self.suspect.swap(false, Ordering::Relaxed) {
+            let counted = self.recount();
+            if counted.is_err() {
+                self.suspect.store(true, Ordering::Relaxed);
+            }
+            return counted;
+        }
+        Ok(())
     }
 
     /// One process evicts at a time; who pins keeps eviction out.
@@ -185,7 +201,7 @@ impl Inner {
                 (Ok(false), _) => evicted.spared += 1,
                 (Err(error), _) => {
                     tracing::debug!(%error, "a cache file can't be evicted");
-                    count(&self.counters.write_failures);
+                    self.write_failed();
                     evicted.spared += 1;
                 }
             }
@@ -324,6 +340,9 @@ impl Inner {
             if !self.note_use(&content) {
                 Contents::close(&content, self.epoch());
             }
+        }
+        if let Err(error) = self.recount_if_suspect() {
+            tracing::debug!(%error, "counting what the cache takes");
         }
         self.room.look();
         if self.room.fill() == super::room::Fill::High {

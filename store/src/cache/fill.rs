@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 use zerocopy::{FromZeros, IntoBytes};
@@ -144,7 +144,8 @@ impl Inner {
         if whole {
             self.worker.seal(content.id);
         }
-        Ok(Some(Arc::new(Part { file, ready, right, ranges, ready_len })))
+        let condemned = AtomicBool::new(false);
+        Ok(Some(Arc::new(Part { file, ready, right, ranges, condemned, ready_len })))
     }
 
     /// Takes what the file of ready ranges says after its first `from` bytes, and tells up to where
@@ -197,9 +198,7 @@ impl Inner {
         if self.disk.stamp(ready)?.len != ready_len {
             self.disk.set_len(ready, ready_len)?;
         }
-        for gap in ranges.missing(0..size) {
-            self.give_back(file, &gap);
-        }
+        self.give_back(&content.id, file, ranges, &(0..size))?;
         if ready_len == 0 {
             self.disk.write(ready, Header::new(&content.id).as_bytes(), 0)?;
             return Ok(HEADER_LEN);
@@ -207,12 +206,24 @@ impl Inner {
         Ok(ready_len)
     }
 
-    /// Frees the blocks that lie wholly in `gap`. Only for room: what is no ready range is not read.
-    fn give_back(&self, file: &File, gap: &Range<u64>) {
-        let (start, end) = (gap.start.next_multiple_of(BLOCK), gap.end / BLOCK * BLOCK);
-        if start < end {
-            let _ = self.disk.punch(file, start..end);
+    /// Frees the blocks in and around `range` that no ready range has bytes of. Only for room: what
+    /// is no ready range is not read.
+    fn give_back(
+        &self,
+        id: &ContentId,
+        file: &File,
+        ranges: &Ranges,
+        range: &Range<u64>,
+    ) -> io::Result<()> {
+        let around = range.start / BLOCK * BLOCK..range.end.next_multiple_of(BLOCK).min(id.size);
+        for gap in ranges.missing(around) {
+            let start = gap.start.next_multiple_of(BLOCK);
+            let end = if gap.end == id.size { gap.end } else { gap.end / BLOCK * BLOCK };
+            if start < end {
+                self.disk.punch(file, start..end.next_multiple_of(BLOCK))?;
+            }
         }
+        Ok(())
     }
 
     /// Fills `buf` with a piece of a content that belongs to `group`.
@@ -230,7 +241,10 @@ impl Inner {
             State::Part(part) => part,
             State::Absent { .. } | State::Lie => return Lookup::Miss,
         };
-        let Some(ready) = self.ready_range(content, &part, group, piece) else {
+        if part.condemned.load(Ordering::Relaxed) {
+            return Lookup::Miss;
+        }
+        let Some(_ready) = self.ready_range(content, &part, group, piece) else {
             return Lookup::Miss;
         };
         content.mark_used();
@@ -239,7 +253,7 @@ impl Inner {
             Err(error) => {
                 tracing::debug!(%error, "a content file can't be read");
                 count(&self.counters.read_failures);
-                self.withdraw(&part, &ready);
+                part.condemned.store(true, Ordering::Relaxed);
                 Lookup::Miss
             }
         }
@@ -318,30 +332,29 @@ impl Inner {
             Ok(()) => {
                 tracing::warn!("a damaged range of a content file is removed");
                 count(&self.counters.verify_failures);
-                self.withdraw(part, ready);
+                // Its blocks stay counted: they are still there.
+                part.ranges.write().remove(ready);
                 false
             }
             Err(error) => {
                 tracing::debug!(%error, "a range of a content file can't be read");
                 count(&self.counters.read_failures);
-                self.withdraw(part, ready);
+                part.condemned.store(true, Ordering::Relaxed);
                 false
             }
         }
     }
 
-    fn withdraw(&self, part: &Part, ready: &Ready) {
-        let before = part.cost();
-        part.ranges.write().remove(ready);
-        if part.right == Right::Write {
-            self.room.release(before.saturating_sub(part.cost()));
-        }
-    }
-
     /// The part that this process may write.
     pub(super) fn writable(&self, content: &Content) -> Result<Option<Arc<Part>>, CacheError> {
-        match &*content.state.read() {
-            State::Part(part) if part.right == Right::Write => return Ok(Some(Arc::clone(part))),
+        let state = content.state.read().clone();
+        match state {
+            State::Part(part) if part.right == Right::Write => {
+                if !part.condemned.load(Ordering::Relaxed) {
+                    return Ok(Some(part));
+                }
+                self.discard(content, part.cost());
+            }
             State::Part(_) | State::Absent { .. } => {}
             State::Sealed(_) | State::Lie => return Ok(None),
         }
@@ -377,8 +390,14 @@ impl Inner {
         let fresh = matches!(&*content.state.read(), State::Absent { .. });
         let Some(part) = self.writable(&content)? else { return Ok(Stored::Elsewhere) };
         if fresh {
-            // The header of the file that says what is ready.
-            self.count_header(&part);
+            // The file that says what is ready.
+            let is_new = part.ranges.read().len() == 0;
+            if is_new {
+                match self.room.reserve(file_cost(HEADER_LEN))? {
+                    Some(space) => space.keep(),
+                    None => return Ok(Stored::NoRoom),
+                }
+            }
         }
         let mut outcome = Stored::Before;
         for piece in placement.pieces() {
@@ -396,13 +415,6 @@ impl Inner {
             self.worker.seal(content.id);
         }
         Ok(outcome)
-    }
-
-    /// A part without ranges has just been made: it takes a block.
-    fn count_header(&self, part: &Part) {
-        if part.ready_len.load(Ordering::Relaxed) == HEADER_LEN && part.ranges.read().len() == 0 {
-            self.room.take(file_cost(HEADER_LEN));
-        }
     }
 
     fn store_piece(
@@ -443,8 +455,12 @@ impl Inner {
                 Ok(Stored::New)
             }
             Err(error) => {
-                for gap in &missing {
-                    self.give_back(&part.file, gap);
+                let ranges = part.ranges.read();
+                let given = self.give_back(&content.id, &part.file, &ranges, &range);
+                drop(ranges);
+                if given.is_err() {
+                    // Nobody would know of these blocks.
+                    self.discard(content, part.cost());
                 }
                 Err(CacheError::io("writing", &content.paths.part)(error))
             }

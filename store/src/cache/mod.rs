@@ -17,6 +17,10 @@ mod crash_tests;
 mod disk;
 mod entry;
 mod evict;
+#[cfg(test)]
+mod fault_disk;
+#[cfg(test)]
+mod fault_tests;
 mod fill;
 mod groups;
 mod health;

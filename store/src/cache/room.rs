@@ -102,9 +102,10 @@ impl Room {
         }
     }
 
-    /// Takes bytes whether they are there or not, because the disk has them already.
-    pub(super) fn take(&self, cost: u64) {
-        if let Ok((bytes, _)) = self.usage.update(|bytes| Some(bytes.saturating_add(cost))) {
+    /// Counts a file of `before` bytes as one of `after`, in one step.
+    pub(super) fn exchange(&self, before: u64, after: u64) {
+        let change = |bytes: u64| Some(bytes.saturating_sub(before).saturating_add(after));
+        if let Ok((bytes, _)) = self.usage.update(change) {
             self.used.store(bytes, Ordering::Relaxed);
         }
     }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use zerocopy::little_endian::{I64, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -86,13 +87,14 @@ impl Inner {
             State::Absent { .. } => self.prove_sealed(&content),
         };
         if let Err(error) = done {
-            count(&self.counters.write_failures);
+            self.write_failed();
             self.health.failed(&error);
         }
     }
 
     fn seal_part(&self, content: &Content, part: &Arc<Part>) -> Result<(), CacheError> {
-        if !part.ranges.read().is_whole(&content.id) {
+        let whole = part.ranges.read().is_whole(&content.id);
+        if !whole || part.condemned.load(Ordering::Relaxed) {
             return Ok(());
         }
         let paths = &content.paths;
@@ -115,13 +117,12 @@ impl Inner {
             }
         }
         let cost = part.cost();
-        match self.disk.sync(&part.file).and_then(|()| self.name_sealed(content)) {
+        match self.disk.sync(&part.file).and_then(|()| self.name_sealed(content, cost)) {
             Ok(sealed) => {
                 // The part's name is gone, unless another process was first.
                 for path in [&paths.ready, &paths.part] {
                     let _ = self.disk.remove(path);
                 }
-                self.room.release(cost);
                 *content.state.write() = State::Sealed(sealed);
                 count(&self.counters.sealed);
                 self.health.succeeded();
@@ -136,10 +137,13 @@ impl Inner {
     }
 
     /// Gives a part that was hashed and synced its name, or takes what another process has sealed.
-    fn name_sealed(&self, content: &Content) -> io::Result<Arc<Sealed>> {
+    fn name_sealed(&self, content: &Content, cost: u64) -> io::Result<Arc<Sealed>> {
         let paths = &content.paths;
         match self.open_sealed(content) {
-            Ok(Some(sealed)) => return Ok(sealed),
+            Ok(Some(sealed)) => {
+                self.room.release(cost);
+                return Ok(sealed);
+            }
             // A file that nobody vouches for makes room.
             Ok(None) => {
                 self.disk.remove(&paths.sealed)?;
@@ -150,7 +154,7 @@ impl Inner {
         }
         self.disk.rename_new(&paths.part, &paths.sealed)?;
         let sealed = self.publish(content)?;
-        self.room.take(sealed_cost(&content.id));
+        self.room.exchange(cost, sealed_cost(&content.id));
         Ok(sealed)
     }
 
@@ -234,6 +238,8 @@ impl Inner {
         *content.state.write() = State::Absent { epoch: self.epoch() };
         if all_gone {
             self.room.release(cost);
+        } else {
+            self.write_failed();
         }
     }
 }

@@ -47,6 +47,8 @@ pub(super) struct Inner {
     pub(super) worker: Arc<Worker>,
     /// The disk was full although the budget was not.
     pub(super) starved: AtomicBool,
+    /// The disk failed, so what is counted may not be what is there.
+    pub(super) suspect: AtomicBool,
     epoch: AtomicU64,
 }
 
@@ -100,6 +102,7 @@ impl Cache {
             counters: Counters::default(),
             worker: Arc::clone(&worker),
             starved: AtomicBool::new(false),
+            suspect: AtomicBool::new(false),
             epoch: AtomicU64::new(1),
         });
         if !valid {
@@ -228,6 +231,7 @@ impl Cache {
             let known = self.inner.contents.get(placement.content());
             match self.inner.state_of(&known) {
                 State::Sealed(_) => true,
+                State::Part(part) if part.condemned.load(Ordering::Relaxed) => false,
                 State::Part(part) => placement
                     .pieces()
                     .iter()
@@ -380,6 +384,12 @@ impl Inner {
         content.size <= self.room.low() / 2
     }
 
+    /// The disk did not do what it was to do.
+    pub(super) fn write_failed(&self) {
+        count(&self.counters.write_failures);
+        self.suspect.store(true, Ordering::Relaxed);
+    }
+
     fn counted(&self, lookup: Lookup) -> Lookup {
         count(match lookup {
             Lookup::Hit => &self.counters.hits,
@@ -424,7 +434,7 @@ impl Inner {
                     self.worker.evict();
                 }
                 self.health.failed(&error);
-                count(&counters.write_failures);
+                self.write_failed();
                 Insert::Failed(error)
             }
         }
