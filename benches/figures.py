@@ -99,6 +99,7 @@ def first_output(inlay, tree, state, scratch):
             lazy.append(time.monotonic() - start)
         finally:
             run(inlay, "--state", state, "umount", mountpoint)
+            run(inlay, "--state", state, "daemon", "stop")
         fetched.append(size_of(os.path.join(state, "cache", "groups")))
         start = time.monotonic()
         os.makedirs(unpacked)

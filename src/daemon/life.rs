@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::error::DaemonError;
@@ -23,6 +24,9 @@ const LOOK_AT_MEMORY: Duration = Duration::from_secs(10);
 const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(10);
 /// How long requests for bytes may go on when the daemon leaves. The keeper kills it after 5 s.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long the end of a daemon that nobody waits for takes for the sake of the cache.
+const SETTLE_WITHIN: Duration = Duration::from_secs(20);
 
 impl Daemon {
     /// Answers clients, and clears up after mounts, until something ends that.
@@ -45,7 +49,7 @@ impl Daemon {
         // Nobody is let in any more; who is inside gets an answer.
         drop(fs::remove_file(&path));
         enough.cancel();
-        if tokio::time::timeout(LEAVE_WITHIN, api).await.is_err() {
+        if timeout(LEAVE_WITHIN, api).await.is_err() {
             tracing::warn!("clients are left without an answer");
         }
         drop(watch);
@@ -100,6 +104,7 @@ impl Daemon {
         runtime: Runtime,
     ) -> Result<(), DaemonError> {
         let mounted = !self.service.is_unused();
+        let hurried = mounted && !matches!(end, Ok(End::Stop));
         let outcome = match end {
             Ok(End::Stop | End::Idle) => self.end_session(),
             Ok(End::Signal) if !mounted => self.end_session(),
@@ -119,8 +124,15 @@ impl Daemon {
         };
         runtime.block_on(async {
             let shut = self.service.snapshots().shutdown();
-            if tokio::time::timeout(LEAVE_WITHIN, shut).await.is_err() {
+            if timeout(LEAVE_WITHIN, shut).await.is_err() {
                 tracing::warn!("requests to a store are cut off");
+            }
+            if !hurried {
+                let snapshots = self.service.snapshots().clone();
+                let settled = spawn_blocking(move || snapshots.settle());
+                if timeout(SETTLE_WITHIN, settled).await.is_err() {
+                    tracing::warn!("the cache is left as it is");
+                }
             }
         });
         runtime.shutdown_timeout(LEAVE_WITHIN);

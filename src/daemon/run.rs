@@ -194,7 +194,7 @@ impl Daemon {
             .and_then(|keeper| keeper.status())
             .map(|status| status.pid);
         let about = About { session, keeper: keeper.ok(), ..about };
-        let service = Service::new(about, snapshots, mounts, Arc::clone(&changed));
+        let service = Service::new(about, snapshots, mounts, Arc::clone(&changed), adopted);
         Ok(Self {
             paths,
             server,

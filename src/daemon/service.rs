@@ -58,7 +58,7 @@ struct Inner {
 struct Load {
     under_way: usize,
     taking: Taking,
-    /// How many have come to an end.
+    /// How many have come to an end, those of earlier daemons included.
     done: u64,
 }
 
@@ -121,12 +121,14 @@ impl Service {
         snapshots: Snapshots,
         mounts: Mounts,
         changed: Arc<Notify>,
+        adopted: usize,
     ) -> Self {
+        let done = u64::try_from(adopted).unwrap_or(u64::MAX);
         let inner = Inner {
             about,
             snapshots,
             mounts,
-            load: Mutex::new(Load { under_way: 0, taking: Taking::More, done: 0 }),
+            load: Mutex::new(Load { under_way: 0, taking: Taking::More, done }),
             changed,
             gone: Notify::new(),
             stop: CancellationToken::new(),

@@ -291,13 +291,21 @@ impl Snapshots {
     pub(super) async fn shutdown(&self) {
         let serving: Vec<Serving> =
             self.inner.serving.lock().drain().map(|(_, serving)| serving).collect();
-        self.inner.stores.forget_recent();
+        let recent = self.inner.stores.take_recent();
         for (content, store) in serving.into_iter().filter_map(|serving| serving.open) {
-            store.shutdown().await;
+            store.close().await;
             content.shutdown().await;
+        }
+        for store in recent {
+            store.close().await;
         }
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
+    }
+
+    /// Waits until what came has its place in the cache. Blocks.
+    pub(super) fn settle(&self) {
+        self.inner.stores.settle();
     }
 }
 

@@ -1,6 +1,7 @@
 //! The stores that the daemon talks to: each opened once, for as long as something of it is used.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
 use inlay_prefetch::{FetchLimits, Fetcher};
@@ -29,12 +30,14 @@ pub(super) struct Store {
     fetcher: Fetcher,
     cache: Option<Cache>,
     runtime: Handle,
+    closed: Arc<AtomicBool>,
 }
 
 impl Store {
-    /// Gives every reader that waits an error, and waits for what is under way.
-    pub(super) async fn shutdown(&self) {
-        self.fetcher.shutdown().await;
+    /// Gives every reader that waits an error, waits for what is under way, and says once what was
+    /// fetched.
+    pub(super) async fn close(&self) {
+        close(self.fetcher.clone(), &self.closed).await;
     }
 
     /// The contents of a snapshot of this store.
@@ -51,18 +54,23 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        let fetcher = self.fetcher.clone();
-        self.runtime.spawn(async move {
-            fetcher.shutdown().await;
-            let figures = fetcher.figures();
-            tracing::info!(
-                demand_requests = figures.demand_requests,
-                read_ahead_requests = figures.read_ahead_requests,
-                fetched_bytes = figures.fetched_bytes,
-                "a store is closed"
-            );
-        });
+        let (fetcher, closed) = (self.fetcher.clone(), Arc::clone(&self.closed));
+        self.runtime.spawn(async move { close(fetcher, &closed).await });
     }
+}
+
+async fn close(fetcher: Fetcher, closed: &AtomicBool) {
+    fetcher.shutdown().await;
+    if closed.swap(true, Relaxed) {
+        return;
+    }
+    let figures = fetcher.figures();
+    tracing::info!(
+        demand_requests = figures.demand_requests,
+        read_ahead_requests = figures.read_ahead_requests,
+        fetched_bytes = figures.fetched_bytes,
+        "a store is closed"
+    );
 }
 
 /// All open stores.
@@ -119,13 +127,17 @@ impl Stores {
         };
         let limits = FetchLimits::default();
         let fetcher = Fetcher::new(remote.clone(), cache.clone(), limits, runtime.clone());
-        Ok(Store { remote, fetcher, cache, runtime })
+        Ok(Store { remote, fetcher, cache, runtime, closed: Arc::default() })
     }
 
-    /// Lets go of stores that nothing uses.
-    pub(super) fn forget_recent(&self) {
-        let recent = std::mem::take(&mut self.open.lock().recent);
-        drop(recent);
+    /// Those that are open, and no longer kept open for want of use.
+    pub(super) fn take_recent(&self) -> Vec<Arc<Store>> {
+        std::mem::take(&mut self.open.lock().recent).into()
+    }
+
+    /// Waits until what came has its place in the cache. Blocks.
+    pub(super) fn settle(&self) {
+        self.cache.settle();
     }
 }
 
