@@ -140,7 +140,7 @@ fn measure(snapshots: u32, files: u32) -> Measured {
     for number in 0..ids.len().min(20) {
         let mountpoint = dir.path().join(format!("mnt-{number}"));
         let found = Command::new("find").arg(&mountpoint).args(["-size", "+0"]).output().unwrap();
-        let found = found.stdout.iter().filter(|byte| **byte == b'\n').count();
+        let found = String::from_utf8(found.stdout).unwrap().lines().count();
         assert_eq!(found, files as usize);
     }
     let walked = resident(server.pid(), "VmRSS:");

@@ -19,7 +19,7 @@ use crate::config;
 use crate::mount::Watch;
 
 /// How often the daemon looks at its memory.
-const LOOK_AT_MEMORY: Duration = Duration::from_secs(10);
+const LOOK_AT_MEMORY: Duration = Duration::from_secs(5);
 /// How long a daemon stays that nobody has asked for anything yet.
 const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(10);
 /// How long requests for bytes may go on when the daemon leaves. The keeper kills it after 5 s.

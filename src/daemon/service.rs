@@ -243,8 +243,13 @@ impl Service {
         };
         let service = self.clone();
         let made = spawn_blocking(move || {
+            let slots = [Some(wanted.top.slot), wanted.below.as_ref().map(|below| below.slot)];
             let record = service.inner.mounts.create(&claim, wanted)?;
             drop(claim);
+            // Many mounts are made and few are looked at.
+            slots.into_iter().flatten().for_each(|slot| {
+                service.inner.snapshots.release_pages_of(slot);
+            });
             // From here on, whatever becomes of this task, the mount is undone unless it is taken.
             Ok(Made { service, record: Some(record), under_way: Some(under_way) })
         });

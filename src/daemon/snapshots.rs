@@ -174,7 +174,6 @@ impl Snapshots {
         let view = inner.view(&key);
         let fs = SnapshotFs::with_view(index, Arc::new(content.clone()), view);
         let slot = inner.server.attach(fs)?;
-        content.index().release_pages();
         let open = Some((content, Arc::clone(opened)));
         let serving = Serving { key: key.clone(), open, ending: None };
         inner.serving.lock().insert(slot.get(), serving);
@@ -267,6 +266,15 @@ impl Snapshots {
         let serving = inner.serving.lock();
         let next = serving.values().filter_map(|serving| serving.ending).map(|look| look.at).min();
         next.map(|at| at.saturating_duration_since(now))
+    }
+
+    /// Gives back the memory of one index. A single look at it may have mapped half a MiB, because
+    /// the kernel maps what it has in one piece.
+    pub(super) fn release_pages_of(&self, slot: u32) {
+        if let Some(Serving { open: Some((content, _)), .. }) = self.inner.serving.lock().get(&slot)
+        {
+            content.index().release_pages();
+        }
     }
 
     /// Gives the memory back that indexes take, as far as they are files.

@@ -47,7 +47,10 @@ pub async fn open_index(
                 );
             }
             fetch(remote, state, &path, id).await?;
-            Index::open(&path).map_err(|source| SnapshotError::Index { id, source })?
+            let file = fs::File::open(&path).map_err(SnapshotError::at(&path))?;
+            // Every segment was verified on its way into the file.
+            state.verified().remember(&file, id.index).map_err(SnapshotError::at(&path))?;
+            Index::of_file(&file, &path).map_err(|source| SnapshotError::Index { id, source })?
         }
     };
     if index.kind() != id.kind {

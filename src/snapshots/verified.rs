@@ -51,13 +51,23 @@ impl VerifiedIndexes {
         let digest = hash(file)?;
         // Written to in the meantime: then the digest is of no moment at all, and not remembered.
         if Stamp::of(&file.metadata()?) == stamp {
-            let mut known = self.known.lock();
-            if known.len() >= REMEMBERED_MAX {
-                known.clear();
-            }
-            known.insert(stamp, digest);
+            self.insert(stamp, digest);
         }
         Ok(digest)
+    }
+
+    /// Remembers a file that was verified when it was written.
+    pub(crate) fn remember(&self, file: &File, digest: IndexDigest) -> io::Result<()> {
+        self.insert(Stamp::of(&file.metadata()?), digest);
+        Ok(())
+    }
+
+    fn insert(&self, stamp: Stamp, digest: IndexDigest) {
+        let mut known = self.known.lock();
+        if known.len() >= REMEMBERED_MAX {
+            known.clear();
+        }
+        known.insert(stamp, digest);
     }
 }
 
