@@ -146,6 +146,38 @@ fn the_cache_keeps_to_its_size() {
 }
 
 #[test]
+fn what_is_pinned_stays_in_the_cache() {
+    let bytes = content::random("x", 1 << 20);
+    let place = Place::with(&[("large", &bytes), ("small", &bytes[..5000])]);
+    place.run(["cache", "pin", "base"]);
+    place.run(["cache", "prune", "--all"]);
+    fs::rename(place.inlay.state().join("store/blobs"), place.path("away")).unwrap();
+    assert!(place.cat("base:/large") == bytes);
+    assert!(place.cat("base:/small") == bytes[..5000]);
+    place.run(["cache", "unpin", "base"]);
+    place.run(["cache", "prune", "--all"]);
+    place.refused(["cat", "base:/large"]);
+}
+
+#[test]
+fn the_cache_can_be_checked_and_emptied() {
+    let bytes = content::random("x", 1 << 20);
+    let place = Place::with(&[("large", &bytes), ("small", &bytes[..5000])]);
+    place.run(["cache", "pin", "base"]);
+    place.run(["cache", "unpin", "base"]);
+    place.run(["cache", "verify"]);
+    let whole = place.files_in_state("cache/contents");
+    let path = whole.iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    drop(damage(path));
+    assert!(place.refused(["cache", "verify"]).contains("damaged"));
+    place.run(["cache", "verify"]);
+    assert!(place.cat("base:/large") == bytes);
+    place.run(["cache", "prune", "--all"]);
+    assert_eq!(place.json(["cache", "status"])["used_bytes"], 0);
+    assert!(place.cat("base:/small") == bytes[..5000]);
+}
+
+#[test]
 fn an_import_shows_nothing_before_all_is_there() {
     let place = Place::new();
     place.write("file", content::random("x", 1 << 20));
