@@ -1,8 +1,10 @@
 //! What the kernel lets an administrator do with a FUSE connection from outside.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
@@ -15,6 +17,17 @@ pub(crate) fn device_minor(mountpoint: &Path) -> Option<u32> {
             tracing::warn!(%error, mountpoint = %mountpoint.display(), "no device number");
             None
         }
+    }
+}
+
+/// Whether the kernel has ended the connection behind `device`: it is mounted nowhere any more, or
+/// was cut.
+pub(crate) fn has_ended(device: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(&device, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    match poll(&mut fds, Some(&now)) {
+        Ok(_) => fds.iter().any(|fd| fd.revents().contains(PollFlags::ERR)),
+        Err(_) => false,
     }
 }
 

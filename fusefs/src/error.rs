@@ -1,7 +1,5 @@
-//! What can go wrong with a request of the kernel, and with a mount.
+//! What can go wrong with a request of the kernel.
 
-use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use inlay_store::format::{FormatError, InodeIdx};
@@ -114,57 +112,4 @@ impl std::fmt::Display for Wanted {
             Self::SymbolicLink => "symbolic link",
         })
     }
-}
-
-/// Why a snapshot can't be mounted or unmounted.
-#[derive(Debug, thiserror::Error)]
-pub enum MountError {
-    /// The kernel's FUSE device can't be opened.
-    #[error("/dev/fuse can't be opened: {0}; load the kernel module `fuse`, and be root")]
-    Device(io::Error),
-    /// The kernel refuses the mount for lack of rights.
-    #[error("mounting on {} needs root (CAP_SYS_ADMIN)", .0.display())]
-    NotPermitted(PathBuf),
-    /// The mount point is not there, or not a directory.
-    #[error("the mount point {} must be an existing directory: {why}", path.display())]
-    Mountpoint {
-        /// Which.
-        path: PathBuf,
-        /// What the system says.
-        why: io::Error,
-    },
-    /// The kernel refuses the mount.
-    #[error("can't mount on {}: {source}", path.display())]
-    Mount {
-        /// Where.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The kernel and this program could not agree on how to talk.
-    #[error("the FUSE session for {} can't begin: {source}", path.display())]
-    Session {
-        /// Where it is mounted.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The index has no usable root directory.
-    #[error("the snapshot can't be mounted: {0}")]
-    Index(#[from] FormatError),
-    /// Somebody uses the mount.
-    #[error(
-        "{} is in use: end the processes that have files open or their working directory there \
-         (`fuser -vm DIR` lists them), or unmount lazily",
-        .0.display()
-    )]
-    Busy(PathBuf),
-    /// The kernel refuses to unmount.
-    #[error("can't unmount {}: {source}", path.display())]
-    Unmount {
-        /// Where.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
 }

@@ -60,7 +60,7 @@ const WANTED: [InitFlags; 6] = [
     InitFlags::FUSE_PASSTHROUGH,
 ];
 
-/// One connection to the kernel: the slots of one kind, or one snapshot at its root.
+/// One connection to the kernel: the slots of one kind.
 #[derive(Debug)]
 pub(crate) struct Adapter {
     host: Arc<Host>,
@@ -315,7 +315,7 @@ impl Filesystem for Adapter {
                     let Some(content) = fs.content(inode)? else { return Ok(None) };
                     let (kind, unique) = (self.kind, request.unique().0);
                     let opening = Opening { kind, inode: ino.0, content, unique };
-                    self.host.open_large(fs, inode, &opening)
+                    self.host.open_large(fs, inode, &opening).map(Some)
                 },
             );
             let plain = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;

@@ -13,6 +13,7 @@ use fuser::INodeNo;
 use inlay_store::format::{FileKind, InodeIdx};
 use parking_lot::Mutex;
 
+use crate::control::has_ended;
 use crate::counters::{RequestCounters, count};
 use crate::error::FsError;
 use crate::fs::{DirOffset, Emit, SnapshotFs};
@@ -33,8 +34,7 @@ pub(crate) struct Host {
     pub(crate) table: Table,
     pub(crate) shared: Arc<Shared>,
     devices: Devices,
-    /// There is none for a single mount that ends with its process.
-    book: Option<Mutex<Book>>,
+    book: Mutex<Book>,
     /// Why the kernel last refused a backing file: each reason goes to the log once.
     last_failure: Mutex<Option<String>>,
 }
@@ -48,14 +48,6 @@ pub(crate) struct Book {
 }
 
 impl Host {
-    /// One snapshot at the root of a mount.
-    pub(crate) fn of_one(fs: SnapshotFs, counters: Arc<RequestCounters>) -> Self {
-        let table = Table::default();
-        table.insert(Attached::new(Slot::ROOT, ConnectionKind::General, fs));
-        let shared = Arc::new(Shared::new(counters));
-        Self { table, shared, devices: BTreeMap::new(), book: None, last_failure: Mutex::default() }
-    }
-
     /// The slots that the ledger knows of.
     pub(crate) fn new(
         ledger: Ledger,
@@ -69,7 +61,7 @@ impl Host {
             table: Table::default(),
             shared: Arc::new(Shared::new(counters)),
             devices,
-            book: Some(Mutex::new(Book { ledger, slots, opens })),
+            book: Mutex::new(Book { ledger, slots, opens }),
             last_failure: Mutex::default(),
         }
     }
@@ -79,9 +71,8 @@ impl Host {
         let wanted = ConnectionKind::of(&fs);
         let kind =
             if self.devices.contains_key(&wanted) { wanted } else { ConnectionKind::General };
-        let Some(book) = &self.book else { return Err(LedgerError::NoSlots) };
         let slot = {
-            let mut book = book.lock();
+            let mut book = self.book.lock();
             let number = book.ledger.take_slot(Slot::LIMIT)?;
             let visibility = Visibility::Attached;
             let place =
@@ -97,10 +88,8 @@ impl Host {
     /// Takes a slot out of sight. What is in use of it goes on being served.
     pub(crate) fn detach(&self, slot: Slot) -> Result<Option<Arc<Attached>>, LedgerError> {
         let Some(attached) = self.table.get(slot) else { return Ok(None) };
-        if attached.hide()
-            && let Some(book) = &self.book
-        {
-            let mut book = book.lock();
+        if attached.hide() {
+            let mut book = self.book.lock();
             let (slot, kind) = (slot.get(), attached.kind());
             if let Some(place) = book.slots.get(&slot).copied() {
                 let visibility = Visibility::Detached;
@@ -193,10 +182,8 @@ impl Host {
             // The connection has ended, and with it every use.
             Err(error) => tracing::debug!(%error, %slot, "the kernel does not say"),
         }
-        if self.table.remove(slot).is_some()
-            && let Some(book) = &self.book
-        {
-            let mut book = book.lock();
+        if self.table.remove(slot).is_some() {
+            let mut book = self.book.lock();
             if let Some(place) = book.slots.remove(&slot.get())
                 && let Err(error) = book.ledger.remove(place)
             {
@@ -208,59 +195,54 @@ impl Host {
         Known::No
     }
 
-    /// Decides how a large file is opened. `None`: no note is taken of open files here.
+    /// Decides how a large file is opened.
     pub(crate) fn open_large(
         &self,
         fs: &SnapshotFs,
         inode: InodeIdx,
         opening: &Opening,
-    ) -> Result<Option<Opened>, FsError> {
-        let Some(book) = &self.book else { return Ok(None) };
+    ) -> Result<Opened, FsError> {
         {
-            let Book { ledger, opens, .. } = &mut *book.lock();
+            let Book { ledger, opens, .. } = &mut *self.book.lock();
             if let Some(opened) = opens.open(ledger, opening)? {
-                return Ok(Some(opened));
+                return Ok(opened);
             }
         }
         let whole = fs.source().whole(inode);
-        let Book { ledger, opens, .. } = &mut *book.lock();
+        let Book { ledger, opens, .. } = &mut *self.book.lock();
         let (opened, failure) = opens.open_with(ledger, &self.devices, opening, whole)?;
         self.note_failure(failure);
-        Ok(Some(opened))
+        Ok(opened)
     }
 
     /// A large file was closed.
     pub(crate) fn release(&self, handle: u64) {
-        if let Some(book) = &self.book {
-            let Book { ledger, opens, .. } = &mut *book.lock();
-            if let Err(error) = opens.release(ledger, &self.devices, handle) {
-                tracing::warn!(%error, "a closed file stays in the ledger");
-            }
+        let Book { ledger, opens, .. } = &mut *self.book.lock();
+        if let Err(error) = opens.release(ledger, &self.devices, handle) {
+            tracing::warn!(%error, "a closed file stays in the ledger");
         }
     }
 
     /// Keeps the cached files that an earlier server had registered for a slot, now that its
     /// snapshot is open.
     pub(crate) fn keep_registered(&self, kind: ConnectionKind, slot: Slot, fs: &SnapshotFs) {
-        let Some(book) = &self.book else { return };
-        let inodes = book.lock().opens.unkept(kind, slot);
+        let inodes = self.book.lock().opens.unkept(kind, slot);
         for inode in inodes {
             if let Some(whole) = fs.source().whole(inode) {
-                book.lock().opens.keep(kind, inode::number(slot, inode).0, whole);
+                self.book.lock().opens.keep(kind, inode::number(slot, inode).0, whole);
             }
         }
     }
 
     /// Lets go of the cached files that no open file needs. Returns how many.
     pub(crate) fn close_idle(&self) -> usize {
-        let Some(book) = &self.book else { return 0 };
-        let Book { ledger, opens, .. } = &mut *book.lock();
+        let Book { ledger, opens, .. } = &mut *self.book.lock();
         opens.close_idle(ledger, &self.devices, 0)
     }
 
     /// How many large files are open, and how many of them are passed through.
     pub(crate) fn open_counts(&self) -> (usize, usize) {
-        self.book.as_ref().map_or((0, 0), |book| book.lock().opens.counts())
+        self.book.lock().opens.counts()
     }
 
     fn note_failure(&self, failure: Option<std::io::Error>) {
@@ -272,6 +254,11 @@ impl Host {
             tracing::warn!(error = why, "a file is not passed through now: reads go by the server");
             *last = Some(why);
         }
+    }
+
+    /// Whether the kernel has ended a connection.
+    pub(crate) fn has_ended(&self, kind: ConnectionKind) -> bool {
+        self.devices.get(&kind).is_none_or(has_ended)
     }
 
     fn forget_listing(&self, kind: ConnectionKind) {

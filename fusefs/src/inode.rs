@@ -15,10 +15,6 @@ use crate::error::FsError;
 pub struct Slot(u32);
 
 impl Slot {
-    /// Where there is only one snapshot, its root is the root of the mount. A host's slots begin with
-    /// 1, and its root directory lists them.
-    pub const ROOT: Self = Self(0);
-
     /// How many slots there are.
     pub const LIMIT: u32 = 1 << 24;
 
@@ -59,8 +55,8 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_root_of_the_first_snapshot_is_the_root_of_the_mount() {
-        assert_eq!(number(Slot::ROOT, InodeIdx::ROOT), INodeNo::ROOT);
+    fn slot_0_is_the_directory_of_all_slots() {
+        assert_eq!(number(Slot(0), InodeIdx::ROOT), INodeNo::ROOT);
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod wire;
 
 pub use client::{Keeper, Kept, KeptConnection, KeptSlot, SessionId};
 pub(crate) use client::{Link, LinkEvent};
+pub use device::SOURCE;
 pub use error::KeeperError;
 pub use run::{KeeperOptions, run};
 pub use wire::{Claim, KeeperStatus};

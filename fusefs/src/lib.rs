@@ -2,7 +2,7 @@
 //!
 //! [`SnapshotFs`] answers what a filesystem is asked, from an index and a [`ContentSource`], and
 //! knows nothing of FUSE. [`HostServer`] serves all snapshots of a host below FUSE mounts that a
-//! [`keeper`] holds, so that they outlive it. [`Mount`] puts a single one at a directory.
+//! [`keeper`] holds, so that they outlive it.
 
 pub mod content;
 mod control;
@@ -21,18 +21,17 @@ mod limiter;
 mod notify;
 mod opens;
 mod raw;
-mod session;
 
 pub use content::{ContentError, ContentSource, ReadDone, ReadNow, WholeFile};
 pub use counters::{RequestCounters, RequestCounts};
 pub use ended::Ended;
-pub use error::{FsError, MountError, Wanted};
+pub use error::{FsError, Wanted};
 pub use fs::{
     APART_LEN_MIN, Answered, DirItem, DirOffset, Emit, Found, Parts, Seek, SnapshotFs, Split,
     StatFs, View, Viewer, XattrAnswer,
 };
 pub use host::{HostError, HostServer, OpenFiles, Opener, OpenerError, Restored, ServeOptions};
 pub use inode::Slot;
+pub use keeper::SOURCE;
 pub use kind::ConnectionKind;
 pub use ledger::LedgerError;
-pub use session::{IfBusy, Mount, MountOptions, Privileges, SOURCE};

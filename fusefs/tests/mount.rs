@@ -1,4 +1,4 @@
-//! Real mounts: what a program sees through the kernel. They need root and /dev/fuse.
+//! What a program sees of a snapshot through the kernel. These tests need root and /dev/fuse.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -9,25 +9,27 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 
+use common::roles::{self, Mounted};
 use common::{Delayed, Place, Snapshot};
-use inlay_fusefs::{ContentError, IfBusy, Mount, RequestCounts};
+use inlay_fusefs::{ConnectionKind, ContentError, RequestCounts};
 use inlay_store::pack::Content;
 use inlay_store::tree::{Meta, NodeId, NodeKind, Tree, TreeLimits};
 use inlay_testkit::{Comparison, acl, content, tree::EveryKind};
 
-fn is_mounted(path: &Path) -> bool {
-    fs::metadata(path).unwrap().dev() != fs::metadata(path.parent().unwrap()).unwrap().dev()
+#[test]
+fn play_a_role() {
+    roles::play();
 }
 
-fn counts(mount: &Mount) -> RequestCounts {
-    mount.counters().snapshot()
+fn counts(mount: &Mounted) -> RequestCounts {
+    mount.server.counters().snapshot()
 }
 
 fn errno<T: std::fmt::Debug>(result: io::Result<T>) -> Option<i32> {
@@ -39,15 +41,28 @@ fn every_kind_of_object_comes_out_as_it_went_in() {
     let place = Place::new();
     EveryKind::default().make(&place.tree()).unwrap();
     let snapshot = Snapshot::of(&place.tree());
-    let mut mount = snapshot.mount(snapshot.at_hand(), &place.mnt());
-    Comparison::default().run(&place.tree(), &place.mnt()).unwrap();
+    let mount = snapshot.mount(snapshot.at_hand());
+    Comparison::default().run(&place.tree(), &mount.dir).unwrap();
     let sparse = "sparse/several-holes";
     assert_eq!(
         fs::metadata(place.tree().join(sparse)).unwrap().blocks(),
-        fs::metadata(place.mnt().join(sparse)).unwrap().blocks()
+        fs::metadata(mount.dir.join(sparse)).unwrap().blocks()
     );
-    mount.unmount(IfBusy::Refuse).unwrap();
-    assert!(!is_mounted(&place.mnt()));
+}
+
+/// All that programs do with a tree that does not change: lists, links, absent names, attributes,
+/// and contents.
+fn use_it(dir: &Path) -> (Vec<u8>, Vec<u8>) {
+    let out = Command::new("find").arg(dir).args(["-printf", "%P %s %T@ %l\n"]).output();
+    let absent = fs::symlink_metadata(dir.join("sizes/no-such-file"));
+    assert_eq!(absent.unwrap_err().kind(), io::ErrorKind::NotFound);
+    let text = fs::read(dir.join("sizes/text-4097")).unwrap();
+    (out.unwrap().stdout, text)
+}
+
+/// What the kernel has asked, but for what it can't know without asking.
+fn quiet(c: RequestCounts) -> RequestCounts {
+    RequestCounts { open: 0, opendir: 0, release: 0, releasedir: 0, statfs: 0, ..c }
 }
 
 #[test]
@@ -55,26 +70,48 @@ fn what_was_seen_once_is_not_asked_for_again() {
     let place = Place::new();
     EveryKind { entries: 300, large: 3 << 20 }.make(&place.tree()).unwrap();
     let snapshot = Snapshot::of(&place.tree());
-    let mount = snapshot.mount(snapshot.at_hand(), &place.mnt());
-    let walk = || {
-        let out =
-            Command::new("find").arg(place.mnt()).args(["-printf", "%p %s %T@ %l\n"]).output();
-        let absent = fs::symlink_metadata(place.mnt().join("sizes/no-such-file"));
-        assert_eq!(absent.unwrap_err().kind(), io::ErrorKind::NotFound);
-        let text = fs::read(place.mnt().join("sizes/text-4097")).unwrap();
-        (out.unwrap().stdout, text)
-    };
-    let first = walk();
+    let mount = snapshot.mount(snapshot.at_hand());
+    assert_eq!(mount.kind(), ConnectionKind::General);
+    let first = use_it(&mount.dir);
     assert!(first.0.len() > 10_000);
     let before = counts(&mount);
     assert!(before.lookup > 0 && before.readdirplus > 0 && before.readlink > 0);
-    assert_eq!(walk(), first);
-    let after = counts(&mount);
+    assert_eq!(use_it(&mount.dir), first);
     // Opening and closing is all that the kernel still tells the server.
-    let quiet = |c: RequestCounts| {
-        (c.lookup, c.getattr, c.readlink, c.readdir, c.readdirplus, c.read_hit, c.read_miss)
+    assert_eq!(quiet(counts(&mount)), quiet(before));
+}
+
+#[test]
+fn a_snapshot_without_attributes_and_large_files_is_used_without_a_request() {
+    let place = Place::new();
+    fs::create_dir(place.tree().join("sizes")).unwrap();
+    for name in ["text-4097", "other", "third"] {
+        fs::write(place.tree().join("sizes").join(name), content::random(name, 4097)).unwrap();
+        std::os::unix::fs::symlink(name, place.tree().join(name)).unwrap();
+    }
+    let snapshot = Snapshot::of(&place.tree());
+    let mount = snapshot.mount(snapshot.at_hand());
+    assert_eq!(mount.kind(), ConnectionKind::Plain);
+    let attributes = || {
+        let file = mount.dir.join("sizes/other");
+        let unknown = rustix::fs::getxattr(&file, "user.any", &mut [0u8; 16][..]).unwrap_err();
+        assert_eq!(unknown, rustix::io::Errno::OPNOTSUPP);
+        let names = rustix::fs::listxattr(&file, &mut [0u8; 16][..]);
+        assert!(matches!(names, Ok(0) | Err(rustix::io::Errno::OPNOTSUPP)));
     };
-    assert_eq!(quiet(after), quiet(before));
+    let first = use_it(&mount.dir);
+    attributes();
+    let before = counts(&mount);
+    // What there is none of is answered once.
+    assert_eq!((before.open, before.opendir, before.getxattr, before.flush), (1, 1, 1, 1));
+    assert_eq!(use_it(&mount.dir), first);
+    attributes();
+    let new = fs::read(mount.dir.join("sizes/third")).unwrap();
+    assert_eq!(new, content::random("third", 4097));
+    let after = counts(&mount);
+    // `find` asks how large the filesystem is; the third file was read for the first time.
+    let wanted = RequestCounts { statfs: after.statfs, read_hit: before.read_hit + 1, ..before };
+    assert_eq!(after, wanted);
 }
 
 #[test]
@@ -87,9 +124,9 @@ fn a_directory_of_100_000_entries_is_listed_completely() {
         tree.insert(NodeId::ROOT, name.as_bytes(), Meta::default(), kind).unwrap();
     }
     let snapshot = Snapshot::written(&tree, common::packer(), &place.tree());
-    let _mount = snapshot.mount(snapshot.at_hand(), &place.mnt());
+    let mount = snapshot.mount(snapshot.at_hand());
     // Each has a size of its own.
-    let mut sizes: Vec<_> = fs::read_dir(place.mnt())
+    let mut sizes: Vec<_> = fs::read_dir(mount.dir)
         .unwrap()
         .map(|entry| entry.unwrap().metadata().unwrap().len())
         .collect();
@@ -116,7 +153,8 @@ fn access_lists_are_enforced_for_other_users() {
     // A place that other users can reach, whatever the build directory's permissions are.
     let public = tempfile::Builder::new().prefix("inlay-test-").tempdir().unwrap();
     fs::set_permissions(public.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let _mount = snapshot.mount(snapshot.at_hand(), public.path());
+    let mount = snapshot.mount(snapshot.at_hand());
+    let _bound = mount.bind(public.path());
     let read_as = |uid: &str| {
         let who = ["--reuid", uid, "--regid", uid, "--clear-groups", "cat"];
         Command::new("setpriv").args(who).arg(public.path().join("file")).output().unwrap()
@@ -128,7 +166,7 @@ fn access_lists_are_enforced_for_other_users() {
 }
 
 #[test]
-fn setuid_and_devices_work_unless_they_are_switched_off() {
+fn setuid_and_devices_work() {
     let place = Place::new();
     let id = place.tree().join("id");
     fs::copy("/usr/bin/id", &id).unwrap();
@@ -139,20 +177,10 @@ fn setuid_and_devices_work_unless_they_are_switched_off() {
     let kind = rustix::fs::FileType::CharacterDevice;
     rustix::fs::mknodat(rustix::fs::CWD, place.tree().join("null"), kind, mode, null).unwrap();
     let snapshot = Snapshot::of(&place.tree());
-    let effective_user = || Command::new(place.mnt().join("id")).arg("-u").output().unwrap().stdout;
-    let mut mount = snapshot.mount(snapshot.at_hand(), &place.mnt());
+    let mount = snapshot.mount(snapshot.at_hand());
+    let effective_user = || Command::new(mount.dir.join("id")).arg("-u").output().unwrap().stdout;
     assert_eq!(effective_user(), b"4713\n");
-    File::options().write(true).open(place.mnt().join("null")).unwrap().write_all(b"x").unwrap();
-    mount.unmount(IfBusy::Refuse).unwrap();
-
-    let options = inlay_fusefs::MountOptions {
-        privileges: inlay_fusefs::Privileges::Ignored,
-        ..Default::default()
-    };
-    let _mount =
-        Mount::new(snapshot.index.clone(), snapshot.at_hand(), &place.mnt(), &options).unwrap();
-    assert_eq!(effective_user(), b"0\n");
-    assert_eq!(errno(File::open(place.mnt().join("null"))), Some(libc::EACCES));
+    File::options().write(true).open(mount.dir.join("null")).unwrap().write_all(b"x").unwrap();
 }
 
 #[test]
@@ -160,10 +188,10 @@ fn nothing_can_be_written() {
     let place = Place::new();
     fs::write(place.tree().join("file"), "x").unwrap();
     let snapshot = Snapshot::of(&place.tree());
-    let _mount = snapshot.mount(snapshot.at_hand(), &place.mnt());
-    assert_eq!(errno(File::create(place.mnt().join("new"))), Some(libc::EROFS));
-    assert_eq!(errno(fs::write(place.mnt().join("file"), "y")), Some(libc::EROFS));
-    assert_eq!(errno(fs::remove_file(place.mnt().join("file"))), Some(libc::EROFS));
+    let mount = snapshot.mount(snapshot.at_hand());
+    assert_eq!(errno(File::create(mount.dir.join("new"))), Some(libc::EROFS));
+    assert_eq!(errno(fs::write(mount.dir.join("file"), "y")), Some(libc::EROFS));
+    assert_eq!(errno(fs::remove_file(mount.dir.join("file"))), Some(libc::EROFS));
 }
 
 #[test]
@@ -172,11 +200,11 @@ fn a_mapped_file_has_the_files_bytes() {
     let bytes = content::random("mapped", 3 << 20);
     fs::write(place.tree().join("file"), &bytes).unwrap();
     let snapshot = Snapshot::of(&place.tree());
-    let _mount = snapshot.mount(snapshot.at_hand(), &place.mnt());
+    let mount = snapshot.mount(snapshot.at_hand());
     // python3 maps the file; the crate denies unsafe code, tests too.
     let program = "import mmap,sys; f=open(sys.argv[1],'rb'); \
                    sys.stdout.buffer.write(mmap.mmap(f.fileno(),0,prot=mmap.PROT_READ)[:])";
-    let file = place.mnt().join("file");
+    let file = mount.dir.join("file");
     let out = Command::new("python3").args(["-c", program]).arg(file).output().unwrap();
     assert!(out.stdout == bytes, "{}", String::from_utf8_lossy(&out.stderr));
 }
@@ -190,10 +218,10 @@ fn many_readers_at_once_get_their_own_bytes() {
     }
     let snapshot = Snapshot::of(&place.tree());
     let source = Delayed::new(&snapshot);
-    let mount = snapshot.mount(source.clone(), &place.mnt());
+    let mount = snapshot.mount(source.clone());
     let readers: Vec<_> = (0..16)
         .map(|number: usize| {
-            let path = place.mnt().join(number.to_string());
+            let path = mount.dir.join(number.to_string());
             thread::spawn(move || {
                 fs::read(path).unwrap()
                     == content::random(&format!("file {number}"), 700_000 + number)
@@ -219,15 +247,15 @@ fn metadata_is_served_while_every_read_waits() {
     }
     let snapshot = Snapshot::of(&place.tree());
     let source = Delayed::new(&snapshot);
-    let _mount = snapshot.mount(source.clone(), &place.mnt());
+    let mount = snapshot.mount(source.clone());
     let readers: Vec<_> = (0..20)
         .map(|number| {
-            let path = place.mnt().join(number.to_string());
+            let path = mount.dir.join(number.to_string());
             thread::spawn(move || fs::read(path))
         })
         .collect();
     source.until_waiting(20);
-    assert_eq!(fs::read_dir(place.mnt()).unwrap().count(), 20);
+    assert_eq!(fs::read_dir(mount.dir).unwrap().count(), 20);
     source.answer();
     for reader in readers {
         assert_eq!(reader.join().unwrap().unwrap().len(), 5000);
@@ -240,8 +268,8 @@ fn a_source_that_fails_or_forgets_is_an_io_error_and_no_more() {
     fs::write(place.tree().join("file"), content::random("x", 5000)).unwrap();
     let snapshot = Snapshot::of(&place.tree());
     let source = Delayed::new(&snapshot);
-    let mount = snapshot.mount(source.clone(), &place.mnt());
-    let path = place.mnt().join("file");
+    let mount = snapshot.mount(source.clone());
+    let path = mount.dir.join("file");
     let read = || {
         let path = path.clone();
         thread::spawn(move || fs::read(path))
@@ -266,76 +294,30 @@ fn a_source_that_fails_or_forgets_is_an_io_error_and_no_more() {
 }
 
 #[test]
-fn unmounting_while_a_read_waits_ends_cleanly() {
+fn the_end_of_the_session_while_a_read_waits_is_an_error_to_the_reader() {
     let place = Place::new();
     fs::write(place.tree().join("file"), content::random("x", 5000)).unwrap();
     let snapshot = Snapshot::of(&place.tree());
     let source = Delayed::new(&snapshot);
-    let mut mount = snapshot.mount(source.clone(), &place.mnt());
-    let path = place.mnt().join("file");
+    let mount = snapshot.mount(source.clone());
+    let path = mount.dir.join("file");
     let reader = thread::spawn(move || fs::read(path));
     source.until_waiting(1);
-    let busy = mount.unmount(IfBusy::Refuse).unwrap_err();
-    assert!(busy.to_string().contains("is in use"), "{busy}");
-    assert!(is_mounted(&place.mnt()));
-    mount.unmount(IfBusy::Force).unwrap();
+    mount.unmount();
     reader.join().unwrap().unwrap_err();
-    assert!(!is_mounted(&place.mnt()));
     // The answer that comes too late hurts nobody.
     source.answer();
 }
 
 #[test]
-fn a_mount_that_was_detached_serves_what_is_open_and_then_ends() {
+fn a_request_that_panics_costs_one_error_and_no_thread() {
     let place = Place::new();
-    let bytes = content::random("x", 2 << 20);
-    fs::write(place.tree().join("file"), &bytes).unwrap();
+    fs::write(place.tree().join("file"), content::random("x", 5000)).unwrap();
     let snapshot = Snapshot::of(&place.tree());
-    let mount = snapshot.mount(snapshot.at_hand(), &place.mnt());
-    let mut file = File::open(place.mnt().join("file")).unwrap();
-    mount.detach().unwrap();
-    assert!(!is_mounted(&place.mnt()));
-    let mut read = Vec::new();
-    file.read_to_end(&mut read).unwrap();
-    assert!(read == bytes);
-    drop(file);
-    mount.ended().wait();
-}
-
-#[test]
-fn a_detached_mount_that_is_still_used_can_be_ended() {
-    let place = Place::new();
-    fs::write(place.tree().join("file"), content::random("x", 2 << 20)).unwrap();
-    let snapshot = Snapshot::of(&place.tree());
-    let mut mount = snapshot.mount(snapshot.at_hand(), &place.mnt());
-    let file = File::open(place.mnt().join("file")).unwrap();
-    mount.detach().unwrap();
-    mount.unmount(IfBusy::Force).unwrap();
-    file.read_at(&mut [0; 16], 0).unwrap_err();
-}
-
-#[test]
-fn a_mount_that_is_dropped_is_gone() {
-    let place = Place::new();
-    let snapshot = Snapshot::of(&place.tree());
-    drop(snapshot.mount(snapshot.at_hand(), &place.mnt()));
-    assert!(!is_mounted(&place.mnt()));
-}
-
-#[test]
-fn mount_points_that_are_no_directories_are_refused_by_name() {
-    let place = Place::new();
-    let snapshot = Snapshot::of(&place.tree());
-    fs::write(place.mnt().join("file"), "").unwrap();
-    for name in ["file", "absent"] {
-        let at = place.mnt().join(name);
-        let error = Mount::new(
-            snapshot.index.clone(),
-            Arc::clone(&snapshot.at_hand()),
-            &at,
-            &inlay_fusefs::MountOptions::default(),
-        )
-        .unwrap_err();
-        assert!(error.to_string().contains(at.to_str().unwrap()), "{error}");
+    let mount = snapshot.mount(Arc::new(common::Panics));
+    for _ in 0..20 {
+        assert_eq!(errno(fs::read(mount.dir.join("file"))), Some(libc::EIO));
     }
+    assert!(counts(&mount).failed > 0);
+    assert_eq!(fs::read_dir(&mount.dir).unwrap().count(), 1);
 }

@@ -150,8 +150,8 @@ fn mount_kind(error: &MountError) -> ErrorKind {
         | MountError::UpperInUse(_)
         | MountError::UpperOfOther { .. }
         | MountError::Covered(_)
-        | MountError::Fuse(inlay_fusefs::MountError::Busy(_)) => ErrorKind::Conflict,
-        MountError::Fuse(inlay_fusefs::MountError::Mountpoint { .. }) => ErrorKind::NotFound,
+        | MountError::Busy(_) => ErrorKind::Conflict,
+        MountError::Mountpoint { .. } => ErrorKind::NotFound,
         _ => ErrorKind::Failed,
     }
 }

@@ -8,9 +8,21 @@ use inlay_store::ids::SnapshotId;
 /// Why a snapshot can't be mounted, served or unmounted.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    /// The FUSE mount.
-    #[error(transparent)]
-    Fuse(#[from] inlay_fusefs::MountError),
+    /// The mount point is not there, or not a directory.
+    #[error("the mount point {} must be an existing directory: {why}", path.display())]
+    Mountpoint {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        why: io::Error,
+    },
+    /// Somebody uses the mount.
+    #[error(
+        "{} is in use: end the processes that have files open or their working directory there \
+         (`fuser -vm DIR` lists them), or unmount lazily",
+        .0.display()
+    )]
+    Busy(PathBuf),
     /// The overlay above it.
     #[error("can't mount an overlay on {}: {step}: {source}{kernel}", mountpoint.display())]
     Overlay {

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use inlay_fusefs::{Privileges, SOURCE};
+use inlay_fusefs::SOURCE;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -47,15 +47,11 @@ enum Form {
 }
 
 /// Makes an overlay of `layers` that is mounted nowhere yet; `mountpoint` is for messages.
-pub(crate) fn tree(
-    layers: &Layers,
-    mountpoint: &Path,
-    privileges: Privileges,
-) -> Result<OwnedFd, MountError> {
-    let mut outcome = assemble(layers, Form::Descriptors, privileges);
+pub(crate) fn tree(layers: &Layers, mountpoint: &Path) -> Result<OwnedFd, MountError> {
+    let mut outcome = assemble(layers, Form::Descriptors);
     for form in [Form::Paths, Form::Escaped] {
         if let Err(Failed { source: Errno::INVAL | Errno::BADF, .. }) = outcome {
-            outcome = assemble(layers, form, privileges);
+            outcome = assemble(layers, form);
         }
     }
     outcome.map_err(|Failed { step, source, kernel }| MountError::Overlay {
@@ -105,7 +101,7 @@ impl Failed {
 
 /// Makes the overlay without attaching it anywhere. Each option is a value of its own, so that paths
 /// may have commas and colons.
-fn assemble(layers: &Layers, form: Form, privileges: Privileges) -> Result<OwnedFd, Failed> {
+fn assemble(layers: &Layers, form: Form) -> Result<OwnedFd, Failed> {
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
         .map_err(|e| Failed::at("is the kernel module `overlay` there?", e))?;
     let failed = |step| {
@@ -139,11 +135,7 @@ fn assemble(layers: &Layers, form: Form, privileges: Privileges) -> Result<Owned
         fsconfig_set_string(&fs, key, value).map_err(failed(key))?;
     }
     fsconfig_create(&fs).map_err(failed("create"))?;
-    let attributes = match privileges {
-        Privileges::Honoured => MountAttrFlags::empty(),
-        Privileges::Ignored => MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV,
-    };
-    fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed("mount"))
+    fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(failed("mount"))
 }
 
 /// The kernel's messages about a filesystem that is being made, each with ": " before it.

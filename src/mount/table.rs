@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use inlay_fusefs::Privileges;
 use inlay_store::ids::{Digest, SnapshotId};
 use parking_lot::Mutex;
 use rustix::fs::CWD;
@@ -358,7 +357,7 @@ impl Mounts {
                     upper: upper.upper(),
                     work: upper.work(),
                 };
-                overlay::tree(&layers, mountpoint, Privileges::Honoured)?
+                overlay::tree(&layers, mountpoint)?
             }
         };
         let record = MountRecord {
@@ -537,7 +536,7 @@ fn clear(registry: &Registry, record: &MountRecord) -> Result<(), MountError> {
 fn unmount_patiently(seen: &Seen, path: &Path, how: Umount) -> Result<(), MountError> {
     for _ in 0..TRIES {
         match seen.unmount(path, how) {
-            Err(MountError::Fuse(inlay_fusefs::MountError::Busy(_))) => thread::sleep(PAUSE),
+            Err(MountError::Busy(_)) => thread::sleep(PAUSE),
             other => return other,
         }
     }

@@ -83,8 +83,7 @@ impl Caller {
 impl Target {
     /// The existing directory at `path`, as the caller sees it.
     pub(crate) fn find(caller: Caller, path: &Path) -> Result<Self, MountError> {
-        let wrong =
-            |why: io::Error| inlay_fusefs::MountError::Mountpoint { path: path.to_owned(), why };
+        let wrong = |why: io::Error| MountError::Mountpoint { path: path.to_owned(), why };
         let namespace = caller.namespace()?;
         let dir = caller.open(path).map_err(|errno| wrong(errno.into()))?;
         let real = path_of(&dir).map_err(wrong)?;
@@ -189,7 +188,7 @@ impl Seen {
             match unmount(path, flags) {
                 // Unmounted by somebody else in the meantime.
                 Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
-                Err(Errno::BUSY) => Err(inlay_fusefs::MountError::Busy(path.to_owned()).into()),
+                Err(Errno::BUSY) => Err(MountError::Busy(path.to_owned())),
                 Err(errno) => Err(MountError::io("unmount", path)(errno)),
             }
         })

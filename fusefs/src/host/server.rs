@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::mount::{UnmountFlags, unmount};
 
@@ -24,7 +25,12 @@ use crate::keeper::{KeeperError, Kept, Link, LinkEvent, SessionId};
 use crate::kind::ConnectionKind;
 use crate::ledger::{LedgerError, Left, Visibility};
 use crate::notify::{Known, resend};
-use crate::session::{END_BY_ITSELF, END_WITHIN, MountOptions};
+
+/// How long a forced unmount may take before its threads are left behind. The kernel wakes them at
+/// once when the connection ends; what takes time is a request that is being served.
+const END_WITHIN: Duration = Duration::from_secs(10);
+/// How long an unmounted filesystem is given to end by itself, before the connection is cut.
+const END_BY_ITSELF: Duration = Duration::from_secs(1);
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -38,8 +44,9 @@ pub struct ServeOptions {
 
 impl Default for ServeOptions {
     fn default() -> Self {
-        let MountOptions { threads, read_ahead_kib, .. } = MountOptions::default();
-        Self { threads, read_ahead_kib }
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let threads = NonZeroUsize::new((2 * cores).min(8)).unwrap_or(NonZeroUsize::MIN);
+        Self { threads, read_ahead_kib: 1024 }
     }
 }
 
@@ -296,11 +303,15 @@ impl HostServer {
     /// Ends it all: everything is unmounted, and the keeper ends. What is in use gets errors.
     pub fn unmount(mut self) -> Result<(), HostError> {
         self.over = true;
-        let minors: Vec<_> =
-            self.mountpoints.values().filter_map(|mountpoint| device_minor(mountpoint)).collect();
+        let minor = |(kind, mountpoint): (&ConnectionKind, &PathBuf)| {
+            Some((*kind, device_minor(mountpoint)?))
+        };
+        let minors: Vec<_> = self.mountpoints.iter().filter_map(minor).collect();
         for mountpoint in self.mountpoints.values() {
-            // The keeper does it, too; it may be gone.
-            let _ = unmount(mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+            // `MNT_FORCE` cuts the connection, so that all that waits fails. The keeper unmounts,
+            // too; it may be gone.
+            let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+            let _ = unmount(mountpoint, flags);
         }
         if let Err(error) = self.link.stop() {
             tracing::debug!(%error, "the keeper had ended");
@@ -315,11 +326,15 @@ impl HostServer {
         Ok(())
     }
 
-    fn end(&self, minors: &[u32]) -> Result<(), HostError> {
+    fn end(&self, minors: &[(ConnectionKind, u32)]) -> Result<(), HostError> {
         if self.ended.within(END_BY_ITSELF) {
             return Ok(());
         }
-        for minor in minors {
+        for (kind, minor) in minors {
+            // The number of a connection that has ended may be another's by now.
+            if self.host.has_ended(*kind) {
+                continue;
+            }
             if let Err(error) = cut_connection(*minor)
                 && error.kind() != io::ErrorKind::NotFound
             {

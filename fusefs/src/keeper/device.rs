@@ -12,9 +12,13 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::error::KeeperError;
+use crate::control::has_ended;
 use crate::kind::ConnectionKind;
-use crate::session::{FS_TYPE, SOURCE};
 
+/// What `mount` and `df` show as the source of this program's mounts.
+pub const SOURCE: &str = "inlay";
+/// The filesystem type; what follows the dot is the subtype that `mount` shows.
+const FS_TYPE: &str = "fuse.inlay";
 /// How long the kernel may take to greet a new connection.
 const INIT_WITHIN: Duration = Duration::from_secs(10);
 /// INIT has 104 bytes today; the kernel insists on a buffer of 8 KiB.
@@ -68,12 +72,7 @@ impl Connection {
 
     /// Whether the kernel has ended it: it is mounted nowhere any more.
     pub(super) fn has_ended(&self) -> bool {
-        let mut fds = [PollFd::new(&self.device, PollFlags::empty())];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        match poll(&mut fds, Some(&now)) {
-            Ok(_) => fds.iter().any(|fd| fd.revents().contains(PollFlags::ERR)),
-            Err(_) => false,
-        }
+        has_ended(&self.device)
     }
 
     /// Takes it out of the tree. What is in use keeps it alive until it is let go.

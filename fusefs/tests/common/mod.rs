@@ -11,9 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 
 use bytes::Bytes;
-use inlay_fusefs::{
-    ContentError, ContentSource, Mount, MountOptions, ReadDone, ReadNow, WholeFile,
-};
+use inlay_fusefs::{ContentError, ContentSource, ReadDone, ReadNow, SnapshotFs, WholeFile};
 use inlay_store::format::write::{IndexParts, write_index};
 use inlay_store::format::{Device, FileKind, Index, InodeIdx, Timestamp};
 use inlay_store::ids::{BlobId, Digest, Kind};
@@ -63,13 +61,9 @@ impl Snapshot {
         Self { index, files }
     }
 
-    /// Mounts it, served by `source`.
-    pub(crate) fn mount(&self, source: Arc<dyn ContentSource>, at: &Path) -> Mount {
-        assert!(
-            Path::new("/dev/fuse").exists(),
-            "these tests mount: they need root and /dev/fuse, which is missing"
-        );
-        Mount::new(self.index.clone(), source, at, &MountOptions::default()).unwrap()
+    /// Serves it by `source` in this process, below a keeper of its own.
+    pub(crate) fn mount(&self, source: Arc<dyn ContentSource>) -> roles::Mounted {
+        roles::Mounted::new(SnapshotFs::new(self.index.clone(), source))
     }
 
     /// A source that has every byte at hand.
@@ -242,6 +236,17 @@ impl ContentSource for Failing {
     fn read_later(&self, _: InodeIdx, _: u64, _: u32, done: ReadDone) {
         done(Err(ContentError::Shutdown));
     }
+}
+
+/// Has a defect.
+pub(crate) struct Panics;
+
+impl ContentSource for Panics {
+    fn read_now(&self, _: InodeIdx, _: u64, _: &mut [u8]) -> Result<ReadNow, ContentError> {
+        panic!("a defect")
+    }
+
+    fn read_later(&self, _: InodeIdx, _: u64, _: u32, _: ReadDone) {}
 }
 
 /// Has nothing at hand: reads wait until the test lets them go.

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use inlay_fusefs::keeper::{Claim, Keeper, KeeperOptions, Kept};
-use inlay_fusefs::{ContentSource, HostServer, Restored, ServeOptions, Slot, SnapshotFs};
+use inlay_fusefs::{
+    ConnectionKind, ContentSource, HostServer, Restored, ServeOptions, Slot, SnapshotFs,
+};
 use inlay_store::format::Index;
 
 use super::{AtHand, Place, Snapshot};
@@ -173,10 +175,57 @@ impl Drop for Session {
         let _ = self.keeper.0.kill();
         let _ = self.keeper.0.wait();
         // A keeper that was killed leaves its mounts.
-        for kind in inlay_fusefs::ConnectionKind::ALL {
+        for kind in ConnectionKind::ALL {
             let at = self.place.state().join("fs").join(kind.name());
             let _ = rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH);
         }
+    }
+}
+
+/// A snapshot in a slot that this process serves.
+pub(crate) struct Mounted {
+    pub(crate) server: HostServer,
+    /// Where its files are.
+    pub(crate) dir: PathBuf,
+    slot: Slot,
+    session: Session,
+}
+
+impl Mounted {
+    pub(crate) fn new(fs: SnapshotFs) -> Self {
+        let session = Session::new();
+        let server = session.serve_here();
+        let slot = server.attach(fs).unwrap();
+        let dir = server.dir(slot).unwrap();
+        Self { server, dir, slot, session }
+    }
+
+    /// The connection that it lives on.
+    pub(crate) fn kind(&self) -> ConnectionKind {
+        self.server.kind(self.slot).unwrap()
+    }
+
+    /// Shows it at `at`, too, for as long as what is returned lives.
+    pub(crate) fn bind(&self, at: &Path) -> Bound {
+        let mut mount = Command::new("mount");
+        assert!(mount.arg("--bind").args([&self.dir, at]).status().unwrap().success());
+        Bound(at.to_owned())
+    }
+
+    /// Ends it.
+    pub(crate) fn unmount(self) {
+        self.server.unmount().unwrap();
+        drop(self.session);
+    }
+}
+
+/// A bind mount.
+#[derive(Debug)]
+pub(crate) struct Bound(PathBuf);
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
     }
 }
 
