@@ -79,6 +79,12 @@ def measure_all(subjects, rounds, probe, lists):
     return samples
 
 
+def be_patient():
+    """Whoever wants it to end sooner waits nevertheless: nothing may be left."""
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def workplace(parent):
     """A directory of which nothing is left, nor of what is mounted below it, however this ends."""
@@ -86,9 +92,7 @@ def workplace(parent):
     try:
         yield work
     finally:
-        # Whoever is impatient waits for this nevertheless: nothing may be left.
-        for impatient in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(impatient, signal.SIG_IGN)
+        be_patient()
         for point in mounted_below(work):
             unmount(point)
         shutil.rmtree(work)
@@ -108,8 +112,11 @@ def main():
         counts = tree.lists(source, work, asked.files)
         subjects = all_of(work, source, os.path.realpath(asked.inlay))
         for subject in subjects:
-            print(f"preparing {subject.name}", file=sys.stderr)
             stack.callback(subject.end)
+        # What comes last is done first.
+        stack.callback(be_patient)
+        for subject in subjects:
+            print(f"preparing {subject.name}", file=sys.stderr)
             subject.prepare()
         samples = measure_all(subjects, asked.rounds, os.path.realpath(asked.probe), work)
     names = [subject.name for subject in subjects]

@@ -21,7 +21,7 @@ class Subject:
         os.makedirs(self.above)
 
     def prepare(self):
-        pass
+        """Makes what `lower` needs."""
 
     def lower(self):
         """A context in which `self.point` shows the tree."""
@@ -38,7 +38,7 @@ class Subject:
                     yield self.above
 
     def end(self):
-        pass
+        """Leaves no process. Also called if `prepare` was not, or failed."""
 
 
 class Disk(Subject):
@@ -111,6 +111,11 @@ class Inlay(Subject):
             yield self.point
         finally:
             run(*self.command, "umount", self.point)
+
+    def end(self):
+        # The daemon that the first mount started, with its keeper.
+        if os.path.exists(os.path.join(self.dir, "state")):
+            run(*self.command, "daemon", "stop", "--force")
 
 
 def all_of(work, tree, inlay):
