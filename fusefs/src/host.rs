@@ -240,6 +240,12 @@ impl Host {
         opens.close_idle(ledger, &self.devices, 0)
     }
 
+    /// Lets go of the cached files that were not needed since `mark`, which an earlier call returned.
+    pub(crate) fn close_unused_since(&self, mark: u64) -> u64 {
+        let Book { ledger, opens, .. } = &mut *self.book.lock();
+        opens.close_unused_since(ledger, &self.devices, mark)
+    }
+
     /// How many large files are open, and how many of them are passed through.
     pub(crate) fn open_counts(&self) -> (usize, usize) {
         self.book.lock().opens.counts()

@@ -241,6 +241,21 @@ impl Opens {
         closed
     }
 
+    /// Ends registrations that no file has needed since `mark`, which an earlier call returned.
+    pub(crate) fn close_unused_since(
+        &mut self,
+        ledger: &mut Ledger,
+        registry: &impl Registry,
+        mark: u64,
+    ) -> u64 {
+        while let Some((since, key)) = self.idle.first_key_value()
+            && *since <= mark
+        {
+            self.close(ledger, registry, *key);
+        }
+        self.clock
+    }
+
     /// The kernel has nothing of a slot any more: neither has the ledger.
     pub(crate) fn forget_slot(
         &mut self,

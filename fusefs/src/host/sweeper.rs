@@ -1,9 +1,10 @@
-//! Looks again and again at slots that were detached while they were in use, until they are not.
+//! Looks again and again at slots that were detached while they were in use, until they are not, and
+//! lets go of cached files that were not needed for a while.
 
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -12,8 +13,10 @@ use super::Host;
 /// The pause after something was detached; it doubles while nothing is let go.
 const PAUSE: Duration = Duration::from_secs(2);
 const PAUSE_MAX: Duration = Duration::from_mins(1);
+/// A cached file that nothing has open is kept for one to two of these.
+const KEPT_FOR: Duration = Duration::from_secs(30);
 
-/// A thread that sleeps while nothing is detached.
+/// A thread that sleeps most of the time.
 #[derive(Debug)]
 pub(super) struct Sweeper {
     shared: Arc<Shared>,
@@ -63,22 +66,31 @@ impl Drop for Sweeper {
 
 impl Shared {
     fn run(&self, host: &Host) {
-        let mut pause = PAUSE;
+        let (mut pause, mut swept) = (PAUSE, Instant::now());
+        let (mut mark, mut marked) = (0, Instant::now());
         loop {
-            {
+            let due = {
                 let mut state = self.state.lock();
-                self.changed.wait_while(&mut state, |state| !state.stop && !state.due);
-                self.changed.wait_while_for(&mut state, |state| !state.stop, pause);
+                let limit = if state.due { pause } else { KEPT_FOR };
+                let was_due = state.due;
+                self.changed.wait_while_for(
+                    &mut state,
+                    |state| !state.stop && state.due == was_due,
+                    limit,
+                );
                 if state.stop {
                     return;
                 }
-                state.due = false;
+                state.due
+            };
+            if marked.elapsed() >= KEPT_FOR {
+                (mark, marked) = (host.close_unused_since(mark), Instant::now());
             }
-            if host.sweep() == 0 {
-                pause = PAUSE;
-            } else {
-                pause = (pause * 2).min(PAUSE_MAX);
-                self.state.lock().due = true;
+            if due && swept.elapsed() >= pause {
+                let left = host.sweep();
+                swept = Instant::now();
+                pause = if left == 0 { PAUSE } else { (pause * 2).min(PAUSE_MAX) };
+                self.state.lock().due = left > 0;
             }
         }
     }

@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::wire::Claim;
 
+#[cfg(test)]
+mod tests;
+
 /// One who is connected to the keeper. Numbers are never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct PeerId(pub(super) u64);

@@ -229,6 +229,30 @@ fn registrations_that_nobody_uses_are_bounded() {
 }
 
 #[test]
+fn registrations_that_were_not_used_for_a_while_are_let_go() {
+    let file = Ledger::create().unwrap();
+    let kernel = Kernel::default();
+    let mut server = Server::adopt(&file);
+    let touch = |server: &mut Server, inode| {
+        let opened = server.open(&kernel, inode, inode * 2, true);
+        server.release(&kernel, opened.handle);
+    };
+    touch(&mut server, 2);
+    touch(&mut server, 3);
+    let open = server.open(&kernel, 4, 100, true);
+    let mark = server.opens.close_unused_since(&mut server.ledger, &kernel, 0);
+    touch(&mut server, 3);
+    assert_eq!(kernel.registered.borrow().len(), 3);
+    let mark = server.opens.close_unused_since(&mut server.ledger, &kernel, mark);
+    // One was used again, and one is in use.
+    assert_eq!(kernel.registered.borrow().keys().copied().collect::<Vec<_>>(), [2, 3]);
+    server.opens.close_unused_since(&mut server.ledger, &kernel, mark);
+    assert_eq!(kernel.registered.borrow().keys().copied().collect::<Vec<_>>(), [3]);
+    kernel.registered.borrow().get(&3).unwrap();
+    assert_eq!(open.mode, Mode::Passthrough(3));
+}
+
+#[test]
 fn a_file_that_could_not_be_registered_is_tried_again() {
     let file = Ledger::create().unwrap();
     let kernel = Kernel::default();
