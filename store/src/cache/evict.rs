@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use super::content::{FileRole, State, parse_name, sealed_cost};
 use super::contents::Contents;
@@ -19,6 +20,9 @@ use crate::ids::{Digest, GroupDigest};
 
 /// The most files that one scan keeps in mind, the least recently used of all: 100 bytes each.
 const CANDIDATES_MAX: usize = 1 << 16;
+
+/// How much longer than an eviction that did not free enough the rest after it is.
+const REST: u32 = 10;
 
 /// Something that can go. Ordered by its last use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,6 +95,10 @@ impl Inventory {
 impl Inner {
     /// Makes room, if the cache is above its high mark or could not take something.
     pub(super) fn evict(&self) {
+        let began = Instant::now();
+        if self.rest_until.lock().is_some_and(|until| began < until) {
+            return;
+        }
         self.room.look();
         let mut target = self.room.low();
         if self.starved.swap(false, Ordering::Relaxed) {
@@ -98,11 +106,12 @@ impl Inner {
             target = target.min(self.room.used() / 10 * 9);
         }
         match self.evict_to(target, Spare::Pins) {
-            Ok(evicted) => {
-                tracing::debug!(?evicted, "evicted");
-            }
+            Ok(evicted) => tracing::debug!(?evicted, "evicted"),
             Err(error) => tracing::debug!(%error, "evicting"),
         }
+        // When all that is left is in use or pinned, looking again and again would help nobody.
+        let rest = (self.room.used() > target).then(|| began.elapsed() * REST);
+        *self.rest_until.lock() = rest.and_then(|rest| Instant::now().checked_add(rest));
     }
 
     /// Evicts until the cache takes no more than `target`, or nothing more can go.

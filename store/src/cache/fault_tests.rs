@@ -137,7 +137,7 @@ fn a_failing_disk_never_gives_a_wrong_byte_and_the_budget_is_kept() {
         assert_eq!(std::fs::read_dir(dir.path().join("staging")).unwrap().count(), 0);
     }
     // Otherwise the test would have seen nothing.
-    assert!(stored > 300 && evictions > 100, "{stored} groups stored, {evictions} evictions");
+    assert!(stored > 100 && evictions > 20, "{stored} groups stored, {evictions} evictions");
 }
 
 #[test]

@@ -130,11 +130,16 @@ impl Inner {
             return Ok(None);
         }
         let ready = self.disk.open(&content.paths.ready, how)?;
-        if right == Right::Write && !lease::own(&ready)? {
+        if right == Right::Write && (!lease::own(&ready)? || self.disk.stamp(&ready)?.links == 0) {
             return Ok(None);
         }
         let mut ranges = Ranges::default();
-        let mut ready_len = self.load_ready(&content.id, &ready, 0, &mut ranges)?;
+        let mut ready_len = 0;
+        // A part without its full length has just been made: what is ready tells of another, which
+        // was sealed by a process that died before it could remove this.
+        if self.disk.stamp(&file)?.len == content.id.size {
+            ready_len = self.load_ready(&content.id, &ready, 0, &mut ranges)?;
+        }
         if right == Right::Write {
             ready_len = self.prepare(content, &file, &ready, ready_len, &ranges)?;
         }
@@ -192,11 +197,12 @@ impl Inner {
         ranges: &Ranges,
     ) -> io::Result<u64> {
         let size = content.id.size;
-        if self.disk.stamp(file)?.len != size {
-            self.disk.set_len(file, size)?;
-        }
         if self.disk.stamp(ready)?.len != ready_len {
             self.disk.set_len(ready, ready_len)?;
+        }
+        // Last, because the length says that what is ready tells of this file.
+        if self.disk.stamp(file)?.len != size {
+            self.disk.set_len(file, size)?;
         }
         self.give_back(&content.id, file, ranges, &(0..size))?;
         if ready_len == 0 {

@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
 
 use super::budget::Budget;
 use super::content::{State, WholeContent};
@@ -49,6 +52,8 @@ pub(super) struct Inner {
     pub(super) starved: AtomicBool,
     /// The disk failed, so what is counted may not be what is there.
     pub(super) suspect: AtomicBool,
+    /// Until when nothing more is evicted, because little could be.
+    pub(super) rest_until: Mutex<Option<Instant>>,
     epoch: AtomicU64,
 }
 
@@ -103,6 +108,7 @@ impl Cache {
             worker: Arc::clone(&worker),
             starved: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
+            rest_until: Mutex::new(None),
             epoch: AtomicU64::new(1),
         });
         if !valid {
