@@ -20,6 +20,8 @@ use crate::mount::Watch;
 
 /// How often the daemon looks at its memory.
 const LOOK_AT_MEMORY: Duration = Duration::from_secs(5);
+/// Changes that come within so long are looked at together.
+const TOGETHER: Duration = Duration::from_millis(5);
 /// How long a daemon stays that nobody has asked for anything yet.
 const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(10);
 /// How long requests for bytes may go on when the daemon leaves. The keeper kills it after 5 s.
@@ -91,7 +93,7 @@ impl Daemon {
                 () = self.service.stop_token().cancelled() => return Ok(End::Stop),
                 Ok(()) = &mut self.leave => return Ok(End::Leave),
                 _ = &mut self.lost => return Ok(End::Lost),
-                () = self.changed.notified() => {}
+                () = self.changed.notified() => tokio::time::sleep(TOGETHER).await,
                 () = tokio::time::sleep(pause) => {}
             }
         }

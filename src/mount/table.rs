@@ -17,6 +17,7 @@ use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::error::MountError;
+use super::namespace::Namespace;
 use super::overlay::{self, Layers};
 use super::record::{MountRecord, PathText, View};
 use super::registry::{Registry, make_private_dirs, remove_all};
@@ -33,6 +34,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// How soon an overlay that is still in use is looked at again: twice as long after each look.
 const LOOK_FIRST: Duration = Duration::from_millis(20);
 const LOOK_LAST: Duration = Duration::from_secs(20);
+
+/// How often mounts in other namespaces are looked for.
+const LOOK_ELSEWHERE: Duration = Duration::from_secs(2);
 
 /// What keeps a snapshot served while something is mounted above it; dropped afterwards.
 pub type Hold = Box<dyn Send + Sync>;
@@ -89,6 +93,16 @@ struct Table {
     live: Vec<Live>,
     /// Mount points, in their namespaces, that something is about to be mounted on.
     claimed: HashSet<(u64, PathBuf)>,
+    /// Mounts, by their numbers, that are over and are being cleared up after.
+    finishing: HashSet<u64>,
+}
+
+impl Table {
+    /// Whether something of a mount is still there.
+    fn has(&self, seen: &Seen) -> bool {
+        self.finishing.contains(&seen.number())
+            || self.live.iter().any(|live| live.record.seen == *seen)
+    }
 }
 
 struct Live {
@@ -174,15 +188,15 @@ impl Mounts {
     /// Whether nothing is mounted, nor about to be, nor has to be cleared up.
     pub fn is_empty(&self) -> bool {
         let table = self.table.lock();
-        table.live.is_empty() && table.claimed.is_empty()
+        table.live.is_empty() && table.claimed.is_empty() && table.finishing.is_empty()
     }
 
     /// Finds the directory at `path`, as the caller sees it, and keeps others from mounting there.
     pub(crate) fn claim(&self, caller: Caller, path: &Path) -> Result<Claim, MountError> {
-        // A mount that is gone without having been noticed would be in the way.
-        self.look();
         let target = Target::find(caller, path)?;
         let key = (target.namespace(), target.path().to_owned());
+        // A mount that is gone without having been noticed would be in the way.
+        self.look_at(|live| live.is_at(&key.1, key.0));
         let mut table = self.table.lock();
         if let Some(live) = table.live.iter().find(|live| live.is_at(&key.1, key.0)) {
             return Err(MountError::AlreadyMounted {
@@ -281,31 +295,41 @@ impl Mounts {
     /// Looks which mounts are gone and clears up after them. Returns when to look again, even if
     /// nobody reports a change; `None`: not before somebody does.
     pub fn look(&self) -> Option<Duration> {
+        self.look_at(|_| true);
+        let own = Namespace::own().ok();
+        let now = Instant::now();
+        let table = self.table.lock();
+        let waits = table.live.iter().filter_map(|live| match live.phase {
+            Phase::Ending { again, .. } => Some(again.saturating_duration_since(now)),
+            Phase::Mounted if own.as_ref().is_some_and(|own| live.record.seen.is_in(own)) => None,
+            // Nobody tells of what happens in other namespaces.
+            Phase::Mounted => Some(LOOK_ELSEWHERE),
+        });
+        waits.min()
+    }
+
+    /// Looks which of the `wanted` mounts are gone and clears up after them.
+    fn look_at(&self, wanted: impl Fn(&Live) -> bool) {
         let now = Instant::now();
         let mut ended = Vec::new();
-        let mut next: Option<Duration> = None;
         {
             let mut table = self.table.lock();
             let mut at = 0;
             while let Some(live) = table.live.get_mut(at) {
-                if live.is_over(now) {
-                    ended.push(table.live.swap_remove(at));
-                    continue;
+                if wanted(live) && live.is_over(now) {
+                    let live = table.live.swap_remove(at);
+                    table.finishing.insert(live.record.seen.number());
+                    ended.push(live);
+                } else {
+                    at += 1;
                 }
-                let wait = match live.phase {
-                    Phase::Ending { again, .. } => Some(again.saturating_duration_since(now)),
-                    // Nobody tells of what happens in other namespaces.
-                    Phase::Mounted if !live.is_in_own_namespace() => Some(Duration::from_secs(2)),
-                    Phase::Mounted => None,
-                };
-                next = next.into_iter().chain(wait).min();
-                at += 1;
             }
         }
         for live in ended {
+            let number = live.record.seen.number();
             self.finish(live);
+            self.table.lock().finishing.remove(&number);
         }
-        next
     }
 }
 
@@ -384,7 +408,7 @@ impl Mounts {
     /// Takes a mount out of sight, whoever uses it.
     pub(crate) fn undo(&self, record: &MountRecord) -> Result<(), MountError> {
         record.seen.unmount(&record.mountpoint.to_path(), Umount::Lazily)?;
-        self.look();
+        self.look_at(|live| live.record.seen == record.seen);
         Ok(())
     }
 
@@ -405,8 +429,8 @@ impl Mounts {
             if attempt > 0 {
                 thread::sleep(PAUSE);
             }
-            self.look();
-            in_use = self.table.lock().live.iter().any(|live| live.record.seen == record.seen);
+            self.look_at(|live| live.record.seen == record.seen);
+            in_use = self.table.lock().has(&record.seen);
             if !in_use {
                 break;
             }
@@ -473,10 +497,6 @@ impl Live {
         self.phase == Phase::Mounted
             && self.record.seen.namespace() == namespace
             && self.record.mountpoint.to_path() == path
-    }
-
-    fn is_in_own_namespace(&self) -> bool {
-        super::namespace::Namespace::own().is_ok_and(|own| self.record.seen.is_in(&own))
     }
 
     /// Another daemon may be about to let it go: then it is tried again at the next look.

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
 use rustix::io::Errno;
@@ -113,7 +114,7 @@ impl Target {
             mount,
             namespace: self.namespace_number,
             namespace_file: self.namespace.inode(),
-            boot: boot()?,
+            boot: boot()?.to_owned(),
         })
     }
 
@@ -143,7 +144,7 @@ impl Seen {
     /// The mount with this number, if ever there is one.
     #[cfg(test)]
     pub(crate) fn for_tests(mount: u64) -> Self {
-        Self { mount, namespace: 0, namespace_file: 0, boot: boot().unwrap() }
+        Self { mount, namespace: 0, namespace_file: 0, boot: boot().unwrap().to_owned() }
     }
 
     /// The mount's number.
@@ -212,7 +213,12 @@ fn path_of(dir: &OwnedFd) -> io::Result<PathBuf> {
     std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))
 }
 
-fn boot() -> Result<String, MountError> {
+/// Since when the kernel's numbers count; read once.
+fn boot() -> Result<&'static str, MountError> {
+    static ID: OnceLock<String> = OnceLock::new();
+    if let Some(id) = ID.get() {
+        return Ok(id);
+    }
     let text = std::fs::read_to_string(BOOT).map_err(MountError::io("read", BOOT.as_ref()))?;
-    Ok(text.trim().to_owned())
+    Ok(ID.get_or_init(|| text.trim().to_owned()))
 }
