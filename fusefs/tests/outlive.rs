@@ -416,3 +416,31 @@ fn programs_that_a_keeper_starts_get_none_of_its_descriptors() {
     // One for each connection and one for the session on it, and none besides.
     assert_eq!(devices, 2 * inlay_fusefs::ConnectionKind::ALL.len());
 }
+
+#[test]
+fn reads_that_fail_in_a_server_that_leaves_are_answered_by_the_next() {
+    let session = Session::new();
+    let files = tree(&session.place.tree());
+    session.put(1, &Snapshot::of(&session.place.tree()), false);
+    let held = session.place.state().join("snapshot-1/held");
+    fs::write(&held, "").unwrap();
+    let mut server = session.serve();
+    let dir = session.slot_dir(1);
+    let readers: Vec<_> = ["large-0", "large-1", "d5/small-5"]
+        .map(|name| {
+            let path = dir.join(name);
+            (name, thread::spawn(move || fs::read(path)))
+        })
+        .into();
+    // They wait in the server: another request that comes after theirs has been answered.
+    thread::sleep(Duration::from_millis(50));
+    fs::symlink_metadata(dir.join("absent")).unwrap_err();
+    fs::remove_file(held).unwrap();
+    session.tell("leave");
+    assert!(server.until_ended().success());
+    let _next = session.serve();
+    for (name, reader) in readers {
+        assert!(reader.join().unwrap().unwrap() == files[name]);
+    }
+    assert_eq!(session.keeper().status().unwrap().deaths, 0);
+}

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -115,6 +116,10 @@ impl Run {
         // Refused if the process already leads a session or a group of processes.
         let _ = setsid();
         std::fs::create_dir_all(&options.dir).map_err(failed("make", &options.dir))?;
+        // Every snapshot of the host is below it. Who may see one gets a mount of it elsewhere.
+        let owner_only = std::fs::Permissions::from_mode(0o700);
+        std::fs::set_permissions(&options.dir, owner_only)
+            .map_err(failed("protect", &options.dir))?;
         let lock = lock(&options)?;
         let session = session_id()?;
         let mut connections: Vec<Connection> = Vec::new();

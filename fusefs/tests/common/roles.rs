@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use inlay_fusefs::keeper::{Claim, Keeper, KeeperOptions, Kept};
@@ -14,7 +14,10 @@ use inlay_fusefs::{
 };
 use inlay_store::format::Index;
 
-use super::{AtHand, Place, Snapshot};
+use super::{AtHand, Delayed, Place, Snapshot};
+
+/// The source of a snapshot none of whose bytes ever come.
+static HELD: LazyLock<Arc<Delayed>> = LazyLock::new(Arc::default);
 
 /// How long anything here may take before the test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
@@ -318,6 +321,13 @@ fn serve(state: &Path, how: Claim) {
         }
         let order = state.join("order");
         if let Ok(what) = fs::read_to_string(&order) {
+            if what == "leave" {
+                server.leave();
+                fs::remove_file(order).unwrap();
+                // What waits for its bytes fails, as when a runtime is taken down.
+                HELD.forget();
+                break;
+            }
             match what.split_once(' ') {
                 Some(("detach", slot)) => {
                     server.detach(Slot::new(slot.parse().unwrap()).unwrap()).unwrap();
@@ -344,6 +354,9 @@ fn open(state: &Path, number: u32) -> SnapshotFs {
     let index = Index::open(&dir.join("index")).unwrap();
     let tree = PathBuf::from(fs::read_to_string(dir.join("tree")).unwrap());
     let files = super::files_of(&index, &tree);
+    if dir.join("held").exists() {
+        return SnapshotFs::new(index, Arc::clone(&HELD) as Arc<dyn ContentSource>);
+    }
     let source: Arc<dyn ContentSource> = if dir.join("passthrough").exists() {
         Arc::new(super::Whole::new(files, &index))
     } else {
