@@ -323,6 +323,30 @@ fn a_file_that_is_passed_through_is_read_while_nobody_serves() {
 }
 
 #[test]
+fn a_file_that_was_open_before_it_was_whole_stays_plain_until_it_is_closed() {
+    let session = Session::new();
+    let files = tree(&session.place.tree());
+    session.put(1, &Snapshot::of(&session.place.tree()), false);
+    let server = session.serve();
+    let path = session.slot_dir(1).join("large-0");
+    let read = |file: &File| {
+        let mut bytes = vec![0; files["large-0"].len()];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes == files["large-0"]);
+    };
+    let first = File::open(&path).unwrap();
+    read(&first);
+    server.kill();
+    // The next server has the whole file; the kernel would refuse to pass it through now.
+    fs::write(session.place.state().join("snapshot-1/passthrough"), "").unwrap();
+    let _next = session.serve();
+    let second = File::open(&path).unwrap();
+    read(&second);
+    drop((first, second));
+    read(&File::open(&path).unwrap());
+}
+
+#[test]
 fn requests_fail_when_no_server_comes_back_in_time_and_work_again_when_one_does() {
     let session = Session::with(|settings| settings.deadline = Duration::from_millis(200));
     let files = Arc::new(tree(&session.place.tree()));

@@ -324,8 +324,12 @@ fn serve(state: &Path, how: Claim) {
             if what == "leave" {
                 server.leave();
                 fs::remove_file(order).unwrap();
-                // What waits for its bytes fails, as when a runtime is taken down.
-                HELD.forget();
+                // What waits for its bytes fails, as when a runtime is taken down, and what the kernel
+                // then asks for a second time, too.
+                for _ in 0..50 {
+                    HELD.forget();
+                    std::thread::sleep(pause);
+                }
                 break;
             }
             match what.split_once(' ') {
