@@ -418,6 +418,32 @@ fn a_second_daemon_is_refused() {
 }
 
 #[test]
+fn the_socket_is_its_owners_and_one_groups() {
+    // Somewhere that others can reach.
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o711)).unwrap();
+    let state = dir.path().join("state");
+    let inlay = Inlay::with_state(env!("CARGO_BIN_EXE_inlay"), dir, state);
+    let program = PathBuf::from(inlay.command().get_program());
+    let log = scratch().unwrap();
+    let words = ["daemon", "--socket-group", "12345", "--state"].map(str::to_owned);
+    let words = [&words[..], &[inlay.state().display().to_string()]].concat();
+    let server = Server::start(&program, &words, &log.path().join("log")).unwrap();
+    inlay.wait_for_daemon().unwrap();
+    let socket = inlay.state().join("run/daemon.sock");
+    let may_write = |group: &str| {
+        let mut test = Command::new("setpriv");
+        test.args(["--reuid", "65534", "--regid", group, "--clear-groups", "test", "-w"]);
+        test.arg(&socket).status().unwrap().success()
+    };
+    assert!(may_write("12345"));
+    assert!(!may_write("54321"));
+    inlay.succeed(["daemon", "stop"]).unwrap();
+    drop(server);
+    inlay.wait_until_quiet().unwrap();
+}
+
+#[test]
 fn a_service_manager_is_told() {
     use std::os::unix::net::UnixDatagram;
     let host = Host::new(one_file);

@@ -71,10 +71,11 @@ pub(super) fn with_daemon<T>(
     ask(&client, &status)
 }
 
-/// Whether it was only the wrong moment.
+/// Whether it was only the wrong moment: mostly a daemon that was just ending, and had not done
+/// anything of what it was asked for.
 fn is_passing(error: &DaemonError) -> bool {
     match error {
-        DaemonError::NotRunning(_) => true,
+        DaemonError::NotRunning(_) | DaemonError::Conversation(_) => true,
         DaemonError::Refused(answer) => answer.kind == ErrorKind::Ending,
         _ => false,
     }

@@ -34,6 +34,10 @@ impl Daemon {
     /// Answers clients, and clears up after mounts, until something ends that.
     pub(super) async fn serve(&mut self, ready: impl FnOnce()) -> Result<End, DaemonError> {
         let path = self.paths.socket();
+        for dir in [self.paths.state(), &self.paths.run()] {
+            socket::let_through(dir, self.access)
+                .map_err(DaemonError::io("open to the socket's group", dir))?;
+        }
         let listener = socket::listen(&path, self.access)
             .and_then(Listener::new)
             .map_err(DaemonError::io("listen at", &path))?;

@@ -321,7 +321,7 @@ impl Service {
         }
         let service = self.clone();
         let unmounted = spawn_blocking(move || service.inner.mounts.unmount_all());
-        unmounted.await.map_err(|_| DaemonError::Panicked)??;
+        unmounted.await.map_err(|_| DaemonError::Panicked)?;
         Ok(mounts)
     }
 

@@ -41,6 +41,17 @@ pub(super) fn listen(path: &Path, access: Access) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Lets who may talk to the daemon reach `dir`, one of the directories that its socket is in.
+pub(super) fn let_through(dir: &Path, access: Access) -> io::Result<()> {
+    match access {
+        Access::Owner => Ok(()),
+        Access::Group(group) => {
+            chown(dir, None, Some(group))?;
+            fs::set_permissions(dir, Permissions::from_mode(0o710))
+        }
+    }
+}
+
 /// Connects to who listens at `path`.
 pub(super) fn connect(path: &Path) -> io::Result<UnixStream> {
     with_short_path(path, |short| UnixStream::connect(short))
