@@ -356,7 +356,11 @@ fn a_mount_is_made_where_its_caller_is() {
 fn a_mount_whose_caller_gave_up_does_not_stay() {
     use inlay_testkit::faults::{Fault, Rule};
     use inlay_testkit::proxy::Proxy;
-    use inlay_testkit::weed::Weed;
+    use inlay_testkit::weed::{BUCKET, Weed};
+    use inlayfs::daemon::{
+        CacheUse, Client, DaemonError, ErrorKind, MOUNTS, MountRequest, MountShown, Paths, StoreRef,
+    };
+    use inlayfs::mount::WantedView;
     let weed = Weed::start().unwrap();
     let proxy = Proxy::start(weed.address()).unwrap();
     let prefix = "given-up";
@@ -365,6 +369,7 @@ fn a_mount_whose_caller_gave_up_does_not_stay() {
     let next = common::s3(proxy.address(), prefix);
     let dir = host.path("mnt");
     fs::create_dir(&dir).unwrap();
+    proxy.forget();
     proxy.inject(Rule::new(Fault::Stall).method("GET").path("/names/"));
     let mut client = next.command();
     client.args(["mount", "base"]).arg(&dir).stdout(Stdio::null()).stderr(Stdio::null());
@@ -372,11 +377,28 @@ fn a_mount_whose_caller_gave_up_does_not_stay() {
     while proxy.requests("GET", "/names/").is_empty() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
+    // One that says how long it waits, and is told when that is over.
+    let other = host.path("other");
+    fs::create_dir(&other).unwrap();
+    let request = MountRequest {
+        snapshot: "base".into(),
+        store: StoreRef { url: Some(format!("s3://{BUCKET}/{prefix}")), plain_http: false },
+        cache: CacheUse::Kept,
+        mountpoint: (&*other).into(),
+        view: WantedView::ReadOnly,
+        deadline_ms: 50,
+    };
+    let api = Client::new(&Paths::of(next.state())).unwrap();
+    let late = api.post::<MountShown>(MOUNTS, &request, std::time::Duration::from_mins(1));
+    let late = late.unwrap_err();
+    let DaemonError::Refused(answer) = &late else { panic!("{late}") };
+    assert_eq!(answer.kind, ErrorKind::Deadline);
+    // And one that is gone.
     client.kill().unwrap();
     client.wait().unwrap();
     proxy.heal();
     next.wait_until_quiet().unwrap();
-    assert!(!dir.join("file").exists());
+    assert!(!dir.join("file").exists() && !other.join("file").exists());
 }
 
 #[test]
