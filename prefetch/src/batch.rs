@@ -1,62 +1,69 @@
 //! One request from its start to the cache: fetch, verify, decode, answer, store.
 
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::future::join_all;
 use inlay_store::cache::Insert;
 use inlay_store::format::FormatError;
 use inlay_store::group::decode_group;
-use tokio::time::timeout;
+use inlay_store::remote::Arrivals;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::error::FetchError;
 use crate::fetcher::Shared;
+use crate::scheduler::{Failed, Request, RequestId, Settled};
 use crate::stats::{Gauged, count};
-use crate::table::{Announce, Batch, Settled, Trouble};
 use crate::want::{Class, GroupRef};
 
-type Want = (GroupRef, Announce);
+/// Bytes that come are told of when they are so many: not for each packet.
+const TELL_BYTES: u64 = 64 << 10;
 
-/// Runs one batch. Whatever happens, even if the task is dropped, each of its groups is settled and
+/// Runs one request. Whatever happens, even if the task is dropped, each of its groups is settled and
 /// its room is given back.
-pub(crate) async fn run(shared: Arc<Shared>, batch: Batch) {
+pub(crate) async fn run(shared: Arc<Shared>, request: Request, stop: CancellationToken) {
     let _task = Gauged::new(&shared.counters.tasks);
-    let Batch { class, wants, bytes, .. } = batch;
-    let mut buffers = Buffers { shared: Arc::clone(&shared), class, bytes };
-    let request = Request { shared: Arc::clone(&shared), class };
+    let Request { id, class, wants, buffer_bytes, .. } = request;
+    let mut buffers = Buffers { shared: Arc::clone(&shared), class, bytes: buffer_bytes };
+    let running = RunningRequest { shared: Arc::clone(&shared), id, class, done: Done::No };
     let unsettled: Vec<Unsettled> = wants
         .iter()
-        .map(|(want, _)| Unsettled { shared: Arc::clone(&shared), want: *want, done: Done::No })
+        .map(|want| Unsettled { shared: Arc::clone(&shared), want: *want, class, done: Done::No })
         .collect();
-    let (wants, unsettled) = from_cache(&shared, wants, unsettled).await;
-    if wants.is_empty() {
+    let unsettled = from_cache(&shared, unsettled).await;
+    if unsettled.is_empty() {
+        running.ended(None);
         return;
     }
-    let fetched = fetch(&shared, class, &wants).await;
-    drop(request);
-    let (start, stored) = match fetched {
-        Fetched::Bytes(start, stored) => (start, stored),
-        Fetched::Failed(error) => {
-            let groups = unsettled.len();
-            for one in unsettled {
-                one.trouble(Trouble::Request { error: error.clone(), class, groups });
-            }
-            drop(buffers);
-            return;
+    let range = range_of(&unsettled);
+    let fetched = fetch(&shared, id, class, &unsettled, range.clone(), &stop).await;
+    let stored = match fetched {
+        Ok((stored, waited)) => {
+            running.ended(Some((waited, stored.len() as u64)));
+            stored
         }
-        Fetched::Abandoned => {
-            unsettled.into_iter().for_each(Unsettled::let_go);
+        Err(why) => {
+            unsettled.into_iter().for_each(Unsettled::leave_to_request);
+            // After them, so that buffers are there for what is tried again.
+            drop(buffers);
+            running.failed(why);
             return;
         }
     };
-    shared.counters.fetched_bytes.fetch_add(stored.len() as u64, Ordering::Relaxed);
-    let mut work: Vec<_> = wants.iter().zip(unsettled).collect();
+    shared.counters.bytes.add(class, stored.len() as u64);
+    let mut work: Vec<(bool, Unsettled)> = {
+        let table = shared.table.lock();
+        let waited_for = |one: &Unsettled| table.is_waited_for(&one.want.key());
+        unsettled.into_iter().map(|one| (waited_for(&one), one)).collect()
+    };
     // Those that somebody waits for are decoded first.
-    work.sort_by_key(|((_, announce), _)| announce.receiver_count() == 0);
-    let landed = join_all(work.into_iter().map(|((want, announce), one)| {
-        let slice = slice_of(&stored, start, want);
-        decode(&shared, *want, announce, slice, one)
+    work.sort_by_key(|(waited_for, _)| !waited_for);
+    let landed = join_all(work.into_iter().map(|(waited_for, one)| {
+        let slice = slice_of(&stored, range.start, &one.want);
+        decode(&shared, one, slice, waited_for)
     }))
     .await;
     drop(stored);
@@ -64,25 +71,20 @@ pub(crate) async fn run(shared: Arc<Shared>, batch: Batch) {
     insert(&shared, class, &mut buffers, landed).await;
 }
 
-enum Fetched {
-    /// Where they begin in the blob, and the bytes.
-    Bytes(u64, Bytes),
-    Failed(FetchError),
-    /// Nobody waits any more.
-    Abandoned,
+/// The bytes of the blob that hold all of these groups.
+fn range_of(unsettled: &[Unsettled]) -> Range<u64> {
+    let start = unsettled.iter().map(|one| one.want.group.offset).min().unwrap_or(0);
+    let end = unsettled.iter().map(|one| one.want.end()).max().unwrap_or(0);
+    start..end
 }
 
 /// A group may have come into the cache since it was asked for: from another process, or from a
 /// fetch that had just ended. Answers those, and gives back the others.
-async fn from_cache(
-    shared: &Arc<Shared>,
-    wants: Vec<Want>,
-    unsettled: Vec<Unsettled>,
-) -> (Vec<Want>, Vec<Unsettled>) {
-    let Some(cache) = &shared.cache else { return (wants, unsettled) };
-    let (mut rest, mut open) = (Vec::new(), Vec::new());
-    for (want, one) in wants.into_iter().zip(unsettled) {
-        let GroupRef { group, home, .. } = want.0;
+async fn from_cache(shared: &Arc<Shared>, unsettled: Vec<Unsettled>) -> Vec<Unsettled> {
+    let Some(cache) = &shared.cache else { return unsettled };
+    let mut open = Vec::with_capacity(unsettled.len());
+    for one in unsettled {
+        let GroupRef { group, home, .. } = one.want;
         if cache.has(&group.digest, home.as_ref()) {
             let cache = cache.clone();
             let read = move || cache.read_placed(&group.digest, home.as_ref(), group.raw_len);
@@ -91,44 +93,83 @@ async fn from_cache(
                 continue;
             }
         }
-        rest.push(want);
         open.push(one);
     }
-    (rest, open)
+    open
 }
 
-async fn fetch(shared: &Shared, class: Class, wants: &[Want]) -> Fetched {
-    let Some((first, _)) = wants.first() else { return Fetched::Abandoned };
-    let range = Batch::range_of(wants);
-    let (start, limits) = (range.start, &shared.limits);
-    let get = shared.source.get_range(&first.blob, range, class, limits.store_budget);
+/// Why a request did not succeed.
+enum NoBytes {
+    Error(FetchError),
+    Cancelled,
+}
+
+/// The bytes, and how long they took.
+async fn fetch(
+    shared: &Arc<Shared>,
+    id: RequestId,
+    class: Class,
+    unsettled: &[Unsettled],
+    range: Range<u64>,
+    stop: &CancellationToken,
+) -> Result<(Bytes, std::time::Duration), NoBytes> {
+    let Some(Unsettled { want: first, .. }) = unsettled.first() else {
+        return Err(NoBytes::Cancelled);
+    };
+    let (start, limits, began) = (range.start, &shared.limits, Instant::now());
+    let arrivals = Arc::new(Watch {
+        shared: Arc::clone(shared),
+        id,
+        began,
+        answered: AtomicBool::new(false),
+        untold: AtomicU64::new(0),
+    });
+    let watch: Arc<dyn Arrivals> = Arc::<Watch>::clone(&arrivals);
+    let get = shared.source.get_range(&first.blob, range, class, limits.store_budget, watch);
     tokio::select! {
         got = timeout(limits.deadline, get) => match got {
-            Ok(Ok(stored)) => Fetched::Bytes(start, stored),
-            Ok(Err(source)) => Fetched::Failed(FetchError::Store {
+            Ok(Ok(stored)) => {
+                arrivals.tell();
+                Ok((stored, began.elapsed()))
+            }
+            Ok(Err(source)) => Err(NoBytes::Error(FetchError::Store {
                 blob: first.blob,
                 offset: start,
                 source: Arc::new(source),
-            }),
-            Err(_) => Fetched::Failed(shared.too_late(first)),
+            })),
+            Err(_) => Err(NoBytes::Error(shared.too_late(first))),
         },
-        () = shared.stop.cancelled() => Fetched::Failed(FetchError::Shutdown),
-        () = abandoned(shared, class, wants) => Fetched::Abandoned,
+        () = shared.stop.cancelled() => Err(NoBytes::Error(FetchError::Shutdown)),
+        () = stop.cancelled() => Err(NoBytes::Cancelled),
     }
 }
 
-/// Ends when nobody waits for any of these groups; never, if nobody had to.
-async fn abandoned(shared: &Shared, class: Class, wants: &[Want]) {
-    if class == Class::ReadAhead {
-        return std::future::pending().await;
+/// Tells the scheduler of bytes that come.
+struct Watch {
+    shared: Arc<Shared>,
+    id: RequestId,
+    began: Instant,
+    answered: AtomicBool,
+    untold: AtomicU64,
+}
+
+impl Watch {
+    fn tell(&self) {
+        let bytes = self.untold.swap(0, Ordering::Relaxed);
+        let now = self.shared.now();
+        self.shared.table.lock().scheduler.arrived(now, self.id, bytes);
+        self.shared.pump();
     }
-    loop {
-        for (_, announce) in wants {
-            announce.closed().await;
+}
+
+impl Arrivals for Watch {
+    fn came(&self, bytes: u64) {
+        if !self.answered.swap(true, Ordering::Relaxed) {
+            let (now, after) = (self.shared.now(), self.began.elapsed());
+            self.shared.table.lock().scheduler.answered(now, after);
         }
-        // A reader may have come while another went: they come under this lock.
-        if shared.table.lock().abandon(wants) {
-            return;
+        if self.untold.fetch_add(bytes, Ordering::Relaxed) + bytes >= TELL_BYTES {
+            self.tell();
         }
     }
 }
@@ -142,24 +183,21 @@ fn slice_of(stored: &Bytes, start: u64, want: &GroupRef) -> Option<Bytes> {
 /// Verifies and decodes a group, and answers its readers.
 async fn decode(
     shared: &Arc<Shared>,
-    want: GroupRef,
-    announce: &Announce,
-    stored: Option<Bytes>,
     one: Unsettled,
+    stored: Option<Bytes>,
+    waited_for: bool,
 ) -> Option<Landed> {
-    let ahead = match announce.receiver_count() {
-        0 => shared.read_ahead_decoders.acquire().await.ok(),
-        _ => None,
-    };
+    let ahead = if waited_for { None } else { shared.ahead_decoders.acquire().await.ok() };
     let permit = shared.decoders.acquire().await;
+    let group = one.want.group;
     let decoded = shared
         .runtime
-        .spawn_blocking(move || decode_group(&stored.unwrap_or_default(), &want.group))
+        .spawn_blocking(move || decode_group(&stored.unwrap_or_default(), &group))
         .await;
     drop((permit, ahead));
     match decoded {
         Ok(Ok(decoded)) => {
-            count(&shared.counters.groups);
+            shared.counters.groups.add(one.class, 1);
             Some(one.landed(Bytes::from(decoded)))
         }
         Ok(Err(source)) => {
@@ -178,17 +216,16 @@ async fn insert(shared: &Arc<Shared>, class: Class, buffers: &mut Buffers, lande
         return landed.into_iter().for_each(Landed::keep);
     };
     let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-    // A slow disk holds read-ahead back. Readers it must not hold back: their buffers are freed for
+    // A slow disk holds prefetching back. Readers it must not hold back: their buffers are freed for
     // the next of them, and if too much waits for the disk, these groups are not cached.
-    let backlog = match class {
-        Class::ReadAhead => None,
-        Class::Demand => {
-            let Ok(backlog) = shared.insert_backlog.try_acquire_many(kib) else {
-                return landed.into_iter().for_each(Landed::keep);
-            };
-            buffers.release();
-            Some(backlog)
-        }
+    let backlog = if class == Class::Demand {
+        let Ok(backlog) = shared.insert_backlog.try_acquire_many(kib) else {
+            return landed.into_iter().for_each(Landed::keep);
+        };
+        buffers.release();
+        Some(backlog)
+    } else {
+        None
     };
     for one in landed {
         let Ok(_slot) = shared.inserters.acquire().await else { return };
@@ -204,16 +241,75 @@ async fn insert(shared: &Arc<Shared>, class: Class, buffers: &mut Buffers, lande
     drop(backlog);
 }
 
-/// The place of a request. Given back when dropped.
-struct Request {
-    shared: Arc<Shared>,
-    class: Class,
+enum Done {
+    No,
+    Yes,
 }
 
-impl Drop for Request {
-    fn drop(&mut self) {
-        self.shared.table.lock().request_ended(self.class);
+/// A request that is under way. If it is dropped so, its groups are lost.
+struct RunningRequest {
+    shared: Arc<Shared>,
+    id: RequestId,
+    class: Class,
+    done: Done,
+}
+
+impl RunningRequest {
+    /// It has ended well. `fetched` says how long its bytes took and how many they were.
+    fn ended(mut self, fetched: Option<(std::time::Duration, u64)>) {
+        self.done = Done::Yes;
+        let now = self.shared.now();
+        {
+            let mut table = self.shared.table.lock();
+            table.stops.remove(&self.id);
+            table.scheduler.ended(now, self.id);
+            if let (Class::Demand, Some((waited, bytes))) = (self.class, fetched) {
+                table.scheduler.served(now, waited, bytes);
+            }
+        }
         self.shared.pump();
+    }
+
+    fn failed(mut self, why: NoBytes) {
+        self.done = Done::Yes;
+        self.settle(why);
+    }
+
+    fn settle(&self, why: NoBytes) {
+        let (failed, error) = match why {
+            NoBytes::Cancelled => (Failed::Cancelled, FetchError::Shutdown),
+            NoBytes::Error(error) => {
+                tracing::debug!(%error, "a request failed");
+                self.shared.counters.failed_requests.add(self.class, 1);
+                (Failed::Store, error)
+            }
+        };
+        let now = self.shared.now();
+        {
+            let mut table = self.shared.table.lock();
+            table.stops.remove(&self.id);
+            for (key, settled) in table.scheduler.failed(now, self.id, failed) {
+                match settled {
+                    Settled::Failed => {
+                        count(&self.shared.counters.failed);
+                        let closed = table.closed;
+                        let error = if closed { FetchError::Shutdown } else { error.clone() };
+                        table.fail(&key, error);
+                    }
+                    Settled::Dropped => table.tidy(&key),
+                    Settled::Again => {}
+                }
+            }
+        }
+        self.shared.pump();
+    }
+}
+
+impl Drop for RunningRequest {
+    fn drop(&mut self) {
+        if matches!(self.done, Done::No) {
+            self.settle(NoBytes::Error(FetchError::Shutdown));
+        }
     }
 }
 
@@ -227,7 +323,7 @@ struct Buffers {
 impl Buffers {
     fn release(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        self.shared.table.lock().release(self.class, bytes);
+        self.shared.table.lock().scheduler.release(self.class, bytes);
         self.shared.pump();
     }
 }
@@ -238,15 +334,11 @@ impl Drop for Buffers {
     }
 }
 
-enum Done {
-    No,
-    Yes,
-}
-
 /// A group whose readers have no answer yet. If it is dropped so, they get an error.
 struct Unsettled {
     shared: Arc<Shared>,
     want: GroupRef,
+    class: Class,
     done: Done,
 }
 
@@ -258,47 +350,43 @@ impl Unsettled {
         Landed { shared, want, bytes, done: Done::No }
     }
 
-    fn corrupt(self, source: FormatError) {
+    fn corrupt(mut self, source: FormatError) {
+        self.done = Done::Yes;
+        let shared = &self.shared;
         let (blob, offset) = (self.want.blob, self.want.group.offset);
-        count(&self.shared.counters.corrupt);
+        count(&shared.counters.corrupt);
         tracing::warn!(%blob, offset, error = %source, "a group came with wrong bytes");
-        let source = Arc::new(source);
-        self.trouble(Trouble::Corrupt(Box::new(move |attempts| FetchError::Corrupt {
-            blob,
-            offset,
-            attempts,
-            source,
-        })));
-    }
-
-    fn trouble(mut self, trouble: Trouble) {
-        self.done = Done::Yes;
-        self.settle(trouble);
-    }
-
-    /// Its flight has been removed already.
-    fn let_go(mut self) {
-        self.done = Done::Yes;
-    }
-
-    fn settle(&self, trouble: Trouble) {
-        if let Trouble::Request { error, .. } = &trouble {
-            tracing::debug!(%error, "a request failed");
+        let (now, key) = (shared.now(), self.want.key());
+        {
+            let mut table = shared.table.lock();
+            let (settled, attempts) = table.scheduler.corrupt(now, &key);
+            match settled {
+                Settled::Failed => {
+                    count(&shared.counters.failed);
+                    let source = Arc::new(source);
+                    let error = FetchError::Corrupt { blob, offset, attempts, source };
+                    let closed = table.closed;
+                    table.fail(&key, if closed { FetchError::Shutdown } else { error });
+                }
+                Settled::Dropped => table.tidy(&key),
+                Settled::Again => {}
+            }
         }
-        let settled = self.shared.table.lock().trouble(&self.want, trouble);
-        match settled {
-            Settled::Failed => count(&self.shared.counters.failed),
-            Settled::Again => self.shared.pump(),
-            Settled::Dropped => {}
-        }
+        shared.pump();
+    }
+
+    /// The failure of its request settles it.
+    fn leave_to_request(mut self) {
+        self.done = Done::Yes;
     }
 }
 
 impl Drop for Unsettled {
     fn drop(&mut self) {
         if matches!(self.done, Done::No) {
-            let (error, class) = (FetchError::Shutdown, Class::Demand);
-            self.settle(Trouble::Request { error, class, groups: 1 });
+            let mut table = self.shared.table.lock();
+            table.scheduler.lost(&self.want.key());
+            table.fail(&self.want.key(), FetchError::Shutdown);
         }
     }
 }
@@ -321,14 +409,16 @@ impl Landed {
 
     fn settle(mut self, keep: Option<Bytes>) {
         self.done = Done::Yes;
-        self.shared.table.lock().forget(&self.want, keep);
+        let now = self.shared.now();
+        self.shared.table.lock().forget(now, &self.want, keep);
     }
 }
 
 impl Drop for Landed {
     fn drop(&mut self) {
         if matches!(self.done, Done::No) {
-            self.shared.table.lock().forget(&self.want, None);
+            let now = self.shared.now();
+            self.shared.table.lock().forget(now, &self.want, None);
         }
     }
 }

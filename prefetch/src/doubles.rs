@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use inlay_store::format::{BlobIdx, Group};
 use inlay_store::ids::{BlobId, Digest, GroupDigest};
-use inlay_store::remote::{Failure, Operation, StoreError};
+use inlay_store::remote::{Arrivals, Failure, Operation, StoreError};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
@@ -96,6 +96,7 @@ impl RangeSource for Shared {
         range: Range<u64>,
         class: Class,
         _budget: Duration,
+        arrivals: Arc<dyn Arrivals>,
     ) -> Result<Bytes, StoreError> {
         let double = &self.0;
         let number = {
@@ -113,6 +114,7 @@ impl RangeSource for Shared {
             std::future::pending::<()>().await;
         }
         std::mem::forget(cut);
+        arrivals.came(range.end - range.start);
         let part = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
         let bytes = double.blobs.get(blob).filter(|bytes| part.end <= bytes.len());
         match (fault, bytes) {

@@ -1,6 +1,9 @@
 //! Fetches groups: once for any number of readers, verified, decoded, and handed to the cache.
+//!
+//! This is the driver of the scheduler: it tells it what happens and when, and does what it says.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use inlay_store::cache::Cache;
@@ -8,17 +11,21 @@ use inlay_store::remote::Remote;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::batch;
 use crate::error::FetchError;
 use crate::limits::FetchLimits;
+use crate::scheduler::{
+    Action, Joined, LinkEstimate, Looked, Moment, Request, Ticket, Urgency, WorkId,
+};
 use crate::source::RangeSource;
 use crate::stats::{Counters, FetchFigures, Gauged, count};
-use crate::table::{Joined, Table, Waiter};
+use crate::table::{Table, Waiter, Wanted};
 use crate::want::{Class, GroupRef};
+use crate::work::{GroupList, Loading, look};
 
 /// Fetches groups. Clones share everything.
 ///
@@ -36,14 +43,28 @@ pub(crate) struct Shared {
     pub(crate) table: Mutex<Table>,
     pub(crate) counters: Counters,
     pub(crate) decoders: Semaphore,
-    /// Fewer than `decoders`, so that read-ahead leaves one for readers.
-    pub(crate) read_ahead_decoders: Semaphore,
+    /// Fewer than `decoders`, so that prefetching leaves one for readers.
+    pub(crate) ahead_decoders: Semaphore,
     pub(crate) inserters: Semaphore,
     /// In KiB.
     pub(crate) insert_backlog: Semaphore,
     pub(crate) runtime: Handle,
     pub(crate) stop: CancellationToken,
     tasks: TaskTracker,
+    began: Instant,
+}
+
+/// A reader that waits for a group, until it is dropped.
+struct Waiting {
+    shared: Arc<Shared>,
+    ticket: Ticket,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.shared.table.lock().leave(&self.ticket);
+        self.shared.pump();
+    }
 }
 
 impl Fetcher {
@@ -69,18 +90,20 @@ impl Fetcher {
             table: Mutex::new(Table::new(limits)),
             counters: Counters::default(),
             decoders: Semaphore::new(decoders),
-            read_ahead_decoders: Semaphore::new(decoders - 1),
+            ahead_decoders: Semaphore::new(decoders - 1),
             inserters: Semaphore::new(limits.inserters.max(1)),
             insert_backlog: Semaphore::new(backlog.min(Semaphore::MAX_PERMITS)),
             runtime,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            began: Instant::now(),
         };
         Self { shared: Arc::new(shared) }
     }
 
-    /// The decoded bytes of a group. A reader waits: what is queued for read-ahead is promoted, and
-    /// what is in flight is joined. Dropping the future gives the group up, if nobody else waits.
+    /// The decoded bytes of a group. A reader waits: what is queued for something less urgent is
+    /// promoted, and what is in flight is joined. Dropping the future gives the group up, if nobody
+    /// else waits.
     pub async fn group(&self, want: &GroupRef) -> Result<Bytes, FetchError> {
         let groups = self.groups(std::slice::from_ref(want)).await?;
         groups.into_iter().next().ok_or(FetchError::Shutdown)
@@ -91,33 +114,55 @@ impl Fetcher {
     pub async fn groups(&self, wants: &[GroupRef]) -> Result<Vec<Bytes>, FetchError> {
         let shared = &self.shared;
         let _waiting = Gauged::new(&shared.counters.waiting);
-        let joined: Vec<Joined> = {
-            let mut table = shared.table.lock();
-            wants.iter().map(|want| table.demand(want)).collect::<Result<_, _>>()?
-        };
+        let began = Instant::now();
+        let coming = self.demand(wants)?;
         shared.pump();
-        let deadline = Instant::now() + shared.limits.deadline;
+        let deadline = began + shared.limits.deadline;
         let mut groups = Vec::with_capacity(wants.len());
         // All are waited for at once: what the later ones came to is kept until they are looked at.
-        for (want, joined) in wants.iter().zip(joined) {
-            let waiter = match joined {
-                Joined::Here(bytes) => {
+        for (want, coming) in wants.iter().zip(coming) {
+            let (joined, _waiting, waiter) = match coming {
+                Coming::Here(bytes) => {
                     groups.push(bytes);
                     continue;
                 }
-                Joined::Flying(waiter) => {
-                    count(&shared.counters.joined);
-                    waiter
-                }
-                Joined::Promoted(waiter) => {
-                    count(&shared.counters.promoted);
-                    waiter
-                }
-                Joined::Queued(waiter) => waiter,
+                Coming::Later(joined, waiting, waiter) => (joined, waiting, waiter),
             };
             groups.push(shared.wait(want, waiter, deadline).await?);
+            let waits = match joined {
+                Joined::Queued => &shared.counters.wait_store,
+                Joined::Flying(_) | Joined::Promoted(_) => &shared.counters.wait_in_flight,
+            };
+            waits.take(began.elapsed());
         }
         Ok(groups)
+    }
+
+    fn demand(&self, wants: &[GroupRef]) -> Result<Vec<Coming>, FetchError> {
+        let shared = &self.shared;
+        // Not dropped under the lock, which dropping a reader takes.
+        let mut coming = Vec::with_capacity(wants.len());
+        let mut table = shared.table.lock();
+        for want in wants {
+            match table.demand(want) {
+                Ok(Wanted::Here(bytes)) => coming.push(Coming::Here(bytes)),
+                Ok(Wanted::Coming(joined, ticket, waiter)) => {
+                    match joined {
+                        Joined::Flying(_) => count(&shared.counters.joined),
+                        Joined::Promoted(_) => count(&shared.counters.promoted),
+                        Joined::Queued => {}
+                    }
+                    let waiting = Waiting { shared: Arc::clone(shared), ticket };
+                    coming.push(Coming::Later(joined, waiting, waiter));
+                }
+                Err(error) => {
+                    drop(table);
+                    return Err(error);
+                }
+            }
+        }
+        drop(table);
+        Ok(coming)
     }
 
     /// The decoded bytes of a group that is in memory. Never waits.
@@ -150,6 +195,13 @@ impl Fetcher {
         shared.pump();
     }
 
+    /// Loads a snapshot ahead of its readers, until what is returned is dropped. Nothing comes
+    /// before [`Loading::plan`] was called. `None` without a cache: there is no place for it.
+    pub fn load(&self, urgency: Urgency, list: Arc<dyn GroupList>) -> Option<Loading> {
+        self.shared.cache.as_ref()?;
+        Some(Loading::begin(&self.shared, urgency, list))
+    }
+
     /// Gives every reader that waits an error, stops every request, and waits until no task is left.
     pub async fn shutdown(&self) {
         self.shared.table.lock().close();
@@ -160,23 +212,118 @@ impl Fetcher {
 
     /// What it has done and is doing.
     pub fn figures(&self) -> FetchFigures {
-        let (flights, bytes) = self.shared.table.lock().gauges();
-        self.shared.counters.figures(flights, bytes)
+        let gauges = self.shared.table.lock().gauges();
+        self.shared.counters.figures(&gauges)
+    }
+
+    /// What the link to the store is taken to be.
+    pub fn link(&self) -> LinkEstimate {
+        self.shared.table.lock().scheduler.link()
     }
 }
 
+enum Coming {
+    Here(Bytes),
+    Later(Joined, Waiting, Waiter),
+}
+
 impl Shared {
-    /// Starts all requests that there is room for.
+    /// The time, as the scheduler counts it.
+    pub(crate) fn now(&self) -> Moment {
+        Moment(self.began.elapsed())
+    }
+
+    /// Does all that the scheduler wants done.
     pub(crate) fn pump(self: &Arc<Self>) {
         loop {
-            let Some(batch) = self.table.lock().next_batch() else { return };
-            count(match batch.class {
-                Class::Demand => &self.counters.demand_requests,
-                Class::ReadAhead => &self.counters.read_ahead_requests,
-            });
-            let shared = Arc::clone(self);
-            self.tasks.spawn_on(batch::run(shared, batch), &self.runtime);
+            let now = self.now();
+            let mut table = self.table.lock();
+            let Some(action) = table.next(now) else {
+                self.set_alarm(&mut table, now);
+                return;
+            };
+            match action {
+                Action::Fetch(request) => {
+                    let stop = CancellationToken::new();
+                    table.stops.insert(request.id, stop.clone());
+                    drop(table);
+                    self.begin(request, stop);
+                }
+                Action::Look { work, groups, class } => {
+                    let list = table.lists.get(&work).map(Arc::clone);
+                    drop(table);
+                    let shared = Arc::clone(self);
+                    let look = async move { shared.look(work, list, groups, class).await };
+                    self.tasks.spawn_on(look, &self.runtime);
+                }
+                Action::Cancel(id) => {
+                    let stop = table.stops.get(&id).cloned();
+                    drop(table);
+                    count(&self.counters.cancelled);
+                    tracing::debug!(target: "inlay_prefetch::decisions", request = id.0, "cancel");
+                    stop.inspect(CancellationToken::cancel);
+                }
+            }
         }
+    }
+
+    fn begin(self: &Arc<Self>, request: Request, stop: CancellationToken) {
+        tracing::debug!(
+            target: "inlay_prefetch::decisions",
+            request = request.id.0,
+            class = %request.class,
+            work = request.work.map(|work| work.0),
+            blob = %request.blob,
+            from = request.range.start,
+            bytes = request.range.end - request.range.start,
+            groups = request.wants.len(),
+            why = %request.why,
+            "fetch"
+        );
+        self.counters.requests.add(request.class, 1);
+        let along = request.wants.len().saturating_sub(1) as u64;
+        self.counters.coalesced.fetch_add(along, std::sync::atomic::Ordering::Relaxed);
+        self.tasks.spawn_on(batch::run(Arc::clone(self), request, stop), &self.runtime);
+    }
+
+    async fn look(
+        self: &Arc<Self>,
+        work: WorkId,
+        list: Option<Arc<dyn GroupList>>,
+        groups: Vec<u32>,
+        class: Class,
+    ) {
+        let looked = match (&self.cache, list) {
+            (Some(cache), Some(list)) => {
+                let cache = cache.clone();
+                let looking = move || look(&cache, &*list, &groups, class);
+                // A panic in there would be one of the index: then nothing is loaded.
+                self.runtime.spawn_blocking(looking).await.unwrap_or_default()
+            }
+            _ => Looked::default(),
+        };
+        let now = self.now();
+        self.table.lock().scheduler.looked(now, work, looked);
+        self.pump();
+    }
+
+    /// Has the table looked at when something in it has rested long enough.
+    fn set_alarm(self: &Arc<Self>, table: &mut Table, now: Moment) {
+        let Some(at) = table.scheduler.wakes_at(now) else { return };
+        if table.closed || table.alarm.is_some_and(|alarm| now < alarm && alarm <= at) {
+            return;
+        }
+        table.alarm = Some(at);
+        let shared = Arc::clone(self);
+        let pause = at.since(now) + Duration::from_millis(1);
+        let alarm = async move {
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = shared.stop.cancelled() => return,
+            }
+            shared.pump();
+        };
+        self.tasks.spawn_on(alarm, &self.runtime);
     }
 
     async fn wait(

@@ -82,7 +82,7 @@ async fn a_request_is_no_longer_than_it_may_be() {
 #[tokio::test]
 async fn demand_does_not_wait_behind_read_ahead() {
     let blob = Blob::new(1, 64, 10_000);
-    let limits = FetchLimits { request_bytes: 1, read_ahead_requests: 2, ..FetchLimits::default() };
+    let limits = FetchLimits { request_bytes: 1, ahead_requests: 2, ..FetchLimits::default() };
     let double = Double::new(&[&blob]).gated(Class::ReadAhead);
     let (fetcher, double) = fetcher(double, None, limits);
     fetcher.read_ahead(blob.wants.clone());
@@ -108,7 +108,7 @@ async fn too_many_hints_are_dropped() {
     let blob = Blob::new(1, 64, 1000);
     let limits = FetchLimits {
         read_ahead_queue: 8,
-        read_ahead_requests: 1,
+        ahead_requests: 1,
         request_bytes: 1,
         ..FetchLimits::default()
     };
@@ -292,7 +292,12 @@ async fn what_was_fetched_is_in_the_cache() {
 #[tokio::test]
 async fn shutdown_answers_all_and_leaves_nothing() {
     let blob = Blob::new(1, 100, 10_000);
-    let limits = FetchLimits { demand_requests: 4, request_bytes: 1, ..FetchLimits::default() };
+    let limits = FetchLimits {
+        demand_requests: 4,
+        ahead_requests: 4,
+        request_bytes: 1,
+        ..FetchLimits::default()
+    };
     let double = Double::new(&[&blob]).gated(Class::Demand).gated(Class::ReadAhead);
     let (fetcher, double) = fetcher(double, None, limits);
     fetcher.read_ahead(blob.wants[50..].to_vec());

@@ -5,21 +5,26 @@
 mod batch;
 mod error;
 mod fetcher;
+mod histogram;
 mod limits;
 mod recent;
+pub mod scheduler;
 mod sequential;
 mod source;
 mod stats;
 mod table;
 mod want;
+mod work;
 
 pub use error::FetchError;
 pub use fetcher::Fetcher;
+pub use histogram::{BOUNDS_MICROS, Histogram, HistogramFigures};
 pub use limits::FetchLimits;
 pub use sequential::{ReadAheadLimits, SequentialReads, StreamId};
 pub use source::RangeSource;
 pub use stats::FetchFigures;
-pub use want::{Class, GroupRef};
+pub use want::{Class, GroupRef, Key};
+pub use work::{GroupList, Loading};
 
 #[cfg(test)]
 mod doubles;

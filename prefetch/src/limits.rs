@@ -2,19 +2,20 @@
 
 use std::time::Duration;
 
-/// The bounds of a `Fetcher`. Demand and read-ahead have bounds of their own, so that a reader
-/// never waits for room that read-ahead takes.
+/// The bounds of a `Fetcher`. Demand and everything ahead of it have bounds of their own, so that a
+/// reader never waits for room that something else takes.
 #[derive(Debug, Clone, Copy)]
 pub struct FetchLimits {
     /// Requests to the store for readers that wait. Default 32.
     pub demand_requests: usize,
-    /// Requests to the store for read-ahead. Default 4.
-    pub read_ahead_requests: usize,
+    /// Requests to the store ahead of readers, all classes together. What the link takes is mostly
+    /// less. Default 16.
+    pub ahead_requests: usize,
     /// Bytes of buffers, stored and decoded, for readers that wait. A single larger request is
     /// still served, alone. Default 64 MiB.
     pub demand_bytes: u64,
-    /// Bytes of buffers, stored and decoded, for read-ahead. Default 32 MiB.
-    pub read_ahead_bytes: u64,
+    /// Bytes of buffers, stored and decoded, ahead of readers. Default 64 MiB.
+    pub ahead_bytes: u64,
     /// Groups that wait to be read ahead; further hints are dropped. Default 256.
     pub read_ahead_queue: usize,
     /// The most bytes that one request spans when neighbouring groups are fetched together.
@@ -30,7 +31,7 @@ pub struct FetchLimits {
     pub store_budget: Duration,
     /// How often a group that came with wrong bytes is fetched again for a reader. Default 1.
     pub corrupt_retries: u32,
-    /// Threads that decode, at least 2, so that read-ahead never has all. Default: one a core.
+    /// Threads that decode, at least 2, so that prefetching never has all. Default: one a core.
     pub decoders: usize,
     /// Threads that write into the cache, at least 1. Default 2.
     pub inserters: usize,
@@ -45,9 +46,9 @@ impl Default for FetchLimits {
     fn default() -> Self {
         Self {
             demand_requests: 32,
-            read_ahead_requests: 4,
+            ahead_requests: 16,
             demand_bytes: 64 << 20,
-            read_ahead_bytes: 32 << 20,
+            ahead_bytes: 64 << 20,
             read_ahead_queue: 256,
             request_bytes: 4 << 20,
             gap_bytes: 16 << 10,

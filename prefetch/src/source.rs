@@ -1,29 +1,31 @@
 //! Where stored bytes come from.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use inlay_store::ids::BlobId;
-use inlay_store::remote::{ObjectKey, Remote, RetryBudget, StoreError};
+use inlay_store::remote::{Arrivals, ObjectKey, Remote, RetryBudget, StoreError};
 
 use crate::want::Class;
 
 /// The most attempts of a request that nobody waits for: a reader that comes later asks again.
-const READ_AHEAD_ATTEMPTS: u32 = 2;
+const AHEAD_ATTEMPTS: u32 = 2;
 
 /// Gives ranges of blobs.
 #[async_trait]
 pub trait RangeSource: Send + Sync + 'static {
-    /// Exactly the bytes of `range` of `blob`, or an error, in about `budget` at most. Stops when
-    /// it is dropped.
+    /// Exactly the bytes of `range` of `blob`, or an error, in about `budget` at most. Tells
+    /// `arrivals` when bytes come. Stops when it is dropped.
     async fn get_range(
         &self,
         blob: &BlobId,
         range: Range<u64>,
         class: Class,
         budget: Duration,
+        arrivals: Arc<dyn Arrivals>,
     ) -> Result<Bytes, StoreError>;
 }
 
@@ -35,13 +37,16 @@ impl RangeSource for Remote {
         range: Range<u64>,
         class: Class,
         budget: Duration,
+        arrivals: Arc<dyn Arrivals>,
     ) -> Result<Bytes, StoreError> {
         let usual = self.policy().budget();
         let attempts_max = match class {
             Class::Demand => usual.attempts_max,
-            Class::ReadAhead => usual.attempts_max.min(READ_AHEAD_ATTEMPTS),
+            Class::ReadAhead | Class::Directory | Class::Profile | Class::Rest => {
+                usual.attempts_max.min(AHEAD_ATTEMPTS)
+            }
         };
         let budget = RetryBudget { total: usual.total.min(budget), attempts_max };
-        Self::get_range(self, &ObjectKey::Blob(*blob), range, budget).await
+        self.get_range_watched(&ObjectKey::Blob(*blob), range, budget, arrivals).await
     }
 }

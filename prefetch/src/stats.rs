@@ -2,74 +2,142 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::histogram::{Histogram, HistogramFigures};
+use crate::want::Class;
+
+/// One counter for each class.
+#[derive(Debug, Default)]
+pub(crate) struct ByClass([AtomicU64; Class::ALL.len()]);
+
+impl ByClass {
+    pub(crate) fn add(&self, class: Class, number: u64) {
+        if let Some(counter) = self.0.get(class.place()) {
+            counter.fetch_add(number, Ordering::Relaxed);
+        }
+    }
+
+    fn load(&self) -> [u64; Class::ALL.len()] {
+        self.0.each_ref().map(|counter| counter.load(Ordering::Relaxed))
+    }
+}
+
 /// Counters and gauges of one fetcher. Each is exact; together they are no snapshot of one instant.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    pub(crate) demand_requests: AtomicU64,
-    pub(crate) read_ahead_requests: AtomicU64,
-    pub(crate) fetched_bytes: AtomicU64,
-    pub(crate) groups: AtomicU64,
+    pub(crate) requests: ByClass,
+    pub(crate) bytes: ByClass,
+    pub(crate) groups: ByClass,
+    pub(crate) failed_requests: ByClass,
+    pub(crate) coalesced: AtomicU64,
     pub(crate) joined: AtomicU64,
     pub(crate) promoted: AtomicU64,
     pub(crate) hints_dropped: AtomicU64,
+    pub(crate) cancelled: AtomicU64,
     pub(crate) corrupt: AtomicU64,
     pub(crate) failed: AtomicU64,
     pub(crate) not_cached: AtomicU64,
     pub(crate) waiting: AtomicU64,
     pub(crate) tasks: AtomicU64,
+    pub(crate) wait_in_flight: Histogram,
+    pub(crate) wait_store: Histogram,
 }
 
-/// What a fetcher has done since it was made, and what it is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What a fetcher has done since it was made, and what it is doing. Arrays are by
+/// [`Class::ALL`].
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct FetchFigures {
-    /// Requests to the store for readers that waited.
-    pub demand_requests: u64,
-    /// Requests to the store for read-ahead.
-    pub read_ahead_requests: u64,
+    /// Requests to the store.
+    pub requests: [u64; Class::ALL.len()],
     /// Bytes that the store gave.
-    pub fetched_bytes: u64,
+    pub bytes: [u64; Class::ALL.len()],
     /// Groups verified and decoded.
-    pub groups: u64,
+    pub groups: [u64; Class::ALL.len()],
+    /// Requests that failed.
+    pub failed_requests: [u64; Class::ALL.len()],
+    /// Groups that came in the request of a neighbour.
+    pub coalesced: u64,
     /// Readers that found their group queued or in flight.
     pub joined: u64,
-    /// Groups that waited for read-ahead when a reader asked for them.
+    /// Groups that waited for something less urgent when a reader asked for them.
     pub promoted: u64,
     /// Hints dropped because too many waited.
     pub hints_dropped: u64,
+    /// Requests that were stopped because nobody wanted them any more.
+    pub cancelled: u64,
     /// Groups that came with wrong bytes.
     pub corrupt: u64,
     /// Groups whose readers got an error.
     pub failed: u64,
     /// Groups that the cache did not take.
     pub not_cached: u64,
+    /// How long readers waited for groups that were on their way already.
+    pub wait_in_flight: HistogramFigures,
+    /// How long readers waited for groups that were fetched for them.
+    pub wait_store: HistogramFigures,
     /// Now: readers that wait.
     pub waiting: u64,
     /// Now: requests that are under way, or whose groups are being decoded or cached.
     pub tasks: u64,
     /// Now: groups queued, in flight or being cached.
     pub flights: u64,
-    /// Now: bytes of buffers, of both classes.
+    /// Now: bytes of buffers, of all classes.
     pub buffer_bytes: u64,
+    /// Now: groups that wait for their turn and are known by what they are.
+    pub queued: [u64; Class::ALL.len()],
+}
+
+impl FetchFigures {
+    /// Bytes that the store gave, of all classes.
+    pub fn fetched_bytes(&self) -> u64 {
+        self.bytes.iter().sum()
+    }
+
+    /// Requests to the store for readers that waited.
+    pub fn demand_requests(&self) -> u64 {
+        self.of(&self.requests, Class::Demand)
+    }
+
+    /// Requests to the store ahead of readers, of all other classes.
+    pub fn ahead_requests(&self) -> u64 {
+        self.requests.iter().sum::<u64>() - self.demand_requests()
+    }
+
+    /// The number of one class.
+    pub fn of(&self, numbers: &[u64; Class::ALL.len()], class: Class) -> u64 {
+        numbers.get(class.place()).copied().unwrap_or(0)
+    }
+}
+
+/// What only the table knows.
+pub(crate) struct Gauges {
+    pub(crate) flights: u64,
+    pub(crate) buffer_bytes: u64,
+    pub(crate) queued: [u64; Class::ALL.len()],
 }
 
 impl Counters {
-    pub(crate) fn figures(&self, flights: u64, buffer_bytes: u64) -> FetchFigures {
+    pub(crate) fn figures(&self, gauges: &Gauges) -> FetchFigures {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         FetchFigures {
-            demand_requests: load(&self.demand_requests),
-            read_ahead_requests: load(&self.read_ahead_requests),
-            fetched_bytes: load(&self.fetched_bytes),
-            groups: load(&self.groups),
+            requests: self.requests.load(),
+            bytes: self.bytes.load(),
+            groups: self.groups.load(),
+            failed_requests: self.failed_requests.load(),
+            coalesced: load(&self.coalesced),
             joined: load(&self.joined),
             promoted: load(&self.promoted),
             hints_dropped: load(&self.hints_dropped),
+            cancelled: load(&self.cancelled),
             corrupt: load(&self.corrupt),
             failed: load(&self.failed),
             not_cached: load(&self.not_cached),
+            wait_in_flight: self.wait_in_flight.figures(),
+            wait_store: self.wait_store.figures(),
             waiting: load(&self.waiting),
             tasks: load(&self.tasks),
-            flights,
-            buffer_bytes,
+            flights: gauges.flights,
+            buffer_bytes: gauges.buffer_bytes,
+            queued: gauges.queued,
         }
     }
 }

@@ -65,9 +65,9 @@ async fn storm(seed: u64, cache: Option<Cache>) -> (u32, u32) {
     let double = Arc::new(Double::new(&refs).faulty(move |number| fault(seed, number)));
     let limits = FetchLimits {
         demand_requests: 3,
-        read_ahead_requests: 2,
+        ahead_requests: 2,
         demand_bytes: 20_000,
-        read_ahead_bytes: 14_000,
+        ahead_bytes: 14_000,
         read_ahead_queue: 10,
         request_bytes: 10_000,
         recent_bytes: 9000,

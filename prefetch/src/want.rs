@@ -1,5 +1,7 @@
 //! What is to be fetched, and for whom.
 
+use std::fmt;
+
 use inlay_store::cache::Placement;
 use inlay_store::format::Group;
 use inlay_store::ids::{BlobId, GroupDigest};
@@ -15,13 +17,47 @@ pub struct GroupRef {
     pub home: Option<Placement>,
 }
 
-/// Who wants a group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// Who wants a group. Strictly ordered: what comes first here is fetched first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Class {
     /// A reader waits for it.
     Demand,
-    /// A reader will probably want it soon.
+    /// A sequential reader will probably want it soon.
     ReadAhead,
+    /// It belongs to a directory snapshot that is mounted.
+    Directory,
+    /// Earlier runs of its image wanted it, or it lies beside what a reader has just wanted.
+    Profile,
+    /// It belongs to an image, and will be wanted one day.
+    Rest,
+}
+
+impl Class {
+    /// All of them, in their order.
+    pub const ALL: [Self; 5] =
+        [Self::Demand, Self::ReadAhead, Self::Directory, Self::Profile, Self::Rest];
+
+    /// How it is called in metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Demand => "demand",
+            Self::ReadAhead => "read-ahead",
+            Self::Directory => "directory",
+            Self::Profile => "profile",
+            Self::Rest => "rest",
+        }
+    }
+
+    /// Its place in [`Self::ALL`].
+    pub fn place(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// What makes two wants the same fetch.
@@ -29,7 +65,7 @@ pub enum Class {
 /// Not the digest alone: an index that promises a group where it is not would otherwise make the
 /// fetch fail for all who know where it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Key {
+pub struct Key {
     pub(crate) digest: GroupDigest,
     blob: BlobId,
     offset: u64,
@@ -38,7 +74,8 @@ pub(crate) struct Key {
 }
 
 impl GroupRef {
-    pub(crate) fn key(&self) -> Key {
+    /// What makes it the same fetch as another.
+    pub fn key(&self) -> Key {
         Key {
             digest: self.group.digest,
             blob: self.blob,

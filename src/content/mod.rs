@@ -4,9 +4,11 @@
 
 mod adapters;
 mod error;
+mod guess;
 mod pieces;
 #[cfg(test)]
 mod tests;
+mod tracker;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +25,9 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use error::{damaged_index, fetch_failed};
+pub use guess::guess;
 use pieces::{Piece, Place, Plan, content_id};
+pub use tracker::{Groups, Tracker, TrackerFigures};
 
 /// How a snapshot's contents are read.
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +72,7 @@ struct Inner {
     index: Index,
     cache: Option<Cache>,
     fetcher: Fetcher,
+    tracker: Option<Arc<Tracker>>,
     sequential: Option<Mutex<SequentialReads>>,
     turns: Semaphore,
     options: ContentOptions,
@@ -84,10 +89,23 @@ impl SnapshotContent {
         options: ContentOptions,
         runtime: Handle,
     ) -> Self {
+        Self::tracked(index, cache, fetcher, options, runtime, None)
+    }
+
+    /// The same, and `tracker` is told of what is read.
+    pub fn tracked(
+        index: Index,
+        cache: Option<Cache>,
+        fetcher: Fetcher,
+        options: ContentOptions,
+        runtime: Handle,
+        tracker: Option<Arc<Tracker>>,
+    ) -> Self {
         let inner = Inner {
             index,
             cache,
             fetcher,
+            tracker,
             sequential: options.read_ahead.map(|limits| Mutex::new(SequentialReads::new(limits))),
             turns: Semaphore::new(options.waiting_reads.clamp(1, Semaphore::MAX_PERMITS)),
             options,
@@ -113,6 +131,9 @@ impl SnapshotContent {
         let inner = &self.inner;
         let content = content_id(&inner.index, inode).map_err(|error| damaged_index(&error))?;
         if let Some(len) = content.and_then(|content| inner.read_whole(&content, offset, buf)) {
+            if let Some(tracker) = inner.tracker.as_deref().filter(|tracker| tracker.is_recording()) {
+                tracker.touch_file(&inner.index, inode, offset..offset.saturating_add(len as u64));
+            }
             return Ok(Now::Filled(len));
         }
         let plan = Plan::new(&inner.index, inode, offset, buf.len())
@@ -124,6 +145,7 @@ impl SnapshotContent {
             }
         }
         plan.clear_holes(buf);
+        inner.touch(&plan);
         inner.read_ahead(inode, offset, &plan);
         Ok(Now::Filled(plan.len))
     }
@@ -153,6 +175,7 @@ impl SnapshotContent {
                 missing.push(piece);
             }
         }
+        inner.touch(&plan);
         inner.read_ahead(inode, offset, &plan);
         inner.fetch(inode, &missing, &mut buf).await?;
         Ok(Bytes::from(buf))
@@ -163,6 +186,10 @@ impl SnapshotContent {
     pub fn whole(&self, inode: InodeIdx) -> Option<(WholeContent, ContentId)> {
         let content = content_id(&self.inner.index, inode).ok()??;
         let whole = self.inner.cache.as_ref()?.whole(&content.digest, content.size)?;
+        if let Some(tracker) = &self.inner.tracker {
+            // What the kernel reads of it by itself is not seen.
+            tracker.opened(inode);
+        }
         Some((whole, content))
     }
 
@@ -216,6 +243,15 @@ impl Inner {
                     || in_memory(to)
                     // From memory it may have gone to the cache between the two looks.
                     || cache.is_some_and(|cache| has(cache) && cached(cache, to))
+            }
+        }
+    }
+
+    fn touch(&self, plan: &Plan) {
+        let Some(tracker) = &self.tracker else { return };
+        for piece in &plan.pieces {
+            if let Place::Group { number, group, .. } = &piece.from {
+                tracker.touch(*number, group.stored_len);
             }
         }
     }

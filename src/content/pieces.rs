@@ -32,6 +32,8 @@ pub(super) enum Place {
     Group {
         blob: BlobId,
         group: Group,
+        /// The group's number in the index.
+        number: GroupIdx,
         /// All that the file has there of the group.
         extent: CachePiece,
         /// Where the piece begins in the extent.
@@ -79,6 +81,7 @@ impl Plan {
                         from: Place::Group {
                             blob,
                             group,
+                            number: extent.group,
                             extent: cache_piece(&extent),
                             skip: skipped,
                         },
@@ -173,6 +176,32 @@ fn cache_piece(extent: &Extent) -> CachePiece {
         group_offset: extent.group_offset,
         len: extent.len,
     }
+}
+
+/// A group of the index, ready to be fetched for nobody in particular: it goes where readers of it
+/// would have it go.
+pub(super) fn whole_group(index: &Index, number: GroupIdx) -> Result<GroupRef, FormatError> {
+    let want = group_ref(index, number)?;
+    let Some(owner) = want.group.owner else { return Ok(want) };
+    let FileData::Extents(extents) = index.data(owner)? else { return Ok(want) };
+    // A file's own groups are in its order, so the first piece of this one can be searched for. Where
+    // an index has them otherwise, nothing is found, and the bytes are kept as a group.
+    let (mut low, mut high) = (0, extents.len());
+    while low < high {
+        let middle = low + (high - low) / 2;
+        let Some(extent) = extents.get(middle).transpose()? else { break };
+        if extent.group < number {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    let found = extents.get(low).transpose()?.filter(|extent| extent.group == number);
+    let home = match found {
+        Some(extent) => home(index, owner, &want.group, extent.file_offset)?,
+        None => None,
+    };
+    Ok(GroupRef { home, ..want })
 }
 
 fn group_ref(index: &Index, group: GroupIdx) -> Result<GroupRef, FormatError> {

@@ -12,9 +12,27 @@ use super::failure::Failure;
 /// How much is set aside before a byte has come, at most: a length is only a promise.
 const RESERVE_MAX: u64 = 1 << 20;
 
+/// Is told of bytes as they come.
+pub trait Arrivals: Send + Sync {
+    /// So many more have come. Called on a thread of the runtime: it must not wait.
+    fn came(&self, bytes: u64);
+}
+
+/// Whoever wants to be told of nothing.
+pub(super) struct Unwatched;
+
+impl Arrivals for Unwatched {
+    fn came(&self, _bytes: u64) {}
+}
+
 /// Reads the whole body of `answer`, which has to have exactly `want` bytes. Silence for longer
 /// than `stall` is a failure.
-pub(super) async fn read(answer: GetResult, want: u64, stall: Duration) -> Result<Bytes, Failure> {
+pub(super) async fn read(
+    answer: GetResult,
+    want: u64,
+    stall: Duration,
+    arrivals: &dyn Arrivals,
+) -> Result<Bytes, Failure> {
     let promised = answer.range.end.saturating_sub(answer.range.start);
     check(want, promised)?;
     let mut stream = match answer.payload {
@@ -23,6 +41,7 @@ pub(super) async fn read(answer: GetResult, want: u64, stall: Duration) -> Resul
         GetResultPayload::File(..) => {
             let bytes = timeout(stall, answer.bytes()).await;
             let bytes = bytes.map_err(|_| Failure::Timeout(stall))??;
+            arrivals.came(bytes.len() as u64);
             return check(want, bytes.len() as u64).map(|()| bytes);
         }
     };
@@ -37,6 +56,7 @@ pub(super) async fn read(answer: GetResult, want: u64, stall: Duration) -> Resul
         if got > want {
             return Err(Failure::Long(want));
         }
+        arrivals.came(piece.len() as u64);
         // The usual answer is one piece, which is handed on as it is.
         if first.is_empty() {
             first = piece;
@@ -91,7 +111,7 @@ mod tests {
             attributes: Attributes::default(),
             extensions: Extensions::default(),
         };
-        let failure = read(answer, 25, Duration::from_secs(1)).await.unwrap_err();
+        let failure = read(answer, 25, Duration::from_secs(1), &Unwatched).await.unwrap_err();
         assert_eq!(failure, Failure::Long(25));
     }
 }

@@ -173,7 +173,7 @@ impl Remote {
                     if meta.size > LEN_MAX {
                         return Ok((meta, Bytes::new()));
                     }
-                    let bytes = body::read(answer, meta.size, stall).await?;
+                    let bytes = body::read(answer, meta.size, stall, &body::Unwatched).await?;
                     Ok((meta, bytes))
                 }
             })

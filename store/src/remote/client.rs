@@ -9,7 +9,7 @@ use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload};
 use tokio::time::timeout;
 
-use super::body;
+use super::body::{self, Arrivals, Unwatched};
 use super::config::StoreConfig;
 use super::endpoint::Endpoint;
 use super::error::StoreError;
@@ -111,7 +111,7 @@ impl Remote {
                     }
                     // The loop's limit is for `len_max`; the object may be far shorter.
                     let limit = policy.attempt_limit(len);
-                    let bytes = timeout(limit, body::read(answer, len, stall)).await;
+                    let bytes = timeout(limit, body::read(answer, len, stall, &Unwatched)).await;
                     bytes.map_err(|_| Failure::Timeout(limit))?.map(Whole::Bytes)
                 }
             })
@@ -131,6 +131,18 @@ impl Remote {
         range: Range<u64>,
         budget: RetryBudget,
     ) -> Result<Bytes, StoreError> {
+        self.get_range_watched(key, range, budget, Arc::new(Unwatched)).await
+    }
+
+    /// The same, and `arrivals` is told of bytes as they come: of more than the range has, if they
+    /// have to be asked for again.
+    pub async fn get_range_watched(
+        &self,
+        key: &ObjectKey,
+        range: Range<u64>,
+        budget: RetryBudget,
+        arrivals: Arc<dyn Arrivals>,
+    ) -> Result<Bytes, StoreError> {
         let want = range.end.saturating_sub(range.start);
         if want == 0 {
             return Ok(Bytes::new());
@@ -139,11 +151,11 @@ impl Remote {
         let stall = self.policy().stall;
         let request = Request { budget, ..self.request(Operation::GetRange, key, want) };
         self.run(request, |store| {
-            let (path, range) = (path.clone(), range.clone());
+            let (path, range, arrivals) = (path.clone(), range.clone(), Arc::clone(&arrivals));
             async move {
                 let options = GetOptions::new().with_range(Some(GetRange::Bounded(range)));
                 let answer = within(stall, store.get_opts(&path, options)).await?;
-                body::read(answer, want, stall).await
+                body::read(answer, want, stall, &*arrivals).await
             }
         })
         .await

@@ -15,6 +15,7 @@ mod open;
 mod records;
 mod retry;
 
+pub use body::Arrivals;
 pub use client::{PutOutcome, Remote};
 pub use config::{OptionsRefresh, PlainHttp, StoreConfig};
 pub use error::StoreError;

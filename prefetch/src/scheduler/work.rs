@@ -1,0 +1,394 @@
+//! What is to be loaded for one snapshot, and how far that is.
+//!
+//! A group that waits costs one bit, and four bytes more if it was named to come first. Only the next
+//! few are known by what they are: the driver looks them up, and leaves out what this host has.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::Moment;
+use super::types::{Extent, Known, Looked, Phase, Plan, Room, Urgency, Why, WorkFigures};
+use crate::want::{Class, GroupRef, Key};
+
+/// How many groups are looked up at a time, and how few are left when the next are.
+const LOOK: usize = 64;
+const LOOK_BELOW: usize = 24;
+/// How many groups beside one that was read are worth having at first, and at most.
+const BESIDE_FIRST: u32 = 4;
+const BESIDE_MAX: u32 = 32;
+/// How many hints about neighbours are kept.
+const BESIDE_QUEUE: usize = 256;
+/// How often one group is tried without a reader.
+const TRIES: u8 = 2;
+/// The pause after a failure doubles from the first to the last.
+const PAUSE_FIRST: Duration = Duration::from_millis(250);
+const PAUSE_LAST: Duration = Duration::from_secs(30);
+/// The pause when the cache has no room.
+const PAUSE_FULL: Duration = Duration::from_secs(5);
+/// How long what is less urgent waits for a snapshot's plan.
+const PREPARE: Duration = Duration::from_secs(2);
+
+/// A group that was looked up and is missing.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ready {
+    pub(super) number: u32,
+    pub(super) want: GroupRef,
+    pub(super) class: Class,
+    pub(super) why: Why,
+    tries: u8,
+}
+
+impl Ready {
+    pub(super) fn tries(&self) -> u8 {
+        self.tries
+    }
+}
+
+/// Groups that the driver is looking up.
+#[derive(Debug)]
+struct Looking {
+    asked: Vec<(u32, Class, Why)>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Work {
+    pub(super) urgency: Urgency,
+    /// Stored bytes that were asked for, for fairness between snapshots of a class.
+    pub(super) served: u64,
+    plan: Plan,
+    /// Until when its plan is waited for; `None` once it is there.
+    preparing: Option<Moment>,
+    taken: Bits,
+    /// Those that were fetched ahead and that no reader has touched yet.
+    unused: Bits,
+    touched: Bits,
+    /// The next of `plan.first`, and the next in the order of the tree.
+    first_next: u32,
+    rest_next: u32,
+    /// Neighbours of what was read, most recent first.
+    beside: VecDeque<u32>,
+    beside_len: u32,
+    /// Groups that were on their way for somebody else when their turn came: looked at again last.
+    again: VecDeque<u32>,
+    ready: VecDeque<Ready>,
+    looking: Option<Looking>,
+    /// What was asked when the cache had no room: asked again first.
+    unanswered: Vec<(u32, Class, Why)>,
+    rests_until: Option<Moment>,
+    failures: u32,
+    figures: WorkFigures,
+}
+
+impl Work {
+    pub(super) fn new(urgency: Urgency, now: Moment, served: u64) -> Self {
+        Self {
+            urgency,
+            served,
+            plan: Plan::default(),
+            preparing: Some(now.after(PREPARE)),
+            taken: Bits::default(),
+            unused: Bits::default(),
+            touched: Bits::default(),
+            first_next: 0,
+            rest_next: 0,
+            beside: VecDeque::new(),
+            beside_len: BESIDE_FIRST,
+            again: VecDeque::new(),
+            ready: VecDeque::new(),
+            looking: None,
+            unanswered: Vec::new(),
+            rests_until: None,
+            failures: 0,
+            figures: WorkFigures::default(),
+        }
+    }
+
+    /// Sets, or replaces, the order. What was taken already stays so.
+    pub(super) fn set(&mut self, plan: Plan) {
+        self.preparing = None;
+        self.taken.resize(plan.groups);
+        self.unused.resize(plan.groups);
+        self.touched.resize(plan.groups);
+        self.figures.groups = plan.groups;
+        self.figures.first = u32::try_from(plan.first.len()).unwrap_or(u32::MAX);
+        self.first_next = 0;
+        self.plan = plan;
+    }
+
+    /// For whom the next group is loaded, if one is left.
+    pub(super) fn class(&self) -> Option<Class> {
+        let next = self.ready.iter().map(|ready| ready.class).min();
+        let looked =
+            self.looking.as_ref().and_then(|l| l.asked.first().map(|(_, class, _)| *class));
+        match next.into_iter().chain(looked).min() {
+            Some(class) => Some(class),
+            None if self.preparing.is_some() => Some(self.first_class()),
+            None => self.peek(),
+        }
+    }
+
+    fn first_class(&self) -> Class {
+        match self.urgency {
+            Urgency::Directory => Class::Directory,
+            Urgency::Image => Class::Profile,
+        }
+    }
+
+    fn rest_class(&self) -> Class {
+        match self.urgency {
+            Urgency::Directory => Class::Directory,
+            Urgency::Image => Class::Rest,
+        }
+    }
+
+    /// The class of the next group that was not looked up yet.
+    fn peek(&self) -> Option<Class> {
+        if let Some((_, class, _)) = self.unanswered.first() {
+            return Some(*class);
+        }
+        let first = (self.first_next as usize) < self.plan.first.len() || !self.beside.is_empty();
+        match self.plan.extent {
+            Extent::Nothing => None,
+            _ if first => Some(self.first_class()),
+            Extent::All if self.rest_next < self.plan.groups => Some(self.rest_class()),
+            _ if !self.again.is_empty() => Some(self.rest_class()),
+            _ => None,
+        }
+    }
+
+    /// Whether it takes part now. One that does not stands in nobody's way.
+    pub(super) fn is_awake(&self, now: Moment) -> bool {
+        let prepared = self.preparing.is_none_or(|until| now < until);
+        prepared && self.rests_until.is_none_or(|until| now >= until)
+    }
+
+    /// When it wakes up, if it rests.
+    pub(super) fn wakes_at(&self) -> Option<Moment> {
+        self.rests_until.or(self.preparing)
+    }
+
+    /// Whether the driver should look up more groups.
+    pub(super) fn wants_look(&self) -> bool {
+        self.looking.is_none() && self.ready.len() < LOOK_BELOW && self.peek().is_some()
+    }
+
+    /// The groups to look up now, all of one class.
+    pub(super) fn look(&mut self) -> Option<(Vec<u32>, Class)> {
+        let class = self.peek()?;
+        let mut asked = std::mem::take(&mut self.unanswered);
+        while asked.len() < LOOK && self.peek() == Some(class) {
+            let Some((number, why)) = self.next_number() else { break };
+            if self.taken.set(number) {
+                asked.push((number, class, why));
+            }
+        }
+        if asked.is_empty() {
+            return None;
+        }
+        let groups = asked.iter().map(|(number, ..)| *number).collect();
+        self.looking = Some(Looking { asked });
+        Some((groups, class))
+    }
+
+    fn next_number(&mut self) -> Option<(u32, Why)> {
+        if let Some(number) = self.beside.pop_front() {
+            return Some((number, Why::Beside));
+        }
+        if let Some(number) = self.plan.first.get(self.first_next as usize) {
+            self.first_next += 1;
+            return Some((*number, Why::First(self.first_next - 1)));
+        }
+        if self.plan.extent == Extent::All && self.rest_next < self.plan.groups {
+            self.rest_next += 1;
+            return Some((self.rest_next - 1, Why::Traversal));
+        }
+        let number = self.again.pop_front()?;
+        self.taken.clear(number);
+        Some((number, Why::Traversal))
+    }
+
+    /// The driver has looked. What it left out is here.
+    pub(super) fn looked(&mut self, now: Moment, looked: Looked) {
+        let Some(Looking { asked }) = self.looking.take() else { return };
+        if looked.room == Room::None {
+            self.rest(now, PAUSE_FULL);
+            self.unanswered = asked;
+            return;
+        }
+        let (all, missing) = (asked.len(), looked.missing.len().min(asked.len()));
+        self.figures.looked = self.figures.looked.saturating_add(small(all));
+        self.figures.here = self.figures.here.saturating_add(small(all - missing));
+        let mut asked = asked.into_iter();
+        for (number, want) in looked.missing {
+            // An answer is in the order of the question; what was not asked for is no answer.
+            let Some((_, class, why)) = asked.find(|(one, ..)| *one == number) else { break };
+            self.ready.push_back(Ready { number, want, class, why, tries: 0 });
+        }
+        // What lies beside a read may have come after what is less likely.
+        self.ready.make_contiguous().sort_by_key(|ready| (ready.class, ready.why != Why::Beside));
+    }
+
+    /// Whether it must be waited for before anything less urgent is done.
+    pub(super) fn is_looking(&self) -> bool {
+        self.looking.is_some() || self.preparing.is_some()
+    }
+
+    /// The group whose turn it is.
+    pub(super) fn first(&self) -> Option<Ready> {
+        self.ready.front().copied()
+    }
+
+    /// It is being fetched.
+    pub(super) fn take_first(&mut self) {
+        self.ready.pop_front();
+    }
+
+    /// Somebody else fetches it: it is looked at again in the end.
+    pub(super) fn skip_first(&mut self) {
+        if let Some(ready) = self.ready.pop_front() {
+            self.again.push_back(ready.number);
+        }
+    }
+
+    /// Takes out those that `takes` takes, in order.
+    pub(super) fn take_if(&mut self, mut takes: impl FnMut(&Ready) -> bool) {
+        self.ready.retain(|ready| !takes(ready));
+    }
+
+    /// Takes out the group with this key.
+    pub(super) fn take(&mut self, key: &Key) -> Option<Ready> {
+        let place = self.ready.iter().position(|ready| ready.want.key() == *key)?;
+        self.ready.remove(place)
+    }
+
+    /// The same for any of its groups.
+    pub(super) fn later(&mut self, number: u32) {
+        self.again.push_back(number);
+    }
+
+    /// A group of it was read for the first time. What lies behind it will probably be, too: more
+    /// of it, if that was right before.
+    pub(super) fn touched(&mut self, number: u32, stored_len: u32) {
+        self.touched.set(number);
+        if self.unused.clear(number) {
+            self.figures.used_bytes = self.figures.used_bytes.saturating_add(u64::from(stored_len));
+        }
+        if self.plan.extent == Extent::Nothing || number >= self.plan.groups {
+            return;
+        }
+        let foreseen = !self.taken.set(number);
+        if self.plan.known == Known::Recorded && foreseen {
+            return;
+        }
+        self.beside_len = if foreseen {
+            (self.beside_len * 2).min(BESIDE_MAX)
+        } else {
+            (self.beside_len / 2).max(BESIDE_FIRST)
+        };
+        let end = number.saturating_add(1 + self.beside_len).min(self.plan.groups);
+        for near in (number + 1..end).rev() {
+            if !self.taken.get(near) {
+                self.beside.push_front(near);
+            }
+        }
+        self.beside.truncate(BESIDE_QUEUE);
+    }
+
+    /// A group that was asked for ahead has come.
+    pub(super) fn fetched(&mut self, number: u32, stored_len: u32) {
+        if self.touched.get(number) {
+            self.figures.used_bytes = self.figures.used_bytes.saturating_add(u64::from(stored_len));
+        } else {
+            self.unused.set(number);
+        }
+        self.failures = 0;
+        self.figures.fetched = self.figures.fetched.saturating_add(1);
+        self.figures.fetched_bytes =
+            self.figures.fetched_bytes.saturating_add(u64::from(stored_len));
+    }
+
+    /// Groups of one request have not come. They are tried once more, after a pause.
+    pub(super) fn failed(&mut self, now: Moment, groups: impl IntoIterator<Item = Ready>) {
+        let pause = PAUSE_FIRST.saturating_mul(1 << self.failures.min(16)).min(PAUSE_LAST);
+        self.failures = self.failures.saturating_add(1);
+        self.rest(now, pause);
+        for mut ready in groups {
+            ready.tries = ready.tries.saturating_add(1);
+            if ready.tries < TRIES {
+                self.ready.push_back(ready);
+            } else {
+                self.figures.given_up = self.figures.given_up.saturating_add(1);
+            }
+        }
+    }
+
+    /// The cache did not take what came.
+    pub(super) fn no_room(&mut self, now: Moment) {
+        self.rest(now, PAUSE_FULL);
+    }
+
+    fn rest(&mut self, now: Moment, pause: Duration) {
+        let until = now.after(pause);
+        self.rests_until = Some(self.rests_until.map_or(until, |earlier| earlier.max(until)));
+    }
+
+    /// How many groups wait for their turn, by class.
+    pub(super) fn queued(&self) -> impl Iterator<Item = (Class, usize)> {
+        self.ready.iter().map(|ready| (ready.class, 1))
+    }
+
+    pub(super) fn figures(&self, now: Moment) -> WorkFigures {
+        let phase = match self.class() {
+            _ if self.preparing.is_some_and(|until| now < until) => Phase::Preparing,
+            None => Phase::Done,
+            Some(_) if !self.is_awake(now) => Phase::Resting,
+            Some(Class::Rest) => Phase::Rest,
+            Some(_) => Phase::First,
+        };
+        WorkFigures { ready: small(self.ready.len()), phase, ..self.figures }
+    }
+}
+
+fn small(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// A bit for each group.
+#[derive(Debug, Default)]
+struct Bits {
+    words: Vec<u64>,
+    len: u32,
+}
+
+impl Bits {
+    fn resize(&mut self, len: u32) {
+        self.len = len;
+        self.words.resize(len.div_ceil(64) as usize, 0);
+    }
+
+    /// Sets a bit. Whether it was not set; false for one that there is not.
+    fn set(&mut self, place: u32) -> bool {
+        if place >= self.len {
+            return false;
+        }
+        let Some(word) = self.words.get_mut(place as usize / 64) else { return false };
+        let bit = 1 << (place % 64);
+        let new = *word & bit == 0;
+        *word |= bit;
+        new
+    }
+
+    /// Clears a bit. Whether it was set.
+    fn clear(&mut self, place: u32) -> bool {
+        let Some(word) = self.words.get_mut(place as usize / 64) else { return false };
+        let bit = 1 << (place % 64);
+        let was = *word & bit != 0;
+        *word &= !bit;
+        was
+    }
+
+    fn get(&self, place: u32) -> bool {
+        self.words.get(place as usize / 64).is_none_or(|word| word & (1 << (place % 64)) != 0)
+    }
+}

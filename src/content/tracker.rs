@@ -1,0 +1,192 @@
+//! What readers touch of one attached snapshot: recorded for the next start, and told to whatever
+//! loads the snapshot ahead.
+//!
+//! A group's first touch takes a lock; every other read of it costs the look at one bit. The run ends
+//! when nothing new was touched for a while: then only the bits are left.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use inlay_prefetch::scheduler::WorkFigures;
+use inlay_prefetch::{GroupList, GroupRef, Loading};
+use inlay_store::format::{FileData, GroupIdx, Index, InodeIdx};
+use inlay_store::profile::{Profile, Run, Touch};
+use parking_lot::Mutex;
+
+use super::pieces::whole_group;
+
+/// A start is over when nothing new was touched for so long,
+const QUIET: Duration = Duration::from_secs(10);
+/// or so long after the first touch.
+const RUN_MAX: Duration = Duration::from_mins(3);
+/// How many files are remembered that the kernel reads by itself.
+const OPENED_MAX: usize = 4096;
+/// How many groups of such a file are taken for touched when nothing else is known of it.
+const OPENED_GROUPS: usize = 4;
+
+/// What is known of the use of one attached snapshot.
+pub struct Tracker {
+    began: Instant,
+    touched: Box<[AtomicU64]>,
+    recording: AtomicBool,
+    run: Mutex<Recorded>,
+    loading: OnceLock<Loading>,
+}
+
+#[derive(Default)]
+struct Recorded {
+    run: Run,
+    /// Large files that were whole in the cache when they were opened.
+    opened: BTreeSet<InodeIdx>,
+    first: Option<Instant>,
+    last: Option<Instant>,
+}
+
+/// What a tracker has seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct TrackerFigures {
+    /// Groups touched.
+    pub touched: u64,
+    /// What is loaded ahead.
+    #[serde(flatten)]
+    pub loading: Option<WorkFigures>,
+}
+
+impl Tracker {
+    /// Begins a run of a snapshot of `groups` groups.
+    pub fn new(groups: u32) -> Self {
+        Self {
+            began: Instant::now(),
+            touched: (0..groups.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            recording: AtomicBool::new(true),
+            run: Mutex::default(),
+            loading: OnceLock::new(),
+        }
+    }
+
+    /// Has what is loaded told of touches, and ended with this.
+    pub fn set_loading(&self, loading: Loading) {
+        // One that comes second is dropped, which ends it.
+        drop(self.loading.set(loading));
+    }
+
+    /// What is loaded ahead, if anything is.
+    pub fn loading(&self) -> Option<&Loading> {
+        self.loading.get()
+    }
+
+    /// Whether the run still goes on.
+    pub fn is_recording(&self) -> bool {
+        self.recording.load(Ordering::Relaxed)
+    }
+
+    /// A reader wants bytes of a group, whose stored form has `stored_len` bytes.
+    pub(super) fn touch(&self, group: GroupIdx, stored_len: u32) {
+        let Some(word) = self.touched.get(group.0 as usize / 64) else { return };
+        let bit = 1u64 << (group.0 % 64);
+        if word.load(Ordering::Relaxed) & bit != 0
+            || word.fetch_or(bit, Ordering::Relaxed) & bit != 0
+        {
+            return;
+        }
+        if let Some(loading) = self.loading.get() {
+            loading.touched(group.0, stored_len);
+        }
+        if self.is_recording() {
+            let now = Instant::now();
+            let mut recorded = self.run.lock();
+            recorded.first.get_or_insert(now);
+            recorded.last = Some(now);
+            recorded.run.record(Touch { group, at: now - self.began });
+        }
+    }
+
+    /// A reader had bytes of a file that is whole in the cache.
+    pub(super) fn touch_file(&self, index: &Index, inode: InodeIdx, range: Range<u64>) {
+        let Ok(FileData::Extents(extents)) = index.data(inode) else { return };
+        for extent in extents.within(range).flatten() {
+            if let Ok(group) = index.group(extent.group) {
+                self.touch(extent.group, group.stored_len);
+            }
+        }
+    }
+
+    /// A large file is opened that the kernel may read by itself.
+    pub(super) fn opened(&self, inode: InodeIdx) {
+        if !self.is_recording() {
+            return;
+        }
+        let now = Instant::now();
+        let mut recorded = self.run.lock();
+        if recorded.opened.len() < OPENED_MAX && recorded.opened.insert(inode) {
+            recorded.first.get_or_insert(now);
+            recorded.last = Some(now);
+        }
+    }
+
+    /// Whether the start is over: something was touched, and then nothing new for a while.
+    pub fn is_over(&self) -> bool {
+        let recorded = self.run.lock();
+        recorded.last.is_some_and(|last| last.elapsed() >= QUIET)
+            || recorded.first.is_some_and(|first| first.elapsed() >= RUN_MAX)
+    }
+
+    /// Ends the run and gives what was touched; nothing if nothing was, or if it had ended before.
+    ///
+    /// What the kernel read of whole files by itself was not seen: of these, what `known` says that
+    /// earlier runs touched counts as touched, or else a file's first groups.
+    pub fn finish(&self, index: &Index, known: Option<&Profile>) -> Option<Run> {
+        if !self.recording.swap(false, Ordering::Relaxed) {
+            return None;
+        }
+        let Recorded { mut run, opened, .. } = std::mem::take(&mut *self.run.lock());
+        let at = run.touches().last().map_or(Duration::ZERO, |touch| touch.at);
+        for inode in opened {
+            let Ok(FileData::Extents(extents)) = index.data(inode) else { continue };
+            let own: BTreeSet<GroupIdx> = extents.iter().flatten().map(|e| e.group).collect();
+            let earlier: Vec<GroupIdx> = known
+                .into_iter()
+                .flat_map(Profile::groups)
+                .filter(|group| own.contains(group))
+                .collect();
+            let guessed = own.iter().copied().take(OPENED_GROUPS);
+            let groups = if earlier.is_empty() { guessed.collect() } else { earlier };
+            for group in groups {
+                run.record(Touch { group, at });
+            }
+        }
+        (!run.is_empty()).then_some(run)
+    }
+
+    /// What was seen so far.
+    pub fn figures(&self) -> TrackerFigures {
+        let words = self.touched.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones()));
+        TrackerFigures { touched: words.sum(), loading: self.loading().map(Loading::figures) }
+    }
+}
+
+impl std::fmt::Debug for Tracker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tracker").field("figures", &self.figures()).finish_non_exhaustive()
+    }
+}
+
+/// An index's groups, by number.
+pub struct Groups(Index);
+
+impl Groups {
+    /// Those of `index`.
+    pub fn of(index: &Index) -> Arc<Self> {
+        Arc::new(Self(index.clone()))
+    }
+}
+
+impl GroupList for Groups {
+    fn group(&self, number: u32) -> Option<GroupRef> {
+        whole_group(&self.0, GroupIdx(number)).ok()
+    }
+}
