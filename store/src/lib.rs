@@ -6,6 +6,7 @@ pub mod format;
 pub mod group;
 pub mod ids;
 pub mod pack;
+pub mod profile;
 pub mod remote;
 pub mod tree;
 pub mod units;

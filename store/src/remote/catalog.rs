@@ -2,15 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use bytes::Bytes;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
-use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, UpdateVersion};
 use tokio::time::timeout;
 
-use super::body;
-use super::client::{Remote, within};
+use super::changing::Step;
+use super::client::{Remote, Whole};
 use super::error::StoreError;
 use super::failure::Failure;
 use super::key::{NAMES, Name, ObjectKey, SNAPSHOTS};
@@ -24,21 +22,6 @@ const LIST_MAX: usize = 1_000_000;
 const LIST_ENTRY_BYTES: u64 = 400;
 /// How many records are read at once.
 const CONCURRENT_READS: usize = 16;
-/// How often a name is tried to be set while others set it, too.
-const SET_ATTEMPTS_MAX: u32 = 16;
-
-/// A record and the state of its object that a conditional write can refer to.
-struct Found {
-    record: NameRecord,
-    version: UpdateVersion,
-}
-
-/// What became of a conditional write.
-enum Conditional {
-    Written,
-    Changed,
-    Unsupported,
-}
 
 impl Remote {
     /// The record of a snapshot.
@@ -58,7 +41,7 @@ impl Remote {
 
     /// The ids of all snapshots, in order. At most a million.
     pub async fn snapshot_ids(&self) -> Result<Vec<SnapshotId>, StoreError> {
-        self.list(SNAPSHOTS, ObjectKey::snapshot_at).await
+        self.list(&Path::from(SNAPSHOTS), ObjectKey::snapshot_at).await
     }
 
     /// The records of all snapshots, in the order of their ids. A few are read at once.
@@ -82,73 +65,45 @@ impl Remote {
 
     /// What a name stands for, or nothing if nobody has set it.
     pub async fn name(&self, name: &Name) -> Result<Option<NameRecord>, StoreError> {
-        Ok(self.find(name).await?.map(|found| found.record))
+        let key = ObjectKey::Name(name.clone());
+        let Some(found) = self.find(&key, LEN_MAX).await? else { return Ok(None) };
+        decode_name(&found.body, name).map(Some).map_err(|reason| self.unusable(&key, reason))
     }
 
     /// Sets a name, and returns what it stood for before.
     ///
     /// A store with conditional writes never loses what another set in the same moment: one of the
     /// two comes after the other. In one without them the later one wins, and what is returned may
-    /// be out of date.
+    /// be out of date. A name whose record is damaged is set as if it stood for nothing.
     pub async fn set_name(&self, record: &NameRecord) -> Result<Option<SnapshotId>, StoreError> {
         let key = ObjectKey::Name(record.name.clone());
-        self.check_writable(&key)?;
         let json = record.encode().map_err(|reason| self.unusable(&key, reason))?;
-        let mut before = None;
-        for attempt in 0..SET_ATTEMPTS_MAX {
-            let found = match self.find(&record.name).await {
-                // A name whose record is damaged can be set again.
-                Err(StoreError::Record { object, reason }) => {
-                    tracing::warn!(object, %reason, "replacing a record that can't be used");
-                    self.put(&key, json).await?;
-                    return Ok(None);
-                }
-                found => found?,
-            };
-            let known = found.as_ref().map(|found| &found.record);
-            if known == Some(record) {
-                // There is nothing to do, or an attempt that seemed to fail had succeeded after all.
-                return Ok(if attempt == 0 { Some(record.id) } else { before });
+        self.change(&key, LEN_MAX, |found| {
+            let known = found.map(|body| decode_name(body, &record.name)).transpose();
+            let known = known.unwrap_or_else(|reason| {
+                let object = self.object_name(&key);
+                tracing::warn!(object, %reason, "replacing a record that can't be used");
+                None
+            });
+            let before = known.as_ref().map(|known| known.id);
+            if known.as_ref() == Some(record) {
+                return Ok(Step::Leave(before));
             }
-            before = known.map(|known| known.id);
-            let mode = match found {
-                Some(found) => PutMode::Update(found.version),
-                None => PutMode::Create,
-            };
-            match self.put_if(&key, json.clone(), mode).await? {
-                Conditional::Written => return Ok(before),
-                Conditional::Changed => {}
-                Conditional::Unsupported => {
-                    tracing::warn!(store = self.description(), "no conditional writes");
-                    return self.put(&key, json).await.map(|()| before);
-                }
-            }
-        }
-        Err(StoreError::Contended { name: record.name.clone(), attempts: SET_ATTEMPTS_MAX })
+            Ok(Step::Write(json.clone(), before))
+        })
+        .await
     }
 
     /// Removes a name. One that is not there is removed already.
     pub async fn remove_name(&self, name: &Name) -> Result<(), StoreError> {
-        let key = ObjectKey::Name(name.clone());
-        self.check_writable(&key)?;
-        let path = key.path(self.root());
-        let removed = self
-            .run(self.request(Operation::Delete, &key, 0), |store| {
-                let path = path.clone();
-                async move { Ok(store.delete(&path).await?) }
-            })
-            .await;
-        match removed {
-            Err(error) if error.is_not_found() => Ok(()),
-            removed => removed,
-        }
+        self.remove(&ObjectKey::Name(name.clone())).await
     }
 
     /// All names and what they stand for, in the order of the names, as [`Self::snapshots`] does it.
     pub async fn names(
         &self,
     ) -> Result<BoxStream<'static, Result<NameRecord, StoreError>>, StoreError> {
-        let names = self.list(NAMES, ObjectKey::name_at).await?;
+        let names = self.list(&Path::from(NAMES), ObjectKey::name_at).await?;
         let remote = self.clone();
         Ok(stream::iter(names)
             .map(move |name| {
@@ -160,74 +115,15 @@ impl Remote {
             .boxed())
     }
 
-    async fn find(&self, name: &Name) -> Result<Option<Found>, StoreError> {
-        let key = ObjectKey::Name(name.clone());
-        let path = key.path(self.root());
-        let stall = self.policy().stall;
-        let got = self
-            .run(self.request(Operation::Get, &key, LEN_MAX), |store| {
-                let path = path.clone();
-                async move {
-                    let answer = within(stall, store.get(&path)).await?;
-                    let meta = answer.meta.clone();
-                    if meta.size > LEN_MAX {
-                        return Ok((meta, Bytes::new()));
-                    }
-                    let bytes = body::read(answer, meta.size, stall, &body::Unwatched).await?;
-                    Ok((meta, bytes))
-                }
-            })
-            .await;
-        let (meta, json) = match got {
-            Err(error) if error.is_not_found() => return Ok(None),
-            got => got?,
-        };
-        if meta.size > LEN_MAX {
-            let reason = RecordError::TooLong { len: meta.size };
-            return Err(self.unusable(&key, reason));
-        }
-        let record =
-            NameRecord::decode(&json, name).map_err(|reason| self.unusable(&key, reason))?;
-        let version = UpdateVersion { e_tag: meta.e_tag, version: meta.version };
-        Ok(Some(Found { record, version }))
-    }
-
-    async fn put_if(
+    /// Lists what `parse` makes of the paths in `directory`, which is below the root. What it does
+    /// not know is passed over.
+    pub(super) async fn list<T: Ord>(
         &self,
-        key: &ObjectKey,
-        json: Bytes,
-        mode: PutMode,
-    ) -> Result<Conditional, StoreError> {
-        let path = key.path(self.root());
-        let written = self
-            .run(self.request(Operation::Put, key, json.len() as u64), |store| {
-                let (path, payload) = (path.clone(), PutPayload::from_bytes(json.clone()));
-                let options = PutOptions::from(mode.clone());
-                async move {
-                    store.put_opts(&path, payload, options).await?;
-                    Ok(())
-                }
-            })
-            .await;
-        match written {
-            Ok(()) => Ok(Conditional::Written),
-            Err(StoreError::Failed { cause: Failure::Conflict, .. }) => Ok(Conditional::Changed),
-            Err(StoreError::Failed { cause: Failure::Unsupported(_), .. }) => {
-                Ok(Conditional::Unsupported)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Lists what `parse` makes of the paths in `directory`. What it does not know is passed over.
-    async fn list<T: Ord>(
-        &self,
-        directory: &'static str,
+        directory: &Path,
         parse: fn(&Path) -> Option<T>,
     ) -> Result<Vec<T>, StoreError> {
-        let below_root = Path::from(directory);
-        let object = self.full_name(&below_root);
-        let prefix = self.root().clone().join(directory);
+        let object = self.full_name(directory);
+        let prefix = directory.parts().fold(self.root().clone(), Path::join);
         let stall = self.policy().stall;
         let request = Request {
             operation: Operation::List,
@@ -262,6 +158,14 @@ impl Remote {
 
     fn unusable(&self, key: &ObjectKey, reason: RecordError) -> StoreError {
         StoreError::Record { object: self.object_name(key), reason }
+    }
+}
+
+/// Reads the record of `name`.
+fn decode_name(body: &Whole, name: &Name) -> Result<NameRecord, RecordError> {
+    match body {
+        Whole::Bytes(json) => NameRecord::decode(json, name),
+        Whole::TooLong(len) => Err(RecordError::TooLong { len: *len }),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload};
 use tokio::time::timeout;
 
 use super::body::{self, Arrivals, Unwatched};
@@ -42,8 +42,9 @@ struct Inner {
 }
 
 /// What a whole object turned out to be.
-enum Whole {
+pub(super) enum Whole {
     Bytes(Bytes),
+    /// Longer than the caller takes: its length in bytes.
     TooLong(u64),
 }
 
@@ -97,31 +98,40 @@ impl Remote {
 
     /// Reads a whole object of at most `len_max` bytes. A longer one is an error, and is not read.
     pub async fn get(&self, key: &ObjectKey, len_max: u64) -> Result<Bytes, StoreError> {
-        let path = key.path(self.root());
-        let policy = *self.policy();
-        let stall = policy.stall;
-        let got = self
-            .run(self.request(Operation::Get, key, len_max), |store| {
-                let path = path.clone();
-                async move {
-                    let answer = within(stall, store.get(&path)).await?;
-                    let len = answer.meta.size;
-                    if len > len_max {
-                        return Ok(Whole::TooLong(len));
-                    }
-                    // The loop's limit is for `len_max`; the object may be far shorter.
-                    let limit = policy.attempt_limit(len);
-                    let bytes = timeout(limit, body::read(answer, len, stall, &Unwatched)).await;
-                    bytes.map_err(|_| Failure::Timeout(limit))?.map(Whole::Bytes)
-                }
-            })
-            .await?;
-        match got {
-            Whole::Bytes(bytes) => Ok(bytes),
-            Whole::TooLong(len) => {
+        match self.get_whole(key, len_max).await? {
+            (_, Whole::Bytes(bytes)) => Ok(bytes),
+            (_, Whole::TooLong(len)) => {
                 Err(StoreError::TooLong { object: self.object_name(key), len, len_max })
             }
         }
+    }
+
+    /// Reads a whole object unless it has more than `len_max` bytes, and what the store says of it.
+    pub(super) async fn get_whole(
+        &self,
+        key: &ObjectKey,
+        len_max: u64,
+    ) -> Result<(ObjectMeta, Whole), StoreError> {
+        let path = key.path(self.root());
+        let policy = *self.policy();
+        let stall = policy.stall;
+        self.run(self.request(Operation::Get, key, len_max), |store| {
+            let path = path.clone();
+            async move {
+                let answer = within(stall, store.get(&path)).await?;
+                let meta = answer.meta.clone();
+                let len = meta.size;
+                if len > len_max {
+                    return Ok((meta, Whole::TooLong(len)));
+                }
+                // The loop's limit is for `len_max`; the object may be far shorter.
+                let limit = policy.attempt_limit(len);
+                let bytes = timeout(limit, body::read(answer, len, stall, &Unwatched)).await;
+                let bytes = bytes.map_err(|_| Failure::Timeout(limit))??;
+                Ok((meta, Whole::Bytes(bytes)))
+            }
+        })
+        .await
     }
 
     /// Reads exactly the bytes of `range`. An object that does not have them all is an error.

@@ -9,6 +9,7 @@ use inlay_testkit::weed::{BUCKET, Weed};
 use object_store::memory::InMemory;
 
 use super::http_server::{Reply, Request, Server};
+use super::profiles_tests::{check_profiles, check_read_only};
 use super::records::tests::{id, name_record, record};
 use super::*;
 use crate::ids::{BlobId, Digest, IndexDigest};
@@ -131,6 +132,7 @@ async fn conforms(remote: Remote) {
     check_lists(&remote).await;
     check_names_change(&remote).await;
     check_names_race(&remote).await;
+    check_profiles(&remote).await;
 }
 
 #[tokio::test]
@@ -194,6 +196,7 @@ async fn a_web_server_conforms_as_far_as_it_is_read() {
     ] {
         assert!(matches!(&error, StoreError::ReadOnly { .. }), "{error}");
     }
+    check_read_only(&remote).await;
     let error = remote.snapshot_ids().await.unwrap_err();
     assert!(error.to_string().contains("does not support"), "{error}");
 }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::failure::Failure;
-use super::key::Name;
 use super::records::RecordError;
 use super::retry::Operation;
+use crate::profile::ProfileError;
 
 /// Why a store can't be opened, or why something of it can't be read or written.
 ///
@@ -94,11 +94,21 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: RecordError,
     },
-    /// Others kept changing the name while it was to be set.
-    #[error("can't set the name {name}: others changed it {attempts} times meanwhile; try again")]
+    /// A profile that can't be used. Only prefetching wants one: go on without it.
+    #[error(
+        "can't use {object}: {reason}; only the order of fetching needs it, so it can be dropped"
+    )]
+    Profile {
+        /// Which object.
+        object: String,
+        /// What is wrong with it.
+        reason: ProfileError,
+    },
+    /// Others kept changing the object while it was to be changed.
+    #[error("can't write {object}: others changed it {attempts} times meanwhile; try again")]
     Contended {
-        /// Which name.
-        name: Name,
+        /// Which object.
+        object: String,
         /// How often it was tried.
         attempts: u32,
     },

@@ -7,6 +7,7 @@ use object_store::path::{Path, PathPart};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{BlobId, Digest, IndexDigest, Kind, SnapshotId};
+use crate::profile::ProfileLabel;
 
 /// Why a text is not a name for a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -122,11 +123,20 @@ pub enum ObjectKey {
     Record(SnapshotId),
     /// The record that a name is: `names/<name>.json`, with a comma for each slash.
     Name(Name),
+    /// In which order runs touched a snapshot's groups: `profiles/<id>/<label>.profile`.
+    Profile {
+        /// Whose groups.
+        snapshot: SnapshotId,
+        /// Which runs.
+        label: ProfileLabel,
+    },
 }
 
 pub(super) const SNAPSHOTS: &str = "snapshots";
 pub(super) const NAMES: &str = "names";
+const PROFILES: &str = "profiles";
 const RECORD_SUFFIX: &str = ".json";
+const PROFILE_SUFFIX: &str = ".profile";
 
 impl ObjectKey {
     /// The object's path below the store's `root`.
@@ -137,8 +147,22 @@ impl ObjectKey {
             Self::Index(IndexDigest(digest)) => fanned("indexes", *digest),
             Self::Record(id) => vec![SNAPSHOTS.to_owned(), format!("{id}{RECORD_SUFFIX}")],
             Self::Name(name) => vec![NAMES.to_owned(), name.to_part() + RECORD_SUFFIX],
+            Self::Profile { snapshot, label } => {
+                let file = format!("{label}{PROFILE_SUFFIX}");
+                vec![PROFILES.to_owned(), snapshot.to_string(), file]
+            }
         };
         parts.iter().fold(root.clone(), |path, part| path.join(PathPart::from(part.as_str())))
+    }
+
+    /// Below the store's root, where the profiles of `snapshot` are.
+    pub(super) fn profiles_of(snapshot: &SnapshotId) -> Path {
+        Path::from(PROFILES).join(snapshot.to_string())
+    }
+
+    /// The label of the profile at `path`, if one can be there.
+    pub(super) fn label_at(path: &Path) -> Option<ProfileLabel> {
+        path.filename()?.strip_suffix(PROFILE_SUFFIX)?.parse().ok()
     }
 
     /// The snapshot whose record is at `path`, if one's record can be there.
@@ -176,11 +200,15 @@ mod tests {
         let root = Path::from("a/b");
         let id = SnapshotId { kind: Kind::Directory, index: IndexDigest(digest) };
         let name: Name = "team/app:1".parse().unwrap();
+        let label: ProfileLabel = "python3".parse().unwrap();
+        let profile = ObjectKey::Profile { snapshot: id, label: label.clone() };
+        assert_eq!(ObjectKey::label_at(&profile.path(&root)), Some(label));
         for (key, path) in [
             (ObjectKey::Blob(BlobId(digest)), format!("a/b/blobs/{}/{hex}", &hex[..2])),
             (ObjectKey::Index(IndexDigest(digest)), format!("a/b/indexes/{}/{hex}", &hex[..2])),
             (ObjectKey::Record(id), format!("a/b/snapshots/dir-{hex}.json")),
             (ObjectKey::Name(name), "a/b/names/team,app:1.json".to_owned()),
+            (profile, format!("a/b/profiles/dir-{hex}/python3.profile")),
         ] {
             assert_eq!(key.path(&root).as_ref(), path);
         }

@@ -3,6 +3,7 @@
 
 mod body;
 mod catalog;
+mod changing;
 mod client;
 mod config;
 mod endpoint;
@@ -12,6 +13,7 @@ mod http;
 mod key;
 mod local;
 mod open;
+mod profiles;
 mod records;
 mod retry;
 
@@ -33,3 +35,5 @@ mod fault_tests;
 mod http_server;
 #[cfg(test)]
 mod http_tests;
+#[cfg(test)]
+mod profiles_tests;

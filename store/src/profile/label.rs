@@ -1,0 +1,112 @@
+//! The label of a profile: which use of a snapshot it is of.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a text is not a label.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LabelError {
+    /// Too short or too long.
+    #[error("'{0}' is no label: a label has 1 to {max} characters", max = ProfileLabel::LEN_MAX)]
+    Length(String),
+    /// A character that no label has.
+    #[error("'{label}' is no label: '{found}' is not one of a-z A-Z 0-9 . _ -")]
+    Character {
+        /// The text.
+        label: String,
+        /// The first character that does not belong.
+        found: char,
+    },
+    /// Does not begin with a letter or a digit.
+    #[error("'{0}' is no label: a label begins with a letter or a digit")]
+    Start(String),
+}
+
+/// Says of which use of a snapshot a profile is: `default`, or for example a command's name.
+///
+/// 1 to 64 characters of `a-z A-Z 0-9 . _ -`, the first one a letter or a digit, so that a label is
+/// one part of a path and never leaves its directory.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ProfileLabel(String);
+
+impl ProfileLabel {
+    /// The most characters that a label has.
+    pub const LEN_MAX: usize = 64;
+
+    /// The label as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for ProfileLabel {
+    fn default() -> Self {
+        Self("default".to_owned())
+    }
+}
+
+impl FromStr for ProfileLabel {
+    type Err = LabelError;
+
+    fn from_str(text: &str) -> Result<Self, LabelError> {
+        let own = || text.to_owned();
+        if text.is_empty() || text.chars().count() > Self::LEN_MAX {
+            return Err(LabelError::Length(own()));
+        }
+        let belongs = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if let Some(found) = text.chars().find(|&c| !belongs(c)) {
+            return Err(LabelError::Character { label: own(), found });
+        }
+        if !text.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+            return Err(LabelError::Start(own()));
+        }
+        Ok(Self(own()))
+    }
+}
+
+impl TryFrom<String> for ProfileLabel {
+    type Error = LabelError;
+
+    fn try_from(text: String) -> Result<Self, LabelError> {
+        text.parse()
+    }
+}
+
+impl From<ProfileLabel> for String {
+    fn from(label: ProfileLabel) -> Self {
+        label.0
+    }
+}
+
+impl fmt::Display for ProfileLabel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usual_labels_are_labels() {
+        for label in ["default", "python3.12", "npm-run_dev", "3", "X"] {
+            assert_eq!(label.parse::<ProfileLabel>().unwrap().as_str(), label);
+        }
+        assert!("a".repeat(64).parse::<ProfileLabel>().is_ok());
+        assert_eq!(ProfileLabel::default().as_str().parse(), Ok(ProfileLabel::default()));
+    }
+
+    #[test]
+    fn what_could_leave_its_directory_is_no_label() {
+        let long = "a".repeat(65);
+        for label in [
+            "", ".", "..", "../a", "a/b", "/a", "-a", "_a", "a b", "a:b", "a%2F", "a\0", "é", &long,
+        ] {
+            assert!(label.parse::<ProfileLabel>().is_err(), "{label:?}");
+        }
+    }
+}

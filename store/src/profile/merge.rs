@@ -1,0 +1,130 @@
+//! Adds a run to a profile. The module above says why it is done this way.
+
+use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use super::model::{ENTRIES_MAX, Entry, Profile, RUNS_MAX, Seen, Touched};
+use super::run::Run;
+use crate::format::GroupIdx;
+
+/// The longest pause between two touches that counts.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// The newest run's weight in the mean is one in so many; while there are fewer runs, one in those.
+const MEAN_OF: u32 = 4;
+/// What is added to the time of a touch before likelihoods are compared: about one round trip.
+const ROUND_TRIP_MS: u64 = 50;
+/// A group is forgotten if fewer than one run in so many touched it…
+const FORGET_BELOW_ONE_IN: u32 = 8;
+/// …and none of so many last runs did.
+const FORGET_AFTER: u32 = 8;
+
+impl Profile {
+    /// Adds a run. One without touches says nothing, and changes nothing.
+    ///
+    /// The first run's order is taken as it is. Merging the same run again keeps the order.
+    pub fn merge(&mut self, run: &Run) {
+        if run.is_empty() {
+            return;
+        }
+        let paced = paced(run);
+        let touched: HashMap<GroupIdx, u32> = paced.iter().copied().collect();
+        self.runs = (self.runs + 1).min(RUNS_MAX);
+        let clocks = Clocks::compare(&self.entries, &touched, self.runs);
+        for entry in &mut self.entries {
+            let (at_ms, touched) = match touched.get(&entry.group) {
+                Some(&at) => (clocks.mean(entry.at_ms, at), Touched::Yes),
+                None => (clocks.moved(entry.at_ms), Touched::No),
+            };
+            *entry = Entry { at_ms, seen: entry.seen.then(touched), ..*entry };
+        }
+        let known: HashSet<GroupIdx> = self.groups().collect();
+        let new = paced.iter().filter(|(group, _)| !known.contains(group));
+        self.entries.extend(new.map(|&(group, at)| Entry {
+            group,
+            at_ms: clocks.taken(at),
+            seen: Seen::ONCE,
+        }));
+        let runs = self.runs;
+        self.entries.retain(|entry| {
+            let rare = entry.seen.count() * FORGET_BELOW_ONE_IN < runs;
+            !rare || entry.seen.age() < FORGET_AFTER
+        });
+        // Stable: what is equal stays as the runs had it.
+        self.entries.sort_by(sooner);
+        self.entries.truncate(ENTRIES_MAX);
+    }
+}
+
+/// The touches with the milliseconds since the first one, long pauses cut short.
+fn paced(run: &Run) -> Vec<(GroupIdx, u32)> {
+    let mut clock = Duration::ZERO;
+    let mut last = None;
+    let touches = run.touches().iter().map(|touch| {
+        let pause = touch.at.saturating_sub(last.unwrap_or(touch.at));
+        last = Some(touch.at);
+        clock = clock.saturating_add(pause.min(PAUSE_MAX));
+        (touch.group, u32::try_from(clock.as_millis()).unwrap_or(u32::MAX))
+    });
+    touches.collect()
+}
+
+/// Compares `(t + 50 ms) / p`. The number of runs, which `p` is a share of, is the same for both.
+fn sooner(a: &Entry, b: &Entry) -> Ordering {
+    let at = |entry: &Entry| u64::from(entry.at_ms) + ROUND_TRIP_MS;
+    let seen = |entry: &Entry| u64::from(entry.seen.count());
+    (at(a) * seen(b)).cmp(&(at(b) * seen(a)))
+}
+
+/// How a run's clock and the profile's compare: `run` of the one pass while `own` of the other do.
+struct Clocks {
+    run: u128,
+    own: u128,
+    /// The new run's weight in the mean is one in so many.
+    mean_of: u128,
+}
+
+impl Clocks {
+    /// `runs` counts the new one.
+    fn compare(entries: &[Entry], touched: &HashMap<GroupIdx, u32>, runs: u32) -> Self {
+        // One more, so that neither is zero.
+        let mut ratios: Vec<(u64, u64)> = entries
+            .iter()
+            .filter_map(|entry| {
+                let at = touched.get(&entry.group)?;
+                Some((u64::from(*at) + 1, u64::from(entry.at_ms) + 1))
+            })
+            .collect();
+        let middle = ratios.len() / 2;
+        ratios.sort_unstable_by(|a, b| {
+            (u128::from(a.0) * u128::from(b.1)).cmp(&(u128::from(b.0) * u128::from(a.1)))
+        });
+        let (run, own) = ratios.get(middle).copied().unwrap_or((1, 1));
+        Self { run: run.into(), own: own.into(), mean_of: runs.clamp(1, MEAN_OF).into() }
+    }
+
+    /// The mean of a time of the profile and one of the run.
+    fn mean(&self, own: u32, run: u32) -> u32 {
+        let sum = u128::from(own) * (self.mean_of - 1) + u128::from(run);
+        millis(sum / self.mean_of)
+    }
+
+    /// A time of the profile, where the run has none: as if the run had had it at the same place.
+    fn moved(&self, own: u32) -> u32 {
+        millis(u128::from(own) * self.step() / (self.mean_of * self.own))
+    }
+
+    /// A time of the run, where the profile has none, on the profile's clock after the merge.
+    fn taken(&self, run: u32) -> u32 {
+        millis(u128::from(run) * self.step() / (self.mean_of * self.run))
+    }
+
+    /// How far the mean of both clocks goes while `run` and `own` pass, times `mean_of`.
+    fn step(&self) -> u128 {
+        (self.mean_of - 1) * self.own + self.run
+    }
+}
+
+fn millis(number: u128) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
