@@ -1,11 +1,15 @@
 //! `inlay mount`, `umount`, `mounts`: what the daemon is asked for, and how its answers are shown.
 
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use hyper::Method;
 use inlay_store::cache::Budget;
+use inlay_store::profile::ProfileLabel;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -14,8 +18,8 @@ use super::client::{warn_of_differences, with_daemon};
 use super::error::CliError;
 use super::output::{self, shown};
 use crate::daemon::{
-    CacheUse, Client, DaemonError, ErrorKind, GONE, GoneAnswer, GoneRequest, MOUNTS, MountRequest,
-    MountShown, UmountAnswer, UmountRequest,
+    CacheUse, Client, DaemonError, ErrorKind, GONE, GoneAnswer, GoneRequest, LoadOptions, MOUNTS,
+    MountRequest, MountShown, Prefetch, RecordProfile, UmountAnswer, UmountRequest,
 };
 use crate::mount::{
     Changes, Keep, MountError, PathText, Registry, Umount, UpperPlace, View, WantedView,
@@ -68,6 +72,22 @@ pub(super) struct MountArgs {
     /// Keep nothing on this host's disk but the index
     #[arg(long, conflicts_with = "cache_size")]
     no_cache: bool,
+    /// How much is loaded ahead of readers
+    #[arg(long, value_enum, env = "INLAY_PREFETCH", default_value_t, value_name = "HOW",
+        help_heading = "Loading ahead")]
+    prefetch: Prefetch,
+    /// Which start this is: profiles are kept for each label [default: one for all starts]
+    #[arg(long, value_name = "LABEL", help_heading = "Loading ahead")]
+    label: Option<ProfileLabel>,
+    /// Load this path of the snapshot, with all below it, before everything else. Can be repeated
+    #[arg(long, value_name = "PATH", help_heading = "Loading ahead")]
+    first: Vec<PathBuf>,
+    /// A file with such paths, one a line
+    #[arg(long, value_name = "FILE", help_heading = "Loading ahead")]
+    first_from: Option<PathBuf>,
+    /// Whether what is read first is remembered in the store for the next start
+    #[arg(long, value_enum, default_value_t, value_name = "WHETHER", help_heading = "Loading ahead")]
+    record_profile: RecordProfile,
     /// Stay until it is unmounted; SIGTERM and SIGINT unmount it
     #[arg(long)]
     foreground: bool,
@@ -132,8 +152,36 @@ fn request(global: &Global, args: &MountArgs) -> Result<MountRequest, CliError> 
         cache: if args.no_cache { CacheUse::None } else { CacheUse::Kept },
         mountpoint: absolute(&args.dir)?,
         view,
+        load: LoadOptions {
+            prefetch: args.prefetch,
+            label: args.label.clone().unwrap_or_default(),
+            record: args.record_profile,
+            first: first(args)?,
+        },
         deadline_ms: u64::try_from(MOUNT_LIMIT.as_millis()).unwrap_or(u64::MAX),
     })
+}
+
+/// The longest list of paths that a mount takes, in bytes: it goes in one request.
+const FIRST_LEN_MAX: u64 = 32 << 10;
+
+/// What is to be loaded first.
+fn first(args: &MountArgs) -> Result<Vec<PathText>, CliError> {
+    let mut paths: Vec<PathText> = args.first.iter().map(|path| PathText::from(&**path)).collect();
+    if let Some(file) = &args.first_from {
+        let failed = |why: String| CliError::Usage(format!("{}: {why}", file.display()));
+        let len = fs::metadata(file).map_err(|error| failed(error.to_string()))?.len();
+        if len > FIRST_LEN_MAX {
+            return Err(failed(format!(
+                "it has {len} bytes, and a list may have {FIRST_LEN_MAX}; name directories instead \
+                 of files, or import a profile with `inlay profile import --paths`"
+            )));
+        }
+        let list = fs::read(file).map_err(|error| failed(error.to_string()))?;
+        let lines = list.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        paths.extend(lines.map(|line| PathText::from(Path::new(OsStr::from_bytes(line)))));
+    }
+    Ok(paths)
 }
 
 /// Mounts and waits for the end, which a signal brings about. A signal before the mount is there has

@@ -219,7 +219,7 @@ impl Inner {
                 }
                 same
             }
-            Place::Group { blob, group, extent, skip } => {
+            Place::Group { blob, group, extent, skip, .. } => {
                 let digest = &group.digest;
                 let offset = Place::group_offset(extent, *skip);
                 let cached = |cache: &Cache, to: &mut [u8]| {

@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -34,7 +33,7 @@ pub struct Tracker {
     touched: Box<[AtomicU64]>,
     recording: AtomicBool,
     run: Mutex<Recorded>,
-    loading: OnceLock<Loading>,
+    loading: Mutex<Option<Arc<Loading>>>,
 }
 
 #[derive(Default)]
@@ -64,19 +63,26 @@ impl Tracker {
             touched: (0..groups.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             recording: AtomicBool::new(true),
             run: Mutex::default(),
-            loading: OnceLock::new(),
+            loading: Mutex::default(),
         }
     }
 
-    /// Has what is loaded told of touches, and ended with this.
+    /// Has what is loaded ahead told of touches, and ended with this.
     pub fn set_loading(&self, loading: Loading) {
-        // One that comes second is dropped, which ends it.
-        drop(self.loading.set(loading));
+        let before = self.loading.lock().replace(Arc::new(loading));
+        // Its end is told elsewhere, so not under the lock.
+        drop(before);
+    }
+
+    /// Loads nothing more ahead.
+    pub fn end_loading(&self) {
+        let before = self.loading.lock().take();
+        drop(before);
     }
 
     /// What is loaded ahead, if anything is.
-    pub fn loading(&self) -> Option<&Loading> {
-        self.loading.get()
+    pub fn loading(&self) -> Option<Arc<Loading>> {
+        self.loading.lock().clone()
     }
 
     /// Whether the run still goes on.
@@ -93,7 +99,7 @@ impl Tracker {
         {
             return;
         }
-        if let Some(loading) = self.loading.get() {
+        if let Some(loading) = self.loading() {
             loading.touched(group.0, stored_len);
         }
         if self.is_recording() {
@@ -165,7 +171,7 @@ impl Tracker {
     /// What was seen so far.
     pub fn figures(&self) -> TrackerFigures {
         let words = self.touched.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones()));
-        TrackerFigures { touched: words.sum(), loading: self.loading().map(Loading::figures) }
+        TrackerFigures { touched: words.sum(), loading: self.loading().map(|loading| loading.figures()) }
     }
 }
 

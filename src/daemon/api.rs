@@ -2,7 +2,10 @@
 //!
 //! Paths begin with the version. Within one version, fields are only added.
 
+use std::collections::BTreeMap;
+
 use inlay_store::ids::SnapshotId;
+use inlay_store::profile::ProfileLabel;
 use serde::{Deserialize, Serialize};
 
 use super::attached::Part;
@@ -16,6 +19,8 @@ pub const MOUNTS: &str = "/v1/mounts";
 pub const GONE: &str = "/v1/mounts/gone";
 /// The attached snapshots.
 pub const ATTACHED: &str = "/v1/attached";
+/// What is loaded ahead of readers.
+pub const PREFETCH: &str = "/v1/prefetch";
 /// Ends the daemon.
 pub const STOP: &str = "/v1/stop";
 
@@ -43,6 +48,51 @@ pub enum CacheUse {
     None,
 }
 
+/// How much of a snapshot is loaded ahead of its readers.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Prefetch {
+    /// Nothing: only what is read is fetched
+    Off,
+    /// What earlier starts have read, or what is likely, and what lies beside what is read
+    Profile,
+    /// Everything, the likely first, as far as the cache has room
+    #[default]
+    All,
+}
+
+/// Whether what is read first is remembered in the store for the next start.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecordProfile {
+    /// It is
+    #[default]
+    On,
+    /// It is not
+    Off,
+}
+
+/// How a snapshot is loaded ahead of its readers.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LoadOptions {
+    /// How much.
+    #[serde(default)]
+    pub prefetch: Prefetch,
+    /// Whose profile is used and learned: of all starts together, if there is no label.
+    #[serde(default)]
+    pub label: ProfileLabel,
+    /// Whether it is learned.
+    #[serde(default)]
+    pub record: RecordProfile,
+    /// Paths in the snapshot that come before everything else, with all that is below them.
+    #[serde(default)]
+    pub first: Vec<PathText>,
+}
+
 /// Mount a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountRequest {
@@ -56,6 +106,9 @@ pub struct MountRequest {
     pub mountpoint: PathText,
     /// How it is to be shown.
     pub view: WantedView,
+    /// How it is loaded ahead. Of a snapshot that is mounted already, the first mount's counts.
+    #[serde(default)]
+    pub load: LoadOptions,
     /// How long the caller waits, in milliseconds.
     pub deadline_ms: u64,
 }
@@ -160,6 +213,69 @@ pub struct AttachedShown {
     pub part: Part,
     /// Whether it is out of sight and served to its last users only.
     pub ending: bool,
+}
+
+/// What is loaded ahead of readers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PrefetchAnswer {
+    /// The stores in use.
+    pub stores: Vec<StoreShown>,
+    /// The snapshots.
+    pub snapshots: Vec<LoadingShown>,
+}
+
+/// What is known of the way to a store.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StoreShown {
+    /// Which.
+    pub store: StoreRef,
+    /// The least time to the first byte of an answer of the last seconds, in milliseconds.
+    pub round_trip_ms: Option<f64>,
+    /// The greatest rate of the last seconds, in bytes a second.
+    pub rate: Option<f64>,
+    /// Which part of the link prefetching takes: 1, unless readers had to wait for it.
+    pub share: f64,
+    /// Requests so far, by class.
+    pub requests: BTreeMap<String, u64>,
+    /// Bytes so far, by class.
+    pub bytes: BTreeMap<String, u64>,
+    /// Groups that wait for their turn now, by class.
+    pub queued: BTreeMap<String, u64>,
+    /// Readers that wait now.
+    pub readers_waiting: u64,
+}
+
+/// How far the loading of one snapshot is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadingShown {
+    /// Which.
+    pub snapshot: SnapshotId,
+    /// Where it is stored.
+    pub store: StoreRef,
+    /// How it is loaded.
+    pub load: LoadOptions,
+    /// How many runs the profile has that is used; none if there is no profile.
+    pub profile_runs: Option<u32>,
+    /// Whether this start is being recorded.
+    pub recording: bool,
+    /// What it is doing: `off`, `preparing`, `first`, `rest`, `resting`, `done`.
+    pub phase: String,
+    /// Groups of the snapshot.
+    pub groups: u32,
+    /// Groups that were looked at: found on this host, fetched, on their way or given up.
+    pub looked: u32,
+    /// Of these, what this host had already.
+    pub here: u32,
+    /// Groups fetched ahead of readers.
+    pub fetched: u32,
+    /// Their stored bytes.
+    pub fetched_bytes: u64,
+    /// Of these, what readers have read since.
+    pub used_bytes: u64,
+    /// Groups that could not be had.
+    pub given_up: u32,
+    /// Groups that readers have touched.
+    pub touched: u64,
 }
 
 /// What to do about mounts when the daemon is told to end.

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use inlay_store::ids::SnapshotId;
 use serde::{Deserialize, Serialize};
 
-use super::api::{CacheUse, StoreRef};
+use super::api::{CacheUse, LoadOptions, StoreRef};
 use super::error::DaemonError;
 use super::paths::Paths;
 use crate::mount::{make_private_dirs, write_whole};
@@ -47,6 +47,8 @@ pub(super) struct AttachedFile {
     pub(super) slot: u32,
     #[serde(flatten)]
     pub(super) key: AttachKey,
+    #[serde(default)]
+    pub(super) load: LoadOptions,
 }
 
 /// The files of one state directory.
@@ -84,9 +86,15 @@ impl AttachedFiles {
         Ok(found)
     }
 
-    pub(super) fn add(&self, slot: u32, key: &AttachKey) -> Result<(), DaemonError> {
+    pub(super) fn add(
+        &self,
+        slot: u32,
+        key: &AttachKey,
+        load: &LoadOptions,
+    ) -> Result<(), DaemonError> {
         let path = self.path(slot);
-        let file = AttachedFile { session: self.session.clone(), slot, key: key.clone() };
+        let session = self.session.clone();
+        let file = AttachedFile { session, slot, key: key.clone(), load: load.clone() };
         serde_json::to_vec_pretty(&file)
             .map_err(io::Error::other)
             .and_then(|json| write_whole(&self.dir, &path, &json))
@@ -125,12 +133,12 @@ mod tests {
             part: Part::Apart,
         };
         let first = AttachedFiles::open(&paths, "first").unwrap();
-        first.add(3, &key).unwrap();
+        first.add(3, &key, &LoadOptions::default()).unwrap();
         let file = paths.attached().join("3.json");
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(first.load().unwrap().len(), 1);
         let second = AttachedFiles::open(&paths, "second").unwrap();
-        second.add(4, &key).unwrap();
+        second.add(4, &key, &LoadOptions::default()).unwrap();
         fs::write(paths.attached().join("5.json"), "{").unwrap();
         let left = second.load().unwrap();
         assert_eq!(left.iter().map(|file| file.slot).collect::<Vec<_>>(), [4]);

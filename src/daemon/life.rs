@@ -83,6 +83,7 @@ impl Daemon {
             }
             if looked.elapsed() >= LOOK_AT_MEMORY {
                 looked = Instant::now();
+                self.service.snapshots().end_runs();
                 if memory::file_pages().is_some_and(|bytes| bytes > memory::FILE_PAGES_MAX) {
                     self.service.snapshots().release_pages();
                 }

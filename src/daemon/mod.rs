@@ -20,6 +20,7 @@ mod service;
 mod snapshots;
 mod socket;
 mod stores;
+mod tracking;
 
 pub use api::*;
 pub use attached::Part;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use inlay_prefetch::Class;
 use parking_lot::Mutex;
 use rustix::process::Pid;
 use tokio::sync::Notify;
@@ -12,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::api::{
     AttachedShown, Fingerprint, IfMounted, MountRequest, MountShown, StatusAnswer, UmountAnswer,
-    UmountRequest,
+    UmountRequest, PrefetchAnswer, StoreShown,
 };
 use super::error::DaemonError;
 use super::snapshots::{Shape, Snapshots, Use};
@@ -171,6 +172,29 @@ impl Service {
         self.inner.snapshots.list()
     }
 
+    /// What is loaded ahead of readers.
+    pub(super) fn prefetch(&self) -> PrefetchAnswer {
+        let snapshots = &self.inner.snapshots;
+        let stores = snapshots.stores().all().into_iter().map(|(store, _, open)| {
+            let (figures, link) = open.figures();
+            let by_class = |numbers: &[u64]| {
+                let named = Class::ALL.iter().zip(numbers);
+                named.map(|(class, number)| (class.name().to_owned(), *number)).collect()
+            };
+            StoreShown {
+                store,
+                round_trip_ms: link.round_trip.map(|time| time.as_secs_f64() * 1e3),
+                rate: link.rate,
+                share: link.share,
+                requests: by_class(&figures.requests),
+                bytes: by_class(&figures.bytes),
+                queued: by_class(&figures.queued),
+                readers_waiting: figures.waiting,
+            }
+        });
+        PrefetchAnswer { stores: stores.collect(), snapshots: snapshots.loading() }
+    }
+
     /// All mounts that users see, those that were just unmounted by others left out.
     pub(super) async fn mounts(&self) -> Result<Vec<MountShown>, DaemonError> {
         let service = self.clone();
@@ -225,12 +249,12 @@ impl Service {
         let claim =
             spawn_blocking(move || service.inner.mounts.claim(Caller::Process(caller), &path));
         let claim = claim.await.map_err(|_| DaemonError::Panicked)??;
-        let MountRequest { snapshot, store, cache, view, .. } = request;
+        let MountRequest { snapshot, store, cache, view, load, .. } = request;
         let shape = match view {
             WantedView::ReadOnly => Shape::Alone,
             WantedView::Writable(_) => Shape::Below,
         };
-        let attached = self.inner.snapshots.attach(&snapshot, &store, cache, shape).await?;
+        let attached = self.inner.snapshots.attach(&snapshot, &store, cache, shape, &load).await?;
         let layer = |part: Arc<Use>| -> Result<Layer, DaemonError> {
             let dir = self.inner.snapshots.dir(part.slot())?;
             Ok(Layer { slot: part.slot().get(), dir, hold: Box::new(part) })

@@ -15,11 +15,12 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio_util::task::TaskTracker;
 
-use super::api::{AttachedShown, CacheUse, StoreRef};
+use super::api::{AttachedShown, CacheUse, LoadOptions, LoadingShown, StoreRef};
 use super::attached::{AttachKey, AttachedFile, AttachedFiles, Part};
 use super::error::DaemonError;
 use super::server::Server;
 use super::stores::{Store, Stores};
+use super::tracking::{Begins, Early, Tracking, Trackings};
 use crate::content::SnapshotContent;
 use crate::snapshots::{open_index, parts, resolve};
 use crate::state::State;
@@ -45,6 +46,7 @@ struct Inner {
     files: AttachedFiles,
     runtime: Handle,
     tasks: TaskTracker,
+    trackings: Trackings,
     /// Woken when a slot has been let go.
     changed: Arc<Notify>,
     /// Who attaches a snapshot holds its lock: others wait and share what comes of it.
@@ -55,10 +57,18 @@ struct Inner {
 /// What belongs to a slot until the kernel has forgotten it.
 struct Serving {
     key: AttachKey,
+    load: LoadOptions,
     /// Opened when the slot is first asked for something, if an earlier daemon has attached it.
-    open: Option<(SnapshotContent, Arc<Store>)>,
+    open: Option<Open>,
     /// It is out of sight: when it is looked at again whether anybody uses it.
     ending: Option<Look>,
+}
+
+/// A slot that serves.
+struct Open {
+    content: SnapshotContent,
+    store: Arc<Store>,
+    tracking: Arc<Tracking>,
 }
 
 /// When to look, and how long to wait if that was too early.
@@ -117,13 +127,15 @@ impl Snapshots {
         runtime: Handle,
         changed: Arc<Notify>,
     ) -> Self {
+        let tasks = TaskTracker::new();
         let inner = Inner {
             server,
             stores,
             state,
             files,
+            trackings: Trackings::new(runtime.clone(), tasks.clone()),
             runtime,
-            tasks: TaskTracker::new(),
+            tasks,
             changed,
             uses: Mutex::default(),
             serving: Mutex::default(),
@@ -138,15 +150,18 @@ impl Snapshots {
         store: &StoreRef,
         cache: CacheUse,
         shape: Shape,
+        load: &LoadOptions,
     ) -> Result<Attached, DaemonError> {
         let inner = &self.inner;
         let opened = inner.stores.get(store, cache)?;
         let snapshot = resolve(&opened.remote, reference).await?;
+        // It comes while the index does.
+        let mut early = Some(inner.trackings.fetch(&opened.remote, snapshot, load));
         let key = |part| AttachKey { snapshot, store: store.clone(), cache, part };
         let (top, below) = inner.parts(&opened, snapshot, shape).await?;
-        let top = self.attach_part(key(top), &opened).await?;
+        let top = self.attach_part(key(top), &opened, load, &mut early).await?;
         let below = match below {
-            Some(part) => Some(self.attach_part(key(part), &opened).await?),
+            Some(part) => Some(self.attach_part(key(part), &opened, load, &mut early).await?),
             None => None,
         };
         Ok(Attached { snapshot, top, below })
@@ -156,6 +171,8 @@ impl Snapshots {
         &self,
         key: AttachKey,
         opened: &Arc<Store>,
+        load: &LoadOptions,
+        early: &mut Option<Early>,
     ) -> Result<Arc<Use>, DaemonError> {
         let inner = &self.inner;
         let cell = inner.cell(&key);
@@ -170,16 +187,16 @@ impl Snapshots {
             )));
         }
         let index = open_index(&opened.remote, &inner.state, key.snapshot).await?;
-        let content = opened.content(index.clone());
         let view = inner.view(&key);
-        let fs = SnapshotFs::with_view(index, Arc::new(content.clone()), view);
-        let slot = inner.server.attach(fs)?;
-        let open = Some((content, Arc::clone(opened)));
-        let serving = Serving { key: key.clone(), open, ending: None };
+        let (open, fs) = inner.open(opened, index, &key, load, Begins::Now, early.take(), view);
+        let tracking = Arc::clone(&open.tracking);
+        let slot = inner.server.attach(fs).inspect_err(|_| tracking.leave())?;
+        let serving =
+            Serving { key: key.clone(), load: load.clone(), open: Some(open), ending: None };
         inner.serving.lock().insert(slot.get(), serving);
         let made = Arc::new(Use { inner: Arc::downgrade(inner), slot });
         // Before anything can be mounted: the next daemon must be able to serve it.
-        inner.files.add(slot.get(), &key)?;
+        inner.files.add(slot.get(), &key, load)?;
         *current = Arc::downgrade(&made);
         Ok(made)
     }
@@ -201,8 +218,8 @@ impl Snapshots {
         for kept in slots {
             // Without a file: its daemon died before anything could be mounted of it.
             let number = kept.slot.get();
-            let Some(AttachedFile { key, .. }) = known.remove(&number) else { continue };
-            let opener = inner.opener(kept.slot, key.clone());
+            let Some(AttachedFile { key, load, .. }) = known.remove(&number) else { continue };
+            let opener = inner.opener(kept.slot, key.clone(), load.clone());
             restored.push(Restored { slot: kept.slot, opener });
             let made = Arc::new(Use { inner: Arc::downgrade(inner), slot: kept.slot });
             if !kept.detached
@@ -210,7 +227,7 @@ impl Snapshots {
             {
                 *current = Arc::downgrade(&made);
             }
-            inner.serving.lock().insert(number, Serving { key, open: None, ending: None });
+            inner.serving.lock().insert(number, Serving { key, load, open: None, ending: None });
             uses.insert(number, made);
         }
         for left in known.into_keys() {
@@ -236,6 +253,21 @@ impl Snapshots {
             .collect();
         shown.sort_by_key(|shown| shown.slot);
         shown
+    }
+
+    /// How far the loading of each is.
+    pub(super) fn loading(&self) -> Vec<LoadingShown> {
+        self.inner.trackings.list()
+    }
+
+    /// The stores that they come from.
+    pub(super) fn stores(&self) -> &Stores {
+        &self.inner.stores
+    }
+
+    /// Saves what starts have taught that are over.
+    pub(super) fn end_runs(&self) {
+        self.inner.trackings.end_runs();
     }
 
     /// How many are attached, those too that only their last users see.
@@ -271,17 +303,16 @@ impl Snapshots {
     /// Gives back the memory of one index. A single look at it may have mapped half a MiB, because
     /// the kernel maps what it has in one piece.
     pub(super) fn release_pages_of(&self, slot: u32) {
-        if let Some(Serving { open: Some((content, _)), .. }) = self.inner.serving.lock().get(&slot)
-        {
-            content.index().release_pages();
+        if let Some(Serving { open: Some(open), .. }) = self.inner.serving.lock().get(&slot) {
+            open.content.index().release_pages();
         }
     }
 
     /// Gives the memory back that indexes take, as far as they are files.
     pub(super) fn release_pages(&self) {
         for serving in self.inner.serving.lock().values() {
-            if let Some((content, _)) = &serving.open {
-                content.index().release_pages();
+            if let Some(open) = &serving.open {
+                open.content.index().release_pages();
             }
         }
     }
@@ -300,9 +331,9 @@ impl Snapshots {
         let serving: Vec<Serving> =
             self.inner.serving.lock().drain().map(|(_, serving)| serving).collect();
         let recent = self.inner.stores.take_recent();
-        for (content, store) in serving.into_iter().filter_map(|serving| serving.open) {
-            store.close().await;
-            content.shutdown().await;
+        for open in serving.into_iter().filter_map(|serving| serving.open) {
+            open.store.close().await;
+            open.content.shutdown().await;
         }
         for store in recent {
             store.close().await;
@@ -365,26 +396,56 @@ impl Inner {
     }
 
     /// Opens a snapshot again. Called on a thread that serves the kernel.
-    fn opener(self: &Arc<Self>, slot: Slot, key: AttachKey) -> Opener {
+    fn opener(self: &Arc<Self>, slot: Slot, key: AttachKey, load: LoadOptions) -> Opener {
         let inner = Arc::downgrade(self);
         Box::new(move || {
             let inner = inner.upgrade().ok_or("the daemon is about to end")?;
             let store = inner.stores.get(&key.store, key.cache)?;
             let index: Index =
                 inner.runtime.block_on(open_index(&store.remote, &inner.state, key.snapshot))?;
-            let content = store.content(index.clone());
-            if let Some(serving) = inner.serving.lock().get_mut(&slot.get()) {
-                serving.open = Some((content.clone(), store));
+            let early = inner.trackings.fetch(&store.remote, key.snapshot, &load);
+            let view = inner.view(&key);
+            let begins = Begins::Earlier;
+            let (open, fs) = inner.open(&store, index, &key, &load, begins, Some(early), view);
+            match inner.serving.lock().get_mut(&slot.get()) {
+                // It is out of sight already, and read by its last users only.
+                Some(Serving { ending: Some(_), .. }) | None => open.tracking.leave(),
+                Some(_) => {}
             }
-            Ok(SnapshotFs::with_view(index, Arc::new(content), inner.view(&key)))
+            if let Some(serving) = inner.serving.lock().get_mut(&slot.get()) {
+                serving.open = Some(open);
+            }
+            Ok(fs)
         })
+    }
+
+    /// A snapshot as a slot serves it.
+    #[allow(clippy::too_many_arguments)] // each is another's to know
+    fn open(
+        &self,
+        store: &Arc<Store>,
+        index: Index,
+        key: &AttachKey,
+        load: &LoadOptions,
+        begins: Begins,
+        early: Option<Early>,
+        view: View,
+    ) -> (Open, SnapshotFs) {
+        let tracked = (key.snapshot, key.store.clone(), key.cache);
+        let tracking = self.trackings.of(tracked, store, &index, load, begins, early);
+        let content = store.content(index.clone(), Arc::clone(tracking.tracker()));
+        let fs = SnapshotFs::with_view(index, Arc::new(content.clone()), view);
+        (Open { content, store: Arc::clone(store), tracking }, fs)
     }
 
     /// Out of sight; served until nothing of it is in use.
     fn detach(inner: &Arc<Self>, slot: Slot) {
-        if let Some(serving) = inner.serving.lock().get_mut(&slot.get()) {
+        let tracking = inner.serving.lock().get_mut(&slot.get()).and_then(|serving| {
             serving.ending = Some(Look { at: Instant::now() + LOOK_FIRST, pause: LOOK_FIRST });
-        }
+            serving.open.as_ref().map(|open| Arc::clone(&open.tracking))
+        });
+        // What is not seen any more is not loaded any more.
+        tracking.inspect(|tracking| tracking.leave());
         let weak = Arc::downgrade(inner);
         // It may have to wait for the kernel, and the caller may be a task.
         let work = move || {
@@ -413,10 +474,10 @@ impl Inner {
         if let Err(error) = inner.files.remove(slot.get()) {
             tracing::warn!(%error, "a file about an attached snapshot stays behind");
         }
-        if let Some((content, store)) = serving.and_then(|serving| serving.open) {
+        if let Some(open) = serving.and_then(|serving| serving.open) {
             let close = async move {
-                content.shutdown().await;
-                drop(store);
+                open.content.shutdown().await;
+                drop(open);
             };
             inner.tasks.spawn_on(close, &inner.runtime);
         }

@@ -4,7 +4,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
-use inlay_prefetch::{FetchLimits, Fetcher};
+use inlay_prefetch::scheduler::{LinkEstimate, Urgency};
+use inlay_prefetch::{FetchFigures, FetchLimits, Fetcher, GroupList, Loading};
 use inlay_store::cache::Cache;
 use inlay_store::format::Index;
 use inlay_store::remote::{PlainHttp, Remote};
@@ -14,7 +15,7 @@ use tokio::runtime::Handle;
 use super::api::{CacheUse, StoreRef};
 use super::error::DaemonError;
 use crate::config;
-use crate::content::{ContentOptions, SnapshotContent};
+use crate::content::{ContentOptions, SnapshotContent, Tracker};
 use crate::state::State;
 
 /// How many may be open at once. Each has connections and buffers of its own.
@@ -40,15 +41,26 @@ impl Store {
         close(self.fetcher.clone(), &self.closed).await;
     }
 
-    /// The contents of a snapshot of this store.
-    pub(super) fn content(&self, index: Index) -> SnapshotContent {
-        SnapshotContent::new(
+    /// The contents of a snapshot of this store, whose reads `tracker` is told of.
+    pub(super) fn content(&self, index: Index, tracker: Arc<Tracker>) -> SnapshotContent {
+        SnapshotContent::tracked(
             index,
             self.cache.clone(),
             self.fetcher.clone(),
             ContentOptions::default(),
             self.runtime.clone(),
+            Some(tracker),
         )
+    }
+
+    /// Loads a snapshot ahead of its readers: see [`Fetcher::load`].
+    pub(super) fn load(&self, urgency: Urgency, groups: Arc<dyn GroupList>) -> Option<Loading> {
+        self.fetcher.load(urgency, groups)
+    }
+
+    /// What was fetched, and what the link is taken to be.
+    pub(super) fn figures(&self) -> (FetchFigures, LinkEstimate) {
+        (self.fetcher.figures(), self.fetcher.link())
     }
 }
 
@@ -66,9 +78,9 @@ async fn close(fetcher: Fetcher, closed: &AtomicBool) {
     }
     let figures = fetcher.figures();
     tracing::info!(
-        demand_requests = figures.demand_requests,
-        read_ahead_requests = figures.read_ahead_requests,
-        fetched_bytes = figures.fetched_bytes,
+        demand_requests = figures.demand_requests(),
+        ahead_requests = figures.ahead_requests(),
+        fetched_bytes = figures.fetched_bytes(),
         "a store is closed"
     );
 }
@@ -133,6 +145,24 @@ impl Stores {
     /// Those that are open, and no longer kept open for want of use.
     pub(super) fn take_recent(&self) -> Vec<Arc<Store>> {
         std::mem::take(&mut self.open.lock().recent).into()
+    }
+
+    /// Those that are open now.
+    pub(super) fn all(&self) -> Vec<(StoreRef, CacheUse, Arc<Store>)> {
+        let open = self.open.lock();
+        let mut all: Vec<_> = open
+            .stores
+            .iter()
+            .filter_map(|((store, cache), open)| Some((store.clone(), *cache, open.upgrade()?)))
+            .collect();
+        drop(open);
+        all.sort_by(|one, other| (&one.0, one.1).cmp(&(&other.0, other.1)));
+        all
+    }
+
+    /// The host's cache.
+    pub(super) fn cache(&self) -> &Cache {
+        &self.cache
     }
 
     /// Waits until what came has its place in the cache. Blocks.

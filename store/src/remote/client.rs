@@ -171,6 +171,24 @@ impl Remote {
         .await
     }
 
+    /// The first `len` bytes of an object, or all of a shorter one, and how many it has: one request
+    /// instead of two for an object whose length is not known.
+    pub async fn get_start(&self, key: &ObjectKey, len: u64) -> Result<(Bytes, u64), StoreError> {
+        let path = key.path(self.root());
+        let stall = self.policy().stall;
+        self.run(self.request(Operation::GetRange, key, len), |store| {
+            let path = path.clone();
+            async move {
+                let options = GetOptions::new().with_range(Some(GetRange::Bounded(0..len)));
+                let answer = within(stall, store.get_opts(&path, options)).await?;
+                let total = answer.meta.size;
+                let start = body::read(answer, total.min(len), stall, &Unwatched).await?;
+                Ok((start, total))
+            }
+        })
+        .await
+    }
+
     /// The object's length in bytes, or nothing if it is not there.
     pub async fn len(&self, key: &ObjectKey) -> Result<Option<u64>, StoreError> {
         let path = key.path(self.root());

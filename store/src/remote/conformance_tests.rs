@@ -57,6 +57,10 @@ async fn check_reads(remote: &Remote) {
         let expected = bytes.slice(place(range.start)..place(range.end));
         assert_eq!(remote.get_range(&key, range, budget).await.unwrap(), expected);
     }
+    for start in [1, 70_000, len, len + 1, 1 << 30] {
+        let expected = bytes.slice(..place(start.min(len)));
+        assert_eq!(remote.get_start(&key, start).await.unwrap(), (expected, len));
+    }
     let error = remote.get(&key, len - 1).await.unwrap_err();
     assert!(matches!(error, StoreError::TooLong { .. }), "{error}");
     let hasty = RetryBudget { attempts_max: 2, ..budget };
@@ -72,6 +76,7 @@ async fn check_reads(remote: &Remote) {
     for error in [
         remote.get(&missing, 10).await.unwrap_err(),
         remote.get_range(&missing, 0..10, budget).await.unwrap_err(),
+        remote.get_start(&missing, 10).await.unwrap_err(),
         remote.snapshot(&id(77)).await.unwrap_err(),
     ] {
         assert!(error.is_not_found(), "{error}");
