@@ -16,7 +16,7 @@ use inlay_testkit::scratch;
 use inlay_testkit::tree::EveryKind;
 use serde_json::Value;
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 17] = [
     "import",
     "export",
     "mount",
@@ -32,6 +32,7 @@ const COMMANDS: [&str; 16] = [
     "tag",
     "untag",
     "verify",
+    "profile",
     "cache",
 ];
 
@@ -67,6 +68,9 @@ fn every_command_speaks_json() {
     let tar = of("tar", &scratch.path().join("exported.tar"));
     let layout = of("oci", &scratch.path().join("layout"));
     let source = of("dir", &source.path());
+    let file = |name: &str| scratch.path().join(name).display().to_string();
+    let (list, profile) = (file("list"), file("profile"));
+    fs::write(&list, "/sizes\n/large/random-shifted\n/absent\n").unwrap();
     let runs: &[&[&str]] = &[
         &["import", &source, "--name", "again"],
         &["snapshots"],
@@ -77,6 +81,13 @@ fn every_command_speaks_json() {
         &["stat", "base:/special/disk"],
         &["tree", "base:/hard-links"],
         &["verify", "base"],
+        &["profile", "import", "--paths", "base", &list],
+        &["profile", "show", "base"],
+        &["profile", "export", "base", &profile],
+        &["profile", "export", "--paths", "base", &list],
+        &["profile", "import", "--label", "other", "base", &profile],
+        &["profile", "drop", "base"],
+        &["profile", "drop", "--all", "base"],
         &["cache", "status"],
         &["cache", "pin", "base"],
         &["cache", "unpin", "base"],
@@ -127,6 +138,7 @@ fn failures_say_what_and_where_in_one_line() {
     let path = |name: &str| scratch.path().join(name).display().to_string();
     fs::write(path("file"), b"no archive, no layout").unwrap();
     let not_there = path("not-there");
+    fs::write(path("paths"), "/absent\n").unwrap();
     let cases: &[(&[&str], &str)] = &[
         (&["ls", "absent"], "absent"),
         (&["ls", "base:/absent/path"], "/absent/path"),
@@ -137,6 +149,12 @@ fn failures_say_what_and_where_in_one_line() {
         (&["import", &format!("oci:{}", path("file"))], &path("file")),
         (&["import", &format!("docker-archive:{}", path("file"))], &path("file")),
         (&["export", "base", &format!("dir:{not_there}/a/b")], "not-there"),
+        (&["profile", "show", "base"], "profile import --paths"),
+        (&["profile", "export", "--label", "x", "base", &not_there], "'x'"),
+        (&["profile", "drop", "base"], "'default'"),
+        (&["profile", "import", "base", &not_there], &not_there),
+        (&["profile", "import", "base", &path("file")], "no profile"),
+        (&["profile", "import", "--paths", "base", &path("paths")], "1 are not there"),
         (&["mount", "base", &not_there], &not_there),
         (&["umount", "/proc"], "/proc"),
         (&["--store", "gopher://x", "snapshots"], "gopher"),
@@ -161,6 +179,8 @@ fn wrong_words_have_an_exit_code_of_their_own() {
         &["mount", "base"],
         &["ls", "--frobnicate", "base"],
         &["mount", "--scratch", "base", "/mnt"],
+        &["profile", "show", "--label", "../x", "base"],
+        &["profile", "drop", "--all", "--label", "x", "base"],
     ];
     for arguments in cases {
         let ran = inlay.fail(*arguments).unwrap();
@@ -197,4 +217,79 @@ fn names_are_moved_and_taken_away() {
     assert_ne!(id("base"), id("other"));
     inlay.succeed(["untag", "other"]).unwrap();
     inlay.fail(["show", "other"]).unwrap();
+}
+
+/// What a command answers with `--json`.
+fn json(inlay: &Inlay, words: &[&str]) -> Value {
+    let ran = inlay.succeed([&["--json"], words].concat()).unwrap();
+    serde_json::from_slice(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
+}
+
+#[test]
+fn a_profile_is_shown_in_order_and_comes_back() {
+    let (inlay, _source) = with_base();
+    let scratch = scratch().unwrap();
+    let path = |name: &str| scratch.path().join(name).display().to_string();
+    fs::write(path("list"), "/large/random-shifted\n/sizes/text-4097\n/nowhere\n").unwrap();
+    let id = json(&inlay, &["show", "base"])["id"].clone();
+    let made = json(&inlay, &["profile", "import", "--paths", "base", &path("list")]);
+    assert_eq!((&made["snapshot"], &made["missing"]), (&id, &1.into()));
+    assert_eq!(made["label"], "default");
+
+    let shown = json(&inlay, &["profile", "show", "base"]);
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&shown), ["groups", "label", "raw_bytes", "runs", "snapshot", "stored_bytes"]);
+    let groups = shown["groups"].as_array().unwrap();
+    assert_eq!(made["groups"], groups.len());
+    assert_eq!(keys(&groups[0]), ["at_ms", "files", "group", "raw_len", "seen", "stored_len"]);
+    assert!(groups.iter().all(|group| group["files"].as_array().unwrap().len() <= 3));
+    let files = |place: usize| groups[place]["files"].to_string();
+    assert!(files(0).contains("/large/random-shifted"), "{shown}");
+    assert!(files(groups.len() - 1).contains("/sizes/"), "{shown}");
+    let sum = |key: &str| groups.iter().map(|group| group[key].as_u64().unwrap()).sum::<u64>();
+    assert_eq!(shown["stored_bytes"], sum("stored_len"));
+    assert_eq!(shown["raw_bytes"], sum("raw_len"));
+
+    let text = inlay.succeed(["profile", "show", "base"]).unwrap().text();
+    assert_eq!(text.lines().count(), groups.len() + 2, "{text}");
+    assert!(text.contains("/large/random-shifted"), "{text}");
+
+    inlay.succeed(["profile", "export", "base", &path("kept")]).unwrap();
+    let bytes = inlay.succeed(["profile", "export", "base", "-"]).unwrap().stdout;
+    assert_eq!(bytes, fs::read(path("kept")).unwrap());
+    assert_eq!(json(&inlay, &["profile", "drop", "base"])["dropped"][0], "default");
+    inlay.fail(["profile", "show", "base"]).unwrap();
+    inlay.succeed(["profile", "import", "--label", "app", "base", &path("kept")]).unwrap();
+    let ran = inlay.fail(["profile", "show", "base"]).unwrap();
+    assert!(ran.stderr.contains("but there are: app"), "{ran:?}");
+    let again = json(&inlay, &["profile", "show", "--label", "app", "base"]);
+    assert_eq!(again["groups"], shown["groups"]);
+}
+
+#[test]
+fn a_profile_of_another_snapshot_or_a_damaged_one_is_refused() {
+    let (inlay, _source) = with_base();
+    let scratch = scratch().unwrap();
+    let path = |name: &str| scratch.path().join(name).display().to_string();
+    fs::write(scratch.path().join("large"), vec![7; 10_000]).unwrap();
+    let other = import(&inlay, &of("dir", scratch.path()), "other");
+    fs::write(path("list"), "/\n").unwrap();
+    inlay.succeed(["profile", "import", "--paths", "base", &path("list")]).unwrap();
+    inlay.succeed(["profile", "export", "base", &path("profile")]).unwrap();
+    let ran = inlay.fail(["profile", "import", "other", &path("profile")]).unwrap();
+    assert!(ran.stderr.contains(other["id"].as_str().unwrap()), "{ran:?}");
+    assert!(ran.stderr.contains("profile export --paths"), "{ran:?}");
+
+    let id = json(&inlay, &["show", "base"])["id"].as_str().unwrap().to_owned();
+    let stored = inlay.state().join("store/profiles").join(&id).join("default.profile");
+    let mut bytes = fs::read(&stored).unwrap();
+    bytes[130] ^= 1;
+    fs::write(&stored, &bytes).unwrap();
+    for words in [&["profile", "show", "base"][..], &["profile", "export", "base", "-"]] {
+        let ran = inlay.fail(words).unwrap();
+        assert!(ran.stderr.contains("default.profile: it is damaged"), "{ran:?}");
+        assert!(ran.stdout.is_empty(), "{ran:?}");
+    }
+    inlay.succeed(["profile", "drop", "base"]).unwrap();
+    assert!(!stored.exists());
 }

@@ -21,6 +21,7 @@ const TARGETS: &[Target] = &[
     ("packed", entries::packed::run),
     ("group", entries::group::run),
     ("toc", entries::toc::run),
+    ("profile", entries::profile::run),
     ("tar", entries::tar::run),
     ("layers", entries::tar::run_layers),
     ("oci", entries::image::run_oci),

@@ -5,5 +5,6 @@ pub(crate) mod group;
 pub(crate) mod image;
 pub(crate) mod index;
 pub(crate) mod packed;
+pub(crate) mod profile;
 pub(crate) mod tar;
 pub(crate) mod toc;

@@ -54,6 +54,9 @@ pub enum CliError {
     /// The cache can't do what was asked of it.
     #[error("{0}")]
     Cache(String),
+    /// There is no such profile, or it can't be made.
+    #[error("{0}")]
+    Profile(String),
     /// Standard output.
     #[error("writing the output: {0}")]
     Output(#[from] io::Error),

@@ -15,6 +15,7 @@ mod look;
 mod mount;
 mod output;
 mod path;
+mod profile;
 mod progress;
 mod reader;
 mod verify;
@@ -66,8 +67,8 @@ pub struct Global {
     /// The state directory: cache, indexes, upper directories, and the default store
     #[arg(long, global = true, env = "INLAY_STATE", value_name = "DIR", default_value = STATE_DEFAULT)]
     state: PathBuf,
-    /// Print one JSON value instead of text. Contents that 'cat' and 'export … tar:-' print stay
-    /// as they are, and errors are one line of text on standard error
+    /// Print one JSON value instead of text. What 'cat', 'export … tar:-' and 'profile export … -'
+    /// print stays as it is, and errors are one line of text on standard error
     #[arg(long, global = true)]
     json: bool,
     /// Show no progress
@@ -109,6 +110,7 @@ enum Command {
     Tag(list::TagArgs),
     Untag(list::UntagArgs),
     Verify(verify::VerifyArgs),
+    Profile(profile::ProfileArgs),
     Cache(cache::CacheArgs),
 }
 
@@ -161,6 +163,7 @@ impl Cli {
             Command::Tag(args) => list::tag(global, &args),
             Command::Untag(args) => list::untag(global, &args),
             Command::Verify(args) => verify::verify(global, &args),
+            Command::Profile(args) => profile::profile(global, &args),
             Command::Cache(args) => cache::cache(global, &args),
         }
     }

@@ -1,28 +1,21 @@
-//! `SNAPSHOT:/PATH`: finds the object that it means, following symbolic links inside the snapshot.
+//! `SNAPSHOT:/PATH`, and the object that it means.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use inlay_store::format::{FileKind, Index, InodeIdx};
+use inlay_store::format::{Index, InodeIdx};
 
 use super::error::CliError;
 use super::output::shown;
+use crate::snapshots::{FindError, find};
 
-/// How many symbolic links a path may lead through, as in Linux.
-const LINKS_MAX: u32 = 40;
+pub(super) use crate::snapshots::LastLink;
 
 /// A snapshot and a path in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Target {
     pub(super) snapshot: String,
     pub(super) path: Vec<u8>,
-}
-
-/// Whether a symbolic link at the path's end is followed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LastLink {
-    Follow,
-    Keep,
 }
 
 impl Target {
@@ -46,51 +39,13 @@ impl Target {
 
     /// The inode behind the path. Links lead nowhere outside the snapshot: `/` is its root.
     pub(super) fn find(&self, index: &Index, last: LastLink) -> Result<InodeIdx, CliError> {
-        let wrong =
-            |why| CliError::Path { snapshot: self.snapshot.clone(), path: shown(&self.path), why };
-        let mut links = 0;
-        // What is still to be walked, the next name last.
-        let mut rest: Vec<Vec<u8>> = names(&self.path);
-        let mut way = vec![InodeIdx::ROOT];
-        while let Some(name) = rest.pop() {
-            let dir = way.last().copied().unwrap_or(InodeIdx::ROOT);
-            if name == b".." {
-                if way.len() > 1 {
-                    way.pop();
-                }
-                continue;
+        find(index, &self.path, last).map_err(|error| match error {
+            FindError::Format(error) => CliError::Format(error),
+            FindError::NotThere(why) => {
+                CliError::Path { snapshot: self.snapshot.clone(), path: shown(&self.path), why }
             }
-            if index.attr(dir)?.kind != FileKind::Directory {
-                return Err(wrong("a part of the path is not a directory"));
-            }
-            let inode =
-                index.lookup(dir, &name)?.ok_or_else(|| wrong("no such file or directory"))?;
-            let is_last = rest.is_empty() && last == LastLink::Keep;
-            if index.attr(inode)?.kind != FileKind::Symlink || is_last {
-                way.push(inode);
-                continue;
-            }
-            links += 1;
-            if links > LINKS_MAX {
-                return Err(wrong("too many symbolic links"));
-            }
-            let target = index.symlink(inode)?;
-            if target.starts_with(b"/") {
-                way.truncate(1);
-            }
-            rest.extend(names(target));
-        }
-        Ok(way.last().copied().unwrap_or(InodeIdx::ROOT))
+        })
     }
-}
-
-/// The names of a path, the first one last.
-fn names(path: &[u8]) -> Vec<Vec<u8>> {
-    path.split(|b| *b == b'/')
-        .filter(|name| !name.is_empty() && *name != b".")
-        .map(<[u8]>::to_vec)
-        .rev()
-        .collect()
 }
 
 #[cfg(test)]

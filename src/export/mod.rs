@@ -30,6 +30,7 @@ use crate::import::{Phase, Progress};
 pub use content::FileBytes;
 pub use error::{CopyError, ExportError, Omission, Warning, Warnings};
 pub use oci::LayerCompression;
+pub(crate) use staging::StagedFile;
 pub use target::Target;
 
 /// What is exported, and how.
@@ -74,7 +75,7 @@ impl Export<'_> {
     }
 
     fn tar_file(&self, path: &Path) -> Result<Report, ExportError> {
-        let staged = staging::StagedFile::new(path)?;
+        let staged = StagedFile::new(path)?;
         let report = {
             let mut out = buffered(staged.file());
             tar::write(self, tar::Purpose::Archive, &mut out)?

@@ -1,7 +1,7 @@
 //! Writes beside the target and puts it in place when it is complete, so that nobody sees a part.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -15,13 +15,13 @@ const PREFIX: &str = ".inlay-export-";
 
 /// A file on its way to `target`. Goes when dropped before `commit`.
 #[derive(Debug)]
-pub(super) struct StagedFile {
+pub(crate) struct StagedFile {
     file: NamedTempFile,
     target: PathBuf,
 }
 
 impl StagedFile {
-    pub(super) fn new(target: &Path) -> Result<Self, ExportError> {
+    pub(crate) fn new(target: &Path) -> Result<Self, ExportError> {
         let target = match fs::metadata(target) {
             // Not the link's name but what it names is replaced.
             Ok(there) if there.is_file() => fs::canonicalize(target).map_err(unwritten(target))?,
@@ -41,8 +41,13 @@ impl StagedFile {
         self.file.as_file()
     }
 
+    /// Adds bytes at the end.
+    pub(crate) fn write(&self, bytes: &[u8]) -> Result<(), ExportError> {
+        self.file.as_file().write_all(bytes).map_err(unwritten(&self.target))
+    }
+
     /// Makes it durable and gives it its name.
-    pub(super) fn commit(self) -> Result<(), ExportError> {
+    pub(crate) fn commit(self) -> Result<(), ExportError> {
         let target = self.target;
         self.file
             .as_file()

@@ -2,9 +2,12 @@
 
 mod create;
 mod error;
+mod find;
+mod groups;
 mod known;
 mod open;
 mod parts;
+mod path_list;
 mod publish;
 mod resolve;
 mod upload;
@@ -13,9 +16,14 @@ pub mod verify;
 
 pub use create::{CreateOptions, Created, Parent, create};
 pub use error::SnapshotError;
+pub use find::{FindError, LastLink, find};
+pub use groups::{
+    FilesOfGroup, GroupsOfPaths, Keep, Part, PathPart, files_of_groups, groups_of_paths,
+};
 pub use known::known_chunks;
 pub use open::open_index;
 pub use parts::parts;
+pub use path_list::{read_paths, write_paths};
 pub use publish::{Draft, publish};
 pub use resolve::{Reference, resolve};
 pub(crate) use verified::VerifiedIndexes;

@@ -11,11 +11,12 @@ use std::sync::mpsc;
 use inlay_store::format::check::check_index;
 use inlay_store::format::packed::{pack_index, unpack_index};
 use inlay_store::format::write::{IndexParts, write_index};
-use inlay_store::format::{Device, Index, Timestamp};
-use inlay_store::ids::{BlobId, Kind};
+use inlay_store::format::{Device, GroupIdx, Index, Timestamp};
+use inlay_store::ids::{BlobId, Digest, IndexDigest, Kind, SnapshotId};
 use inlay_store::pack::{
     BlobStore, Content, FileSink as _, KnownChunks, PackError, PackOptions, Packer,
 };
+use inlay_store::profile::{Profile, ProfileLabel, Run};
 use inlay_store::tree::{Meta, NodeId, NodeKind, Tree, TreeLimits};
 use inlay_testkit::content;
 
@@ -109,6 +110,19 @@ fn snapshot() -> (Vec<u8>, Vec<Vec<u8>>) {
     (index, blobs.iter().collect())
 }
 
+/// Profiles whose entries stand as they are, and compressed.
+fn profiles() -> [(&'static str, Profile); 2] {
+    let of = |groups: &[std::ops::Range<u32>]| {
+        let id = SnapshotId { kind: Kind::Image, index: IndexDigest(Digest::of(b"an index")) };
+        let mut profile = Profile::new(id, ProfileLabel::default());
+        for groups in groups {
+            profile.merge(&Run::in_order(groups.clone().map(GroupIdx)));
+        }
+        profile
+    };
+    [("plain", of(&[0..2, 0..1])), ("packed", of(&[0..200, 50..300]))]
+}
+
 /// The seeds must be what this version reads, or the fuzzers find nothing.
 pub(crate) fn check(dir: &Path) {
     let seed = fs::read(dir.join("seeds/index")).unwrap();
@@ -117,6 +131,13 @@ pub(crate) fn check(dir: &Path) {
     assert!(checked.groups > 1 && checked.files > 5, "{checked:?}");
     let packed = fs::read(dir.join("corpus/packed/valid")).unwrap();
     unpack_index(&packed, index.digest(), &mut Vec::new()).expect("make the seeds anew");
+    for (name, profile) in profiles() {
+        let stored = fs::read(dir.join("corpus/profile").join(name)).unwrap();
+        let stored = Profile::decode(&stored).expect("make the seeds anew");
+        assert_eq!(stored, profile, "make the seeds anew");
+        let entries = profile.entries().len() * 12;
+        assert_eq!(profile.encode().len() == 128 + entries + 32, name == "plain");
+    }
     let layout = fs::read(dir.join("corpus/oci/one-layer")).unwrap();
     entries::image::oci(&layout).expect("make the seeds anew");
     let archive = fs::read(dir.join("corpus/docker_archive/one-layer")).unwrap();
@@ -139,7 +160,7 @@ pub(crate) fn write(dir: &Path) -> io::Result<()> {
     save("corpus/packed/valid", &packed)?;
 
     let index = Index::from_bytes(bytes).unwrap();
-    let group = index.group(inlay_store::format::GroupIdx(0)).unwrap();
+    let group = index.group(GroupIdx(0)).unwrap();
     let first = blobs.first().unwrap();
     let start = usize::try_from(group.offset).unwrap();
     let stored = &first[start..start + group.stored_len as usize];
@@ -151,6 +172,13 @@ pub(crate) fn write(dir: &Path) -> io::Result<()> {
     let toc = &first[usize::try_from(blob.toc_offset).unwrap()..];
     save("corpus/toc/valid", &[&blob.toc_offset.to_le_bytes(), toc].concat())?;
 
+    for (name, profile) in profiles() {
+        let bytes = profile.encode();
+        save(&format!("corpus/profile/{name}"), &bytes)?;
+        // The target adds the digest, so changes of these reach what is behind its check.
+        let (content, _) = bytes.split_last_chunk::<32>().unwrap();
+        save(&format!("corpus/profile/{name}-without-digest"), content)?;
+    }
     for (name, archive) in archives::all()? {
         save(&format!("corpus/tar/{name}"), &archive)?;
     }

@@ -9,7 +9,10 @@ use crate::place::{Place, source};
 
 #[test]
 fn every_answer_can_be_json() {
-    let place = Place::with(&[("dir/file", b"x")]);
+    let place = Place::with(&[("dir/file", &[b'x'; 1000])]);
+    let list = place.path("list");
+    fs::write(&list, "/dir\n").unwrap();
+    let list = list.to_str().unwrap();
     let (mnt, tree) = (place.mnt(), source("dir", &place.tree()));
     let mnt = mnt.to_str().unwrap();
     let target = source("dir", &place.path("exported"));
@@ -24,6 +27,9 @@ fn every_answer_can_be_json() {
         &["tag", "base", "other"],
         &["untag", "other"],
         &["verify", "base"],
+        &["profile", "import", "--paths", "base", list],
+        &["profile", "show", "base"],
+        &["profile", "drop", "base"],
         &["mount", "base", mnt],
         &["mounts"],
         &["umount", mnt],
@@ -34,7 +40,7 @@ fn every_answer_can_be_json() {
         assert_eq!(ran.stderr, "", "{words:?}");
     }
     // A file's contents are what they are.
-    assert_eq!(place.run(["cat", "base:/dir/file", "--json"]).stdout, b"x");
+    assert_eq!(place.run(["cat", "base:/dir/file", "--json"]).stdout, [b'x'; 1000]);
 }
 
 #[test]
@@ -85,4 +91,31 @@ fn looking_inside_needs_no_mount() {
     assert_eq!((&stat["size"], &stat["nlink"]), (&8.into(), &1.into()));
     assert!(place.run(["tree", "base"]).text().contains("── file\n"));
     assert!(fs::read_dir(place.mnt()).unwrap().next().is_none());
+}
+
+#[test]
+fn an_order_is_carried_over_by_paths() {
+    let place = Place::new();
+    let file = |letter: u8| vec![letter; 300_000];
+    for letter in b'a'..=b'd' {
+        place.write(&char::from(letter).to_string(), file(letter));
+    }
+    place.import("one");
+    // What belongs to the next version, and what it does not have any more.
+    place.write("b", file(b'B'));
+    fs::remove_file(place.tree().join("c")).unwrap();
+    place.import("two");
+    let list = place.path("list");
+    fs::write(&list, "/d\n/c\n/b\n").unwrap();
+    let list = list.to_str().unwrap();
+    place.run(["profile", "import", "--paths", "one", list]);
+    let paths = place.run(["profile", "export", "--paths", "one", "-"]).text();
+    assert_eq!(paths, "/d\n/c\n/b\n");
+    place.run(["profile", "export", "--paths", "one", list]);
+    let answer = place.json(["profile", "import", "--paths", "two", list]);
+    assert_eq!(answer["missing"], 1);
+    let paths = place.run(["profile", "export", "--paths", "two", "-"]).text();
+    assert_eq!(paths, "/d\n/b\n");
+    let groups = place.json(["profile", "show", "two"])["groups"].clone();
+    assert_eq!(groups[0]["files"], serde_json::json!(["/d"]));
 }

@@ -1,0 +1,470 @@
+//! `inlay profile`: the order in which a snapshot's groups are fetched ahead, looked at and exchanged.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use inlay_store::format::{FormatError, GroupIdx, Index};
+use inlay_store::ids::SnapshotId;
+use inlay_store::profile::{ENCODED_LEN_MAX, Profile, ProfileLabel, Run};
+use inlay_store::remote::ObjectKey;
+use serde::Serialize;
+
+use super::Global;
+use super::error::CliError;
+use super::output::{self, shown};
+use crate::export::StagedFile;
+use crate::host::Host;
+use crate::snapshots::{
+    Keep, Part, PathPart, files_of_groups, groups_of_paths, open_index, read_paths, resolve,
+    write_paths,
+};
+
+/// The most bytes of a list of paths.
+const LIST_LEN_MAX: u64 = 256 << 20;
+/// How many paths are shown of each group.
+const PATHS_SHOWN: usize = 3;
+
+/// Look at the order in which a snapshot is fetched ahead, carry it over, drop it.
+///
+/// A profile says in which order earlier runs first touched a snapshot's groups. It is kept in the
+/// store beside the snapshot. What it says only orders fetching: contents are always verified.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  inlay profile show base
+  inlay profile export --paths base base.paths       what earlier runs read, first things first
+  inlay profile import --paths base-2 base.paths     …carried over to the next version
+  inlay profile drop --all base")]
+pub(super) struct ProfileArgs {
+    #[command(subcommand)]
+    command: ProfileCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ProfileCommand {
+    Show(ShowArgs),
+    Export(ExportArgs),
+    Import(ImportArgs),
+    Drop(DropArgs),
+}
+
+/// Show what is fetched ahead, in order.
+///
+/// MS is the mean time of the first touch, counted from a run's first one with long pauses cut short.
+/// SEEN says how many of the remembered runs touched the group.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  inlay profile show base
+  inlay profile show --label python3 base
+  inlay profile show --json base | jq .stored_bytes")]
+struct ShowArgs {
+    /// Name or id
+    snapshot: String,
+    /// Which of the snapshot's profiles [default: default]
+    #[arg(long)]
+    label: Option<ProfileLabel>,
+}
+
+/// Write a profile to a file, as it is stored or as a list of paths.
+///
+/// A list has one path a line, in the order in which the files' groups are fetched: OFFSET+LENGTH
+/// stands in front of one if only that part of the file is. It can be edited, and made into the profile
+/// of any other snapshot.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  inlay profile export base base.profile
+  inlay profile export --paths base -")]
+struct ExportArgs {
+    /// Name or id
+    snapshot: String,
+    /// Where to; - is standard output
+    file: PathBuf,
+    /// Which of the snapshot's profiles
+    #[arg(long, default_value_t)]
+    label: ProfileLabel,
+    /// A list of paths
+    #[arg(long)]
+    paths: bool,
+}
+
+/// Read a profile that was exported, or a list of paths, in place of what there is.
+///
+/// A profile belongs to one snapshot. A list of paths can be used for any: what the snapshot does not have
+/// is passed over and counted, and a directory means all that is below it.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  inlay profile import base base.profile
+  inlay profile import --paths base-2 base.paths
+  find /srv/app -name '*.py' -printf '/%P\\n' | inlay profile import --paths app -")]
+struct ImportArgs {
+    /// Name or id
+    snapshot: String,
+    /// Where from; - is standard input
+    file: PathBuf,
+    /// Under which label [default: that of the profile, or 'default' for a list]
+    #[arg(long)]
+    label: Option<ProfileLabel>,
+    /// A list of paths
+    #[arg(long)]
+    paths: bool,
+}
+
+/// Remove a snapshot's profile; the snapshot stays.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  inlay profile drop base
+  inlay profile drop --label python3 base
+  inlay profile drop --all base")]
+struct DropArgs {
+    /// Name or id
+    snapshot: String,
+    /// Which of the snapshot's profiles
+    #[arg(long, default_value_t)]
+    label: ProfileLabel,
+    /// All of them
+    #[arg(long, conflicts_with = "label")]
+    all: bool,
+}
+
+pub(super) fn profile(global: &Global, args: &ProfileArgs) -> Result<(), CliError> {
+    match &args.command {
+        ProfileCommand::Show(args) => show(global, args),
+        ProfileCommand::Export(args) => export(global, args),
+        ProfileCommand::Import(args) => import(global, args),
+        ProfileCommand::Drop(args) => drop_profiles(global, args),
+    }
+}
+
+/// A snapshot as it was named, on its host.
+struct Snapshot<'a> {
+    host: &'a Host,
+    name: &'a str,
+    id: SnapshotId,
+}
+
+impl<'a> Snapshot<'a> {
+    fn find(host: &'a Host, name: &'a str) -> Result<Self, CliError> {
+        let id = host.wait(resolve(host.remote(), name))?;
+        Ok(Self { host, name, id })
+    }
+
+    fn index(&self) -> Result<Index, CliError> {
+        Ok(self.host.wait(open_index(self.host.remote(), self.host.state(), self.id))?)
+    }
+
+    fn profile(&self, label: &ProfileLabel) -> Result<Profile, CliError> {
+        let found = self.host.wait(self.host.remote().profile(&self.id, label))?;
+        found.ok_or_else(|| self.no_profile(label))
+    }
+
+    fn no_profile(&self, label: &ProfileLabel) -> CliError {
+        let store = self.host.remote().description();
+        // Only for the message: a store that can't be listed still has none by this label.
+        let labels = self.host.wait(self.host.remote().profiles(&self.id)).unwrap_or_default();
+        let labels: Vec<&str> = labels.iter().map(ProfileLabel::as_str).collect();
+        CliError::Profile(if labels.is_empty() {
+            format!(
+                "no profile '{label}' of {} in {store}; 'inlay profile import --paths' makes one",
+                self.name
+            )
+        } else {
+            format!(
+                "no profile '{label}' of {} in {store}, but there are: {}; choose one with --label",
+                self.name,
+                labels.join(", ")
+            )
+        })
+    }
+}
+
+#[derive(Serialize)]
+struct Shown {
+    snapshot: SnapshotId,
+    label: ProfileLabel,
+    runs: u32,
+    stored_bytes: u64,
+    raw_bytes: u64,
+    groups: Vec<ShownGroup>,
+}
+
+#[derive(Serialize)]
+struct ShownGroup {
+    group: GroupIdx,
+    at_ms: u32,
+    seen: u32,
+    stored_len: u32,
+    raw_len: u32,
+    /// The first few.
+    files: Vec<String>,
+    #[serde(skip)]
+    files_count: u64,
+}
+
+fn show(global: &Global, args: &ShowArgs) -> Result<(), CliError> {
+    let host = global.host()?;
+    let snapshot = Snapshot::find(&host, &args.snapshot)?;
+    let mut profile = snapshot.profile(&args.label.clone().unwrap_or_default())?;
+    let index = snapshot.index()?;
+    let dropped = profile.retain_groups(index.group_count());
+    let shown = shown_profile(&index, &profile)?;
+    output::print(global.format(), &shown, |out| {
+        write_shown(&shown, out)?;
+        match dropped {
+            0 => Ok(()),
+            some => writeln!(out, "{some} groups that the snapshot does not have are passed over"),
+        }
+    })?;
+    Ok(())
+}
+
+fn shown_profile(index: &Index, profile: &Profile) -> Result<Shown, FormatError> {
+    let files = files_of_groups(index, profile.groups(), Keep::First(PATHS_SHOWN))?;
+    let group = |entry: &inlay_store::profile::Entry| {
+        let group = index.group(entry.group)?;
+        let files = files.get(&entry.group);
+        Ok(ShownGroup {
+            group: entry.group,
+            at_ms: entry.at_ms,
+            seen: entry.seen.count(),
+            stored_len: group.stored_len,
+            raw_len: group.raw_len,
+            files: files
+                .map(|files| files.first.iter().map(|part| shown(&part.path)).collect())
+                .unwrap_or_default(),
+            files_count: files.map_or(0, |files| files.count),
+        })
+    };
+    let groups = profile.entries().iter().map(group).collect::<Result<Vec<_>, FormatError>>()?;
+    Ok(Shown {
+        snapshot: profile.snapshot,
+        label: profile.label.clone(),
+        runs: profile.runs(),
+        stored_bytes: groups.iter().map(|group| u64::from(group.stored_len)).sum(),
+        raw_bytes: groups.iter().map(|group| u64::from(group.raw_len)).sum(),
+        groups,
+    })
+}
+
+fn write_shown(it: &Shown, out: &mut dyn Write) -> io::Result<()> {
+    let head = ["ORDER", "GROUP", "MS", "SEEN", "STORED", "DECODED", "FILES"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    rows.extend((1..).zip(&it.groups).map(|(order, group): (u64, _)| {
+        let files = match (group.files.first(), group.files_count) {
+            (None, _) => "-".to_owned(),
+            (Some(first), 0 | 1) => first.clone(),
+            (Some(first), count) => format!("{first} and {} more", count - 1),
+        };
+        vec![
+            order.to_string(),
+            group.group.0.to_string(),
+            group.at_ms.to_string(),
+            format!("{}/{}", group.seen, it.runs),
+            output::bytes(group.stored_len.into()),
+            output::bytes(group.raw_len.into()),
+            files,
+        ]
+    }));
+    output::table(out, &rows)?;
+    writeln!(
+        out,
+        "{} groups, {} stored, {} decoded; profile '{}' of {}, {} runs",
+        it.groups.len(),
+        output::bytes(it.stored_bytes),
+        output::bytes(it.raw_bytes),
+        it.label,
+        it.snapshot,
+        it.runs,
+    )
+}
+
+#[derive(Serialize)]
+struct Exported {
+    snapshot: SnapshotId,
+    label: ProfileLabel,
+    file: String,
+    bytes: u64,
+}
+
+fn export(global: &Global, args: &ExportArgs) -> Result<(), CliError> {
+    let host = global.host()?;
+    let snapshot = Snapshot::find(&host, &args.snapshot)?;
+    let profile = snapshot.profile(&args.label)?;
+    let bytes = if args.paths { path_list(&snapshot, profile)? } else { profile.encode() };
+    if args.file == Path::new("-") {
+        let mut out = io::stdout().lock();
+        out.write_all(&bytes)?;
+        return Ok(out.flush()?);
+    }
+    let staged = StagedFile::new(&args.file)?;
+    staged.write(&bytes)?;
+    staged.commit()?;
+    let answer = Exported {
+        snapshot: snapshot.id,
+        label: args.label.clone(),
+        file: args.file.display().to_string(),
+        bytes: bytes.len() as u64,
+    };
+    output::print(global.format(), &answer, |out| {
+        writeln!(out, "{}: {}", answer.file, output::bytes(answer.bytes))
+    })?;
+    Ok(())
+}
+
+/// The files of a profile's groups, group by group, each path once.
+fn path_list(snapshot: &Snapshot<'_>, mut profile: Profile) -> Result<Vec<u8>, CliError> {
+    let index = snapshot.index()?;
+    profile.retain_groups(index.group_count());
+    let files = files_of_groups(&index, profile.groups(), Keep::All)?;
+    let mut listed = HashSet::new();
+    let parts = profile
+        .groups()
+        .filter_map(|group| files.get(&group))
+        .flat_map(|files| &files.first)
+        .filter(|part| listed.insert(*part));
+    let mut text = Vec::new();
+    let left_out = write_paths(&joined(parts), &mut text)?;
+    if left_out > 0 {
+        eprintln!("inlay: {left_out} paths hold a line break and are left out");
+    }
+    Ok(text)
+}
+
+/// What stands behind one another in the list and in the file becomes one part.
+fn joined<'p>(parts: impl Iterator<Item = &'p PathPart>) -> Vec<PathPart> {
+    let mut joined: Vec<PathPart> = Vec::new();
+    for part in parts {
+        if let (Some(last), Part::Range(next)) = (joined.last_mut(), &part.part)
+            && last.path == part.path
+            && let Part::Range(range) = &mut last.part
+            && range.end == next.start
+        {
+            range.end = next.end;
+        } else {
+            joined.push(part.clone());
+        }
+    }
+    joined
+}
+
+#[derive(Serialize)]
+struct Imported {
+    snapshot: SnapshotId,
+    label: ProfileLabel,
+    /// Groups of the profile as it is in the store now.
+    groups: u64,
+    /// Paths, or groups, that the snapshot does not have.
+    missing: u64,
+}
+
+fn import(global: &Global, args: &ImportArgs) -> Result<(), CliError> {
+    let host = global.host()?;
+    let snapshot = Snapshot::find(&host, &args.snapshot)?;
+    let (profile, missing) =
+        if args.paths { from_paths(&snapshot, args)? } else { from_profile(&snapshot, args)? };
+    host.wait(host.remote().put_profile(&profile))?;
+    let answer = Imported {
+        snapshot: snapshot.id,
+        label: profile.label.clone(),
+        groups: profile.entries().len() as u64,
+        missing: missing as u64,
+    };
+    output::print(global.format(), &answer, |out| {
+        writeln!(
+            out,
+            "profile '{}' of {}: {} groups",
+            answer.label, answer.snapshot, answer.groups
+        )?;
+        let what = if args.paths { "paths" } else { "groups" };
+        match answer.missing {
+            0 => Ok(()),
+            some => writeln!(out, "{some} {what} that the snapshot does not have were passed over"),
+        }
+    })?;
+    Ok(())
+}
+
+fn from_profile(snapshot: &Snapshot<'_>, args: &ImportArgs) -> Result<(Profile, usize), CliError> {
+    let file = args.file.display();
+    let bytes = read(&args.file, ENCODED_LEN_MAX)?;
+    let mut profile = Profile::decode(&bytes)
+        .map_err(|reason| CliError::Profile(format!("can't use {file}: {reason}")))?;
+    if profile.snapshot != snapshot.id {
+        return Err(CliError::Profile(format!(
+            "{file} is of {}, not of {}: its groups hold other bytes there; carry it over with \
+             'profile export --paths' and 'profile import --paths'",
+            profile.snapshot, snapshot.id
+        )));
+    }
+    if let Some(label) = &args.label {
+        profile.label = label.clone();
+    }
+    let missing = profile.retain_groups(snapshot.index()?.group_count());
+    Ok((profile, missing))
+}
+
+fn from_paths(snapshot: &Snapshot<'_>, args: &ImportArgs) -> Result<(Profile, usize), CliError> {
+    let paths = read_paths(&read(&args.file, LIST_LEN_MAX)?);
+    let found = groups_of_paths(&snapshot.index()?, &paths)?;
+    if found.groups.is_empty() {
+        return Err(CliError::Profile(format!(
+            "{} names nothing of {} that is fetched: of {} paths, {} are not there, and the others \
+             have no contents or stand in the index",
+            args.file.display(),
+            snapshot.name,
+            paths.len(),
+            found.missing.len()
+        )));
+    }
+    let label = args.label.clone().unwrap_or_default();
+    let run = Run::in_order(found.groups);
+    Ok((Profile::of_run(snapshot.id, label, &run), found.missing.len()))
+}
+
+/// The bytes of a file or of standard input, `len_max` at most.
+fn read(path: &Path, len_max: u64) -> Result<Vec<u8>, CliError> {
+    let wrong = |why: String| CliError::Profile(format!("{}: {why}", path.display()));
+    let mut bytes = Vec::new();
+    let done = if path == Path::new("-") {
+        io::stdin().lock().take(len_max + 1).read_to_end(&mut bytes)
+    } else {
+        File::open(path).and_then(|file| file.take(len_max + 1).read_to_end(&mut bytes))
+    };
+    done.map_err(|error| wrong(error.to_string()))?;
+    if bytes.len() as u64 > len_max {
+        return Err(wrong(format!("more than the {} that are read", output::bytes(len_max))));
+    }
+    Ok(bytes)
+}
+
+#[derive(Serialize)]
+struct Dropped {
+    snapshot: SnapshotId,
+    dropped: Vec<ProfileLabel>,
+}
+
+fn drop_profiles(global: &Global, args: &DropArgs) -> Result<(), CliError> {
+    let host = global.host()?;
+    let snapshot = Snapshot::find(&host, &args.snapshot)?;
+    let (remote, id) = (host.remote(), snapshot.id);
+    let labels = if args.all { host.wait(remote.profiles(&id))? } else { vec![args.label.clone()] };
+    for label in &labels {
+        // One that is damaged is there, too.
+        let key = ObjectKey::Profile { snapshot: id, label: label.clone() };
+        if !args.all && host.wait(remote.len(&key))?.is_none() {
+            return Err(snapshot.no_profile(label));
+        }
+        host.wait(remote.remove_profile(&id, label))?;
+    }
+    let answer = Dropped { snapshot: id, dropped: labels };
+    output::print(global.format(), &answer, |out| {
+        answer.dropped.iter().try_for_each(|label| writeln!(out, "{label}"))
+    })?;
+    Ok(())
+}

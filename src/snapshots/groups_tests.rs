@@ -1,0 +1,140 @@
+//! Paths and groups of packed snapshots.
+
+use inlay_store::ids::Kind;
+use inlay_store::tree::{NodeId, NodeKind};
+use proptest::prelude::*;
+
+use super::*;
+use crate::export::testing::{Builder, meta};
+
+const MIB: u64 = 1 << 20;
+
+/// Two groups of small files, and a large file with groups of its own.
+fn snapshot() -> Index {
+    let mut b = Builder::new();
+    let root = NodeId::ROOT;
+    let a = b.dir(root, b"a");
+    let inner = b.dir(a, b"inner");
+    for name in ["1", "2", "3", "4"] {
+        b.file(inner, name.as_bytes(), meta(0o644), 200_000, std::slice::from_ref(&(0..200_000)));
+    }
+    b.file(a, b"large", meta(0o644), 3 * MIB, std::slice::from_ref(&(0..3 * MIB)));
+    b.file(a, b"tiny", meta(0o644), 10, std::slice::from_ref(&(0..10)));
+    b.file(root, b"z", meta(0o644), 5000, std::slice::from_ref(&(0..5000)));
+    b.add(root, b"link", meta(0o777), NodeKind::Symlink(b"a/inner/1".as_slice().into()));
+    b.add(root, b"loop", meta(0o777), NodeKind::Symlink(b"loop".as_slice().into()));
+    b.finish(b"").index
+}
+
+fn groups_of(index: &Index, paths: &[PathPart]) -> Vec<u32> {
+    let found = groups_of_paths(index, paths).unwrap();
+    assert!(found.missing.is_empty(), "{found:?}");
+    found.groups.iter().map(|group| group.0).collect()
+}
+
+fn whole(path: &str) -> PathPart {
+    PathPart::whole(path)
+}
+
+fn range(path: &str, range: Range<u64>) -> PathPart {
+    PathPart { path: path.into(), part: Part::Range(range) }
+}
+
+/// The groups of a file by its extents: what the index says, without the code under test.
+fn extents_of(index: &Index, path: &str) -> Vec<(u64, u32)> {
+    let inode = find(index, path.as_bytes(), LastLink::Keep).unwrap();
+    let FileData::Extents(extents) = index.data(inode).unwrap() else { return Vec::new() };
+    extents.iter().map(|extent| extent.unwrap()).map(|e| (e.file_offset, e.group.0)).collect()
+}
+
+#[test]
+fn files_come_in_the_order_that_was_asked_for() {
+    let index = snapshot();
+    let of = |path: &str| {
+        let mut groups: Vec<u32> = extents_of(&index, path).iter().map(|(_, g)| *g).collect();
+        groups.dedup();
+        groups
+    };
+    let large = of("/a/large");
+    assert!(large.len() > 3, "{large:?}");
+    assert_eq!(groups_of(&index, &[whole("/a/large"), whole("/a/inner/1")]), {
+        [large.clone(), of("/a/inner/1")].concat()
+    });
+    assert_eq!(groups_of(&index, &[whole("link")]), of("/a/inner/1"), "links are followed");
+    assert_eq!(groups_of(&index, &[whole("/a/tiny"), whole("/")]).len(), {
+        index.group_count() as usize
+    });
+    let mut below: Vec<u32> = ["1", "2", "3", "4"].map(|n| of(&format!("/a/inner/{n}"))).concat();
+    below.dedup();
+    assert!(below.len() > 1);
+    assert_eq!(groups_of(&index, &[whole("/a/inner/"), whole("/a/inner/2")]), below);
+}
+
+#[test]
+fn a_part_of_a_file_means_its_groups_alone() {
+    let index = snapshot();
+    let extents = extents_of(&index, "/a/large");
+    let (offset, group) = extents[extents.len() / 2];
+    assert_eq!(groups_of(&index, &[range("/a/large", offset..offset + 1)]), [group]);
+    assert_eq!(groups_of(&index, &[range("/a/large", 3 * MIB..4 * MIB)]), [0; 0]);
+}
+
+#[test]
+fn what_is_not_there_is_counted() {
+    let index = snapshot();
+    let paths = [whole("/absent"), whole("/z"), whole("/z/below"), whole("loop"), whole("/../z")];
+    let found = groups_of_paths(&index, &paths).unwrap();
+    assert_eq!(found.missing, [0, 2, 3]);
+    assert_eq!(found.groups.len(), 1);
+}
+
+#[test]
+fn a_group_knows_its_files() {
+    let index = snapshot();
+    let small = GroupIdx(extents_of(&index, "/a/inner/1")[0].1);
+    let large = extents_of(&index, "/a/large");
+    let first = GroupIdx(large[0].1);
+    let found = files_of_groups(&index, [small, first], Keep::First(1)).unwrap();
+    assert_eq!(found[&small].first, [whole("/a/inner/1")]);
+    assert!(found[&small].count > 1, "{found:?}");
+    let end = large.iter().find(|(_, group)| *group != first.0).unwrap().0;
+    assert_eq!(found[&first].first, [range("/a/large", 0..end)]);
+    assert_eq!(found[&first].count, 1);
+    let all = large.iter().map(|(_, group)| GroupIdx(*group));
+    let found = files_of_groups(&index, all, Keep::All).unwrap();
+    assert!(found.values().all(|files| files.first == [whole("/a/large")]), "{found:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn paths_and_groups_lead_to_each_other(mask in any::<u64>()) {
+        let index = snapshot();
+        let wanted: Vec<GroupIdx> =
+            (0..index.group_count()).filter(|n| mask >> n & 1 == 1).map(GroupIdx).collect();
+        let files = files_of_groups(&index, wanted.iter().copied(), Keep::All).unwrap();
+        let parts: Vec<PathPart> =
+            wanted.iter().flat_map(|group| files[group].first.clone()).collect();
+        let mut found = groups_of_paths(&index, &parts).unwrap();
+        found.groups.sort();
+        prop_assert_eq!(found, GroupsOfPaths { groups: wanted, missing: Vec::new() });
+    }
+
+    #[test]
+    fn a_damaged_index_ends_in_an_answer(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20),
+    ) {
+        let mut bytes = snapshot().bytes().to_vec();
+        for (at, byte) in changes {
+            // Not the header: most changes there would be found before anything is looked at.
+            let place = 256 + at.index(bytes.len() - 256);
+            bytes[place] = byte;
+        }
+        let Ok(index) = Index::from_bytes(bytes) else { return Ok(()) };
+        prop_assert_eq!(index.kind(), Kind::Image);
+        let _ = groups_of_paths(&index, &[whole("/a/large"), whole("/link"), whole("/")]);
+        let all = (0..index.group_count()).map(GroupIdx);
+        let _ = files_of_groups(&index, all, Keep::All);
+    }
+}
