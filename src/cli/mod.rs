@@ -15,6 +15,7 @@ mod look;
 mod mount;
 mod output;
 mod path;
+mod prefetch;
 mod profile;
 mod progress;
 mod reader;
@@ -112,6 +113,7 @@ enum Command {
     Verify(verify::VerifyArgs),
     Profile(profile::ProfileArgs),
     Cache(cache::CacheArgs),
+    Prefetch(prefetch::PrefetchArgs),
 }
 
 impl Global {
@@ -165,6 +167,7 @@ impl Cli {
             Command::Verify(args) => verify::verify(global, &args),
             Command::Profile(args) => profile::profile(global, &args),
             Command::Cache(args) => cache::cache(global, &args),
+            Command::Prefetch(args) => prefetch::prefetch(global, &args),
         }
     }
 }

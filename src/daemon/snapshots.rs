@@ -57,7 +57,6 @@ struct Inner {
 /// What belongs to a slot until the kernel has forgotten it.
 struct Serving {
     key: AttachKey,
-    load: LoadOptions,
     /// Opened when the slot is first asked for something, if an earlier daemon has attached it.
     open: Option<Open>,
     /// It is out of sight: when it is looked at again whether anybody uses it.
@@ -191,8 +190,7 @@ impl Snapshots {
         let (open, fs) = inner.open(opened, index, &key, load, Begins::Now, early.take(), view);
         let tracking = Arc::clone(&open.tracking);
         let slot = inner.server.attach(fs).inspect_err(|_| tracking.leave())?;
-        let serving =
-            Serving { key: key.clone(), load: load.clone(), open: Some(open), ending: None };
+        let serving = Serving { key: key.clone(), open: Some(open), ending: None };
         inner.serving.lock().insert(slot.get(), serving);
         let made = Arc::new(Use { inner: Arc::downgrade(inner), slot });
         // Before anything can be mounted: the next daemon must be able to serve it.
@@ -227,7 +225,7 @@ impl Snapshots {
             {
                 *current = Arc::downgrade(&made);
             }
-            inner.serving.lock().insert(number, Serving { key, load, open: None, ending: None });
+            inner.serving.lock().insert(number, Serving { key, open: None, ending: None });
             uses.insert(number, made);
         }
         for left in known.into_keys() {

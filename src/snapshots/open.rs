@@ -82,14 +82,16 @@ async fn fetch(
 ) -> Result<(), SnapshotError> {
     let key = ObjectKey::Index(id.index);
     let wrong = |source| SnapshotError::Index { id, source };
-    let Some(packed_len) = remote.len(&key).await? else {
-        return Err(SnapshotError::Unknown {
-            reference: id.to_string(),
-            store: remote.description().to_owned(),
-        });
+    let (mut head, packed_len) = match remote.get_start(&key, FIRST_LEN).await {
+        Err(error) if error.is_not_found() => {
+            return Err(SnapshotError::Unknown {
+                reference: id.to_string(),
+                store: remote.description().to_owned(),
+            });
+        }
+        start => start?,
     };
     let budget = || remote.policy().budget();
-    let mut head = remote.get_range(&key, 0..packed_len.min(FIRST_LEN), budget()).await?;
     let table = match SegmentTable::parse(&head, id.index) {
         Err(FormatError::Truncated { want, .. })
             if want > FIRST_LEN && want <= packed_len && want > PACKED_HEADER_LEN =>
