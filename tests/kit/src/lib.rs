@@ -9,12 +9,14 @@ pub mod faults;
 pub mod faulty_store;
 mod http;
 pub mod leftover;
+pub mod link;
 pub mod mounted;
 pub mod process;
 pub mod proxy;
 pub mod registry;
 pub mod rootfs;
 pub mod scratch;
+pub mod shaped_store;
 pub mod tree;
 pub mod weed;
 
