@@ -16,16 +16,18 @@ import contextlib
 import json
 import os
 import platform
-import shutil
 import signal
 import sys
-import tempfile
 
-import report
-import tree
-from rows import FROM_DISK, IN_ORDER, ROWS
-from subjects import VIEWS, all_of
-from system import EVERYTHING, NAMES, PAGES, Failed, drop, mounted_below, run, unmount
+HERE = os.path.dirname(os.path.realpath(__file__))
+sys.path.append(os.path.join(HERE, "..", "common"))
+
+import report  # noqa: E402
+import tree  # noqa: E402
+from rows import FROM_DISK, IN_ORDER, ROWS  # noqa: E402
+from subjects import VIEWS, all_of  # noqa: E402
+from system import EVERYTHING, NAMES, PAGES, Failed, drop, run  # noqa: E402
+from workplace import be_patient, workplace  # noqa: E402
 
 
 def options():
@@ -79,31 +81,12 @@ def measure_all(subjects, rounds, probe, lists):
     return samples
 
 
-def be_patient():
-    """Whoever wants it to end sooner waits nevertheless: nothing may be left."""
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signal_number, signal.SIG_IGN)
-
-
-@contextlib.contextmanager
-def workplace(parent):
-    """A directory of which nothing is left, nor of what is mounted below it, however this ends."""
-    work = os.path.realpath(tempfile.mkdtemp(prefix="bench-driver-", dir=parent))
-    try:
-        yield work
-    finally:
-        be_patient()
-        for point in mounted_below(work):
-            unmount(point)
-        shutil.rmtree(work)
-
-
 def main():
     asked = options()
     # Ended by a signal, everything is cleared away as it is by an exception.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with contextlib.ExitStack() as stack:
-        work = stack.enter_context(workplace(asked.work))
+        work = stack.enter_context(workplace(asked.work, "bench-driver-"))
         source = asked.tree and os.path.realpath(asked.tree)
         if not source:
             print("making the tree", file=sys.stderr)

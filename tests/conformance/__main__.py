@@ -18,7 +18,7 @@ import tempfile
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 # How to mount and unmount is the same as in the benchmarks.
-sys.path.append(os.path.join(HERE, "..", "..", "benches", "driver"))
+sys.path.append(os.path.join(HERE, "..", "..", "benches", "common"))
 
 import refusals  # noqa: E402
 import suites  # noqa: E402
