@@ -178,7 +178,7 @@ mod tests {
         let mut builder = Builder::new();
         let mut dirs = Vec::new();
         for name in [&b"lib64"[..], b"opt", b"etc"] {
-            dirs.push(builder.dir(NodeId::ROOT, name, meta(0o755)));
+            dirs.push(builder.dir(NodeId::ROOT, name));
         }
         let data = 0..6000;
         let data = std::slice::from_ref(&data);
