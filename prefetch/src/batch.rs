@@ -187,25 +187,25 @@ async fn decode(
     stored: Option<Bytes>,
     waited_for: bool,
 ) -> Option<Landed> {
-    let ahead = if waited_for { None } else { shared.ahead_decoders.acquire().await.ok() };
-    let permit = shared.decoders.acquire().await;
     let group = one.want.group;
-    let decoded = shared
-        .runtime
-        .spawn_blocking(move || decode_group(&stored.unwrap_or_default(), &group))
-        .await;
-    drop((permit, ahead));
+    let decode = move || decode_group(&stored.unwrap_or_default(), &group);
+    let decoded = if waited_for {
+        let _permit = shared.decoders.acquire().await;
+        shared.runtime.spawn_blocking(decode).await.ok()
+    } else {
+        shared.workers.run(decode).await
+    };
     match decoded {
-        Ok(Ok(decoded)) => {
+        Some(Ok(decoded)) => {
             shared.counters.groups.add(one.class, 1);
             Some(one.landed(Bytes::from(decoded)))
         }
-        Ok(Err(source)) => {
+        Some(Err(source)) => {
             one.corrupt(source);
             None
         }
         // The runtime is going down.
-        Err(_) => None,
+        None => None,
     }
 }
 
@@ -228,14 +228,18 @@ async fn insert(shared: &Arc<Shared>, class: Class, buffers: &mut Buffers, lande
         None
     };
     for one in landed {
-        let Ok(_slot) = shared.inserters.acquire().await else { return };
         let (cache, bytes) = (cache.clone(), one.bytes.clone());
         let GroupRef { group, home, .. } = one.want;
         let insert = move || cache.insert_placed(&group.digest, home.as_ref(), &bytes);
-        let inserted = shared.runtime.spawn_blocking(insert).await;
+        let inserted = if class == Class::Demand {
+            let Ok(_slot) = shared.inserters.acquire().await else { return };
+            shared.runtime.spawn_blocking(insert).await.ok()
+        } else {
+            shared.workers.run(insert).await
+        };
         match inserted {
-            Ok(Insert::Stored | Insert::AlreadyThere) => one.settle(None),
-            Ok(Insert::Full | Insert::Paused | Insert::Failed(_)) | Err(_) => one.keep(),
+            Some(Insert::Stored | Insert::AlreadyThere) => one.settle(None),
+            Some(Insert::Full | Insert::Paused | Insert::Failed(_)) | None => one.keep(),
         }
     }
     drop(backlog);

@@ -26,6 +26,7 @@ use crate::stats::{Counters, FetchFigures, Gauged, count};
 use crate::table::{Table, Waiter, Wanted};
 use crate::want::{Class, GroupRef};
 use crate::work::{GroupList, Loading, look};
+use crate::workers::Workers;
 
 /// Fetches groups. Clones share everything.
 ///
@@ -43,8 +44,8 @@ pub(crate) struct Shared {
     pub(crate) table: Mutex<Table>,
     pub(crate) counters: Counters,
     pub(crate) decoders: Semaphore,
-    /// Fewer than `decoders`, so that prefetching leaves one for readers.
-    pub(crate) ahead_decoders: Semaphore,
+    /// Decode and store what no reader waits for.
+    pub(crate) workers: Workers,
     pub(crate) inserters: Semaphore,
     /// In KiB.
     pub(crate) insert_backlog: Semaphore,
@@ -81,7 +82,7 @@ impl Fetcher {
         limits: FetchLimits,
         runtime: Handle,
     ) -> Self {
-        let decoders = limits.decoders.max(2);
+        let decoders = limits.decoders.max(1);
         let backlog = usize::try_from(limits.insert_backlog_bytes >> 10).unwrap_or(usize::MAX);
         let shared = Shared {
             source,
@@ -90,7 +91,7 @@ impl Fetcher {
             table: Mutex::new(Table::new(limits)),
             counters: Counters::default(),
             decoders: Semaphore::new(decoders),
-            ahead_decoders: Semaphore::new(decoders - 1),
+            workers: Workers::start(limits.ahead_workers),
             inserters: Semaphore::new(limits.inserters.max(1)),
             insert_backlog: Semaphore::new(backlog.min(Semaphore::MAX_PERMITS)),
             runtime,

@@ -15,6 +15,7 @@ mod stats;
 mod table;
 mod want;
 mod work;
+mod workers;
 
 pub use error::FetchError;
 pub use fetcher::Fetcher;

@@ -31,8 +31,11 @@ pub struct FetchLimits {
     pub store_budget: Duration,
     /// How often a group that came with wrong bytes is fetched again for a reader. Default 1.
     pub corrupt_retries: u32,
-    /// Threads that decode, at least 2, so that prefetching never has all. Default: one a core.
+    /// Threads that decode for readers, at least 1. Default: one a core.
     pub decoders: usize,
+    /// Threads of low priority that decode and store ahead of readers, at least 1. Default: one a
+    /// core, 4 at most.
+    pub ahead_workers: usize,
     /// Threads that write into the cache, at least 1. Default 2.
     pub inserters: usize,
     /// Decoded bytes that wait to be written into the cache after their readers have got them;
@@ -44,6 +47,7 @@ pub struct FetchLimits {
 
 impl Default for FetchLimits {
     fn default() -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Self {
             demand_requests: 32,
             ahead_requests: 16,
@@ -55,7 +59,8 @@ impl Default for FetchLimits {
             deadline: Duration::from_secs(30),
             store_budget: Duration::from_secs(25),
             corrupt_retries: 1,
-            decoders: std::thread::available_parallelism().map_or(2, usize::from),
+            decoders: cores,
+            ahead_workers: cores.min(4),
             inserters: 2,
             insert_backlog_bytes: 16 << 20,
             recent_bytes: 32 << 20,

@@ -73,8 +73,14 @@ pub(super) struct MountArgs {
     #[arg(long, conflicts_with = "cache_size")]
     no_cache: bool,
     /// How much is loaded ahead of readers
-    #[arg(long, value_enum, env = "INLAY_PREFETCH", default_value_t, value_name = "HOW",
-        help_heading = "Loading ahead")]
+    #[arg(
+        long,
+        value_enum,
+        env = "INLAY_PREFETCH",
+        default_value_t,
+        value_name = "HOW",
+        help_heading = "Loading ahead"
+    )]
     prefetch: Prefetch,
     /// Which start this is: profiles are kept for each label [default: one for all starts]
     #[arg(long, value_name = "LABEL", help_heading = "Loading ahead")]
@@ -86,7 +92,13 @@ pub(super) struct MountArgs {
     #[arg(long, value_name = "FILE", help_heading = "Loading ahead")]
     first_from: Option<PathBuf>,
     /// Whether what is read first is remembered in the store for the next start
-    #[arg(long, value_enum, default_value_t, value_name = "WHETHER", help_heading = "Loading ahead")]
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "WHETHER",
+        help_heading = "Loading ahead"
+    )]
     record_profile: RecordProfile,
     /// Stay until it is unmounted; SIGTERM and SIGINT unmount it
     #[arg(long)]

@@ -68,9 +68,9 @@ fn show_store(out: &mut dyn Write, store: &StoreShown) -> io::Result<()> {
     let round_trip = store.round_trip_ms.map_or("unknown".to_owned(), |ms| format!("{ms:.1} ms"));
     // Rates are far below 2^52.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let rate = store.rate.map_or("unknown".to_owned(), |rate| {
-        format!("{}B/s", output::bytes(rate as u64))
-    });
+    let rate = store
+        .rate
+        .map_or("unknown".to_owned(), |rate| format!("{}B/s", output::bytes(rate as u64)));
     writeln!(
         out,
         "{name}: round trip {round_trip}, rate {rate}, {:.0} % of it for loading ahead, {} readers wait",

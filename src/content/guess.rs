@@ -92,7 +92,8 @@ impl Guess<'_> {
         if name.contains(&b'/') {
             return self.file(name);
         }
-        for dir in [&b"usr/local/sbin/"[..], b"usr/local/bin/", b"usr/sbin/", b"usr/bin/", b"bin/"] {
+        for dir in [&b"usr/local/sbin/"[..], b"usr/local/bin/", b"usr/sbin/", b"usr/bin/", b"bin/"]
+        {
             self.file(&[dir, name].concat());
         }
     }

@@ -131,7 +131,8 @@ impl SnapshotContent {
         let inner = &self.inner;
         let content = content_id(&inner.index, inode).map_err(|error| damaged_index(&error))?;
         if let Some(len) = content.and_then(|content| inner.read_whole(&content, offset, buf)) {
-            if let Some(tracker) = inner.tracker.as_deref().filter(|tracker| tracker.is_recording()) {
+            if let Some(tracker) = inner.tracker.as_deref().filter(|tracker| tracker.is_recording())
+            {
                 tracker.touch_file(&inner.index, inode, offset..offset.saturating_add(len as u64));
             }
             return Ok(Now::Filled(len));

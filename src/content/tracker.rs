@@ -170,8 +170,12 @@ impl Tracker {
 
     /// What was seen so far.
     pub fn figures(&self) -> TrackerFigures {
-        let words = self.touched.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones()));
-        TrackerFigures { touched: words.sum(), loading: self.loading().map(|loading| loading.figures()) }
+        let words =
+            self.touched.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones()));
+        TrackerFigures {
+            touched: words.sum(),
+            loading: self.loading().map(|loading| loading.figures()),
+        }
     }
 }
 

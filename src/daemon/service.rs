@@ -12,8 +12,8 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::api::{
-    AttachedShown, Fingerprint, IfMounted, MountRequest, MountShown, StatusAnswer, UmountAnswer,
-    UmountRequest, PrefetchAnswer, StoreShown,
+    AttachedShown, Fingerprint, IfMounted, MountRequest, MountShown, PrefetchAnswer, StatusAnswer,
+    StoreShown, UmountAnswer, UmountRequest,
 };
 use super::error::DaemonError;
 use super::snapshots::{Shape, Snapshots, Use};

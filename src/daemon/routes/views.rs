@@ -4,9 +4,7 @@ use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
 
-use crate::daemon::api::{
-    ATTACHED, AttachedShown, PREFETCH, PrefetchAnswer, STATUS, StatusAnswer,
-};
+use crate::daemon::api::{ATTACHED, AttachedShown, PREFETCH, PrefetchAnswer, STATUS, StatusAnswer};
 use crate::daemon::service::Service;
 
 pub(super) fn routes() -> Router<Service> {
