@@ -274,7 +274,7 @@ fn write_shown(it: &Shown, out: &mut dyn Write) -> io::Result<()> {
     output::table(out, &rows)?;
     writeln!(
         out,
-        "{} groups, {} stored, {} decoded; profile '{}' of {}, {} runs",
+        "{} groups, {} stored, {} decoded; profile '{}' of {}, runs: {}",
         it.groups.len(),
         output::bytes(it.stored_bytes),
         output::bytes(it.raw_bytes),

@@ -63,7 +63,7 @@ pub fn groups_of_paths<'p>(
         index,
         groups: Vec::new(),
         met: HashSet::new(),
-        walked: HashSet::new(),
+        whole: HashSet::new(),
         budget: Budget::of(index),
     };
     let mut missing = Vec::new();
@@ -99,7 +99,8 @@ struct Collector<'a> {
     index: &'a Index,
     groups: Vec<GroupIdx>,
     met: HashSet<GroupIdx>,
-    walked: HashSet<InodeIdx>,
+    /// What was added as a whole.
+    whole: HashSet<InodeIdx>,
     budget: Budget,
 }
 
@@ -107,7 +108,7 @@ impl Collector<'_> {
     fn add(&mut self, inode: InodeIdx, part: &Part) -> Result<(), FormatError> {
         match self.index.attr(inode)?.kind {
             FileKind::Regular => self.add_file(inode, part),
-            FileKind::Directory if self.walked.insert(inode) => self.add_below(inode),
+            FileKind::Directory if self.whole.insert(inode) => self.add_below(inode),
             _ => Ok(()),
         }
     }
@@ -129,6 +130,7 @@ impl Collector<'_> {
     fn add_file(&mut self, inode: InodeIdx, part: &Part) -> Result<(), FormatError> {
         let FileData::Extents(extents) = self.index.data(inode)? else { return Ok(()) };
         match part {
+            Part::Whole if !self.whole.insert(inode) => Ok(()),
             Part::Whole => self.add_groups(extents.iter().map(|e| e.map(|e| e.group))),
             Part::Range(range) => {
                 self.add_groups(extents.within(range.clone()).map(|e| e.map(|e| e.group)))

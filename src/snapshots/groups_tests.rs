@@ -105,6 +105,37 @@ fn a_group_knows_its_files() {
     assert!(found.values().all(|files| files.first == [whole("/a/large")]), "{found:?}");
 }
 
+#[test]
+fn files_that_share_all_their_pieces_do_not_take_for_ever() {
+    let mut b = Builder::new();
+    let pieces: Vec<_> = (0..400).map(|n| n * 8192..n * 8192 + 4096).collect();
+    b.file(NodeId::ROOT, b"real", meta(0o644), 4 * MIB, &pieces);
+    for n in 0..400 {
+        b.file(NodeId::ROOT, format!("false-{n}").as_bytes(), meta(0o644), 4 * MIB, &[]);
+    }
+    let honest = b.finish(b"").index;
+    let mut bytes = honest.bytes().to_vec();
+    let inodes = usize::try_from(u64::from_le_bytes(bytes[32..40].try_into().unwrap())).unwrap();
+    let place = |name: &str| {
+        let inode = honest.lookup(InodeIdx::ROOT, name.as_bytes()).unwrap().unwrap();
+        inodes + 64 * inode.0 as usize
+    };
+    // Where the data is: the tag, and the fields that it explains.
+    let real = bytes[place("real")..][..64].to_vec();
+    for n in 0..400 {
+        let at = place(&format!("false-{n}"));
+        bytes[at + 40..at + 44].copy_from_slice(&real[40..44]);
+        bytes[at + 48..at + 64].copy_from_slice(&real[48..64]);
+    }
+    let hostile = Index::from_bytes(bytes).unwrap();
+    let all = || (0..hostile.group_count()).map(GroupIdx);
+    let error = files_of_groups(&hostile, all(), Keep::All).unwrap_err();
+    assert!(error.to_string().contains("more pieces"), "{error}");
+    // What is only a hint is cut short.
+    assert_eq!(groups_of(&hostile, &[whole("/")]).len(), hostile.group_count() as usize);
+    assert_eq!(files_of_groups(&honest, all(), Keep::All).unwrap().len(), all().count());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -9,10 +9,10 @@
 //! Two mistakes are possible, and they cost unlike amounts. A group that is fetched and not needed
 //! delays all that follow by its transfer. A group that is needed and was not fetched costs one
 //! round trip, because a reader's demand overtakes all prefetching. With `p` the share of the
-//! remembered runs that touched a group, fetching it in its place gains `p` round trips and loses
-//! `1 - p` transfers, and on most links a group of half a megabyte takes about as long as a round
-//! trip. So a group that few runs touched is not left out: it is put later, behind what most runs
-//! need soon, and before what they need much later.
+//! remembered runs that touched a group, fetching it in its place saves a round trip in `p` of the
+//! runs and wastes a transfer in the others; which is more depends on the link, and both are small.
+//! So a group that few runs touched is not left out: it is put later, behind what most runs need
+//! soon, and before what they need much later.
 //!
 //! Groups are therefore sorted by `(t + 50 ms) / p`, where `t` is the mean time of first touch. What
 //! every run touches keeps its time; what one run of four touched is put where four times its time
@@ -25,9 +25,9 @@
 //!
 //! - Times count from the run's first touch, because minutes may lie between attaching a snapshot
 //!   and using it; and a pause of more than a second counts as one, because nobody waits in it.
-//! - The same run takes ten times as long from a distant store as from a warm cache. Before a run's
-//!   times are averaged with the profile's, the two clocks are compared by the median ratio of the
-//!   groups that both have. What the run did not touch moves along, and what only it touched
+//! - The same run can take many times as long from a distant store as from a warm cache. Before a
+//!   run's times are averaged with the profile's, the two clocks are compared by the median ratio
+//!   of the groups that both have. What the run did not touch moves along, and what only it touched
 //!   is put between the same neighbours as in the run.
 //! - The mean is exponentially weighted, with a quarter for the newest run, so that one odd run does
 //!   little and a change in the program shows after a few.
