@@ -229,10 +229,48 @@ fn a_transfer_is_not_faster_than_its_link() {
     let upstream = Upstream::start();
     let proxy = Proxy::start(upstream.address).unwrap();
     proxy.shape(link(10 * MS, 10_000_000));
-    let mut client = Client::of(&proxy);
-    assert!(client.get(2_000_000) >= least(210));
-    // The answer comes a round trip after all of the request.
-    assert!(client.put(2_000_000) >= least(210));
+    assert!(Client::of(&proxy).get(2_000_000) >= least(210));
+}
+
+/// The answer comes a round trip after all of the request.
+#[test]
+fn an_upload_is_not_faster_than_its_link() {
+    let upstream = Upstream::start();
+    let proxy = Proxy::start(upstream.address).unwrap();
+    proxy.shape(link(500 * MS, 10_000_000));
+    assert!(Client::of(&proxy).put(2_000_000) >= least(700));
+}
+
+#[test]
+fn directions_do_not_share() {
+    let upstream = Upstream::start();
+    let proxy = Proxy::start(upstream.address).unwrap();
+    // The first frame of the upload takes hours; the byte of the download, a second.
+    proxy.shape(link(Duration::ZERO, 1));
+    thread::scope(|scope| {
+        scope.spawn(|| Client::of(&proxy).put(100_000));
+        while proxy.seen().is_empty() {
+            thread::sleep(MS);
+        }
+        Client::of(&proxy).get(1);
+        proxy.shape(LinkProfile::NONE);
+    });
+    assert_eq!((proxy.bytes_down(), proxy.bytes_up()), (1, 100_000));
+}
+
+#[test]
+fn who_leaves_holds_nobody_up() {
+    let upstream = Upstream::start();
+    let proxy = Proxy::start(upstream.address).unwrap();
+    proxy.shape(link(Duration::ZERO, 1));
+    let mut stream = TcpStream::connect(proxy.address()).unwrap();
+    stream.write_all(b"GET /100000 HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut stream = BufReader::new(stream);
+    read_answer(&mut stream);
+    drop(stream);
+    ended(&proxy);
+    proxy.shape(link(Duration::ZERO, 10_000_000));
+    Client::of(&proxy).get(100_000);
 }
 
 #[test]
