@@ -6,13 +6,9 @@ use std::time::Duration;
 
 use super::profile::Bandwidth;
 
-/// A frame of a body that has the link for itself may pass by this much before its time, so that
-/// nobody sleeps for less.
+/// A frame may pass by this much before its time, so that nobody sleeps for less; but only while
+/// no other waits, or whoever is awake would always be ahead of those who sleep.
 pub(super) const EARLY: Duration = Duration::from_millis(1);
-
-/// Any frame may, if no other waits: about as long as it takes to be woken. More would let
-/// whoever is awake get ahead of those who were woken with it.
-const EARLY_AMONG_OTHERS: Duration = Duration::from_micros(100);
 
 /// A body that comes back for its next frame within this time was kept waiting by the link, or
 /// by a machine that woke it late: the link went on in the meantime, as if into a buffer.
@@ -74,11 +70,8 @@ impl<W> LinkClock<W> {
         let waited = previous.filter(|due| *due < now && due.saturating_add(LATE) >= now);
         let ready = waited.unwrap_or(now);
         let due = self.next_free.max(ready).saturating_add(bandwidth.time_of(bytes));
-        // The link was taken by the same body last; or by others, but long ago.
-        let alone = previous.map_or(self.next_free <= now, |previous| previous == self.next_free);
-        let early = if alone { EARLY } else { EARLY_AMONG_OTHERS };
         self.next_free = due;
-        if self.waiting.is_empty() && due.saturating_sub(now) <= early {
+        if self.waiting.is_empty() && due.saturating_sub(now) <= EARLY {
             return (due, Turn::Now);
         }
         let ticket = self.next_ticket;
