@@ -3,7 +3,7 @@
 
     python3 benches/starts/repository.py | git -C REPOSITORY fast-import
 
-20,000 files of words in 1,000 directories, about 70 MB, and a history in which some of them change.
+20,000 files of words in 1,000 directories, 88 MB, and a history in which some of them change.
 `scripts/fixtures starts` feeds it to the git of the root file system that it makes.
 """
 
