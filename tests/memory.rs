@@ -25,7 +25,9 @@ use inlay_store::pack::{
 use inlay_store::tree::{Meta, NodeId, NodeKind, Tree, TreeLimits};
 use inlay_testkit::process::Server;
 use inlay_testkit::scratch;
-use inlayfs::daemon::{CacheUse, Client, MOUNTS, MountRequest, MountShown, Paths, StoreRef};
+use inlayfs::daemon::{
+    CacheUse, Client, LoadOptions, MOUNTS, MountRequest, MountShown, Paths, StoreRef,
+};
 use inlayfs::mount::WantedView;
 
 /// What a thousand snapshots may take.
@@ -123,6 +125,7 @@ fn measure(snapshots: u32, files: u32) -> Measured {
         let mountpoint = dir.path().join(format!("mnt-{number}"));
         fs::create_dir(&mountpoint).unwrap();
         let request = MountRequest {
+            load: LoadOptions::default(),
             snapshot: id.to_string(),
             store: StoreRef { url: None, plain_http: false },
             cache: CacheUse::Kept,

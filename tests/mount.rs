@@ -358,7 +358,8 @@ fn a_mount_whose_caller_gave_up_does_not_stay() {
     use inlay_testkit::proxy::Proxy;
     use inlay_testkit::weed::{BUCKET, Weed};
     use inlayfs::daemon::{
-        CacheUse, Client, DaemonError, ErrorKind, MOUNTS, MountRequest, MountShown, Paths, StoreRef,
+        CacheUse, Client, DaemonError, ErrorKind, LoadOptions, MOUNTS, MountRequest, MountShown,
+        Paths, StoreRef,
     };
     use inlayfs::mount::WantedView;
     let weed = Weed::start().unwrap();
@@ -381,6 +382,7 @@ fn a_mount_whose_caller_gave_up_does_not_stay() {
     let other = host.path("other");
     fs::create_dir(&other).unwrap();
     let request = MountRequest {
+        load: LoadOptions::default(),
         snapshot: "base".into(),
         store: StoreRef { url: Some(format!("s3://{BUCKET}/{prefix}")), plain_http: false },
         cache: CacheUse::Kept,

@@ -95,6 +95,7 @@ pub(super) struct MountArgs {
     #[arg(
         long,
         value_enum,
+        env = "INLAY_RECORD_PROFILE",
         default_value_t,
         value_name = "WHETHER",
         help_heading = "Loading ahead"

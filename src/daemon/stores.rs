@@ -160,11 +160,6 @@ impl Stores {
         all
     }
 
-    /// The host's cache.
-    pub(super) fn cache(&self) -> &Cache {
-        &self.cache
-    }
-
     /// Waits until what came has its place in the cache. Blocks.
     pub(super) fn settle(&self) {
         self.cache.settle();

@@ -111,6 +111,9 @@ impl Inlay {
         command
             .env("INLAY_STATE", &self.state)
             // Daemons that commands start go with the last mount.
+            // Tests count requests: what is loaded ahead they ask for.
+            .env("INLAY_PREFETCH", "off")
+            .env("INLAY_RECORD_PROFILE", "off")
             .env("INLAY_IDLE_EXIT", "0")
             // Neither the caller's credentials nor what a run might leave behind.
             .env("HOME", &self.state)
