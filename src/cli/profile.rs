@@ -90,6 +90,10 @@ struct ExportArgs {
     /// A list of paths
     #[arg(long)]
     paths: bool,
+    /// JSON with the places of all groups of the snapshot and the order in which these were touched,
+    /// for simulations
+    #[arg(long, conflicts_with = "paths")]
+    trace: bool,
 }
 
 /// Read a profile that was exported, or a list of paths, in place of what there is.
@@ -296,7 +300,11 @@ fn export(global: &Global, args: &ExportArgs) -> Result<(), CliError> {
     let host = global.host()?;
     let snapshot = Snapshot::find(&host, &args.snapshot)?;
     let profile = snapshot.profile(&args.label)?;
-    let bytes = if args.paths { path_list(&snapshot, profile)? } else { profile.encode() };
+    let bytes = match (args.paths, args.trace) {
+        (true, _) => path_list(&snapshot, profile)?,
+        (false, true) => trace(&snapshot, profile)?,
+        (false, false) => profile.encode(),
+    };
     if args.file == Path::new("-") {
         let mut out = io::stdout().lock();
         out.write_all(&bytes)?;
@@ -315,6 +323,52 @@ fn export(global: &Global, args: &ExportArgs) -> Result<(), CliError> {
         writeln!(out, "{}: {}", answer.file, output::bytes(answer.bytes))
     })?;
     Ok(())
+}
+
+/// A snapshot's groups and what was touched of them.
+#[derive(Serialize)]
+struct Trace {
+    groups: Vec<TracedGroup>,
+    touches: Vec<TracedTouch>,
+}
+
+#[derive(Serialize)]
+struct TracedGroup {
+    blob: u32,
+    offset: u64,
+    stored_len: u32,
+    raw_len: u32,
+    /// The file that has it for itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct TracedTouch {
+    group: u32,
+    at_us: u64,
+}
+
+fn trace(snapshot: &Snapshot<'_>, mut profile: Profile) -> Result<Vec<u8>, CliError> {
+    let index = snapshot.index()?;
+    profile.retain_groups(index.group_count());
+    let groups = (0..index.group_count()).map(|number| {
+        let group = index.group(GroupIdx(number))?;
+        Ok(TracedGroup {
+            blob: group.blob.0,
+            offset: group.offset,
+            stored_len: group.stored_len,
+            raw_len: group.raw_len,
+            owner: group.owner.map(|inode| inode.0),
+        })
+    });
+    let groups = groups.collect::<Result<_, FormatError>>()?;
+    let touches = profile
+        .entries()
+        .iter()
+        .map(|entry| TracedTouch { group: entry.group.0, at_us: u64::from(entry.at_ms) * 1000 });
+    let trace = Trace { groups, touches: touches.collect() };
+    Ok(serde_json::to_vec(&trace).map_err(io::Error::other)?)
 }
 
 /// The files of a profile's groups, group by group, each path once.

@@ -14,9 +14,9 @@ use tempfile::NamedTempFile;
 use super::error::SnapshotError;
 use crate::state::State;
 
-/// Bytes of a packed index that are asked for first: enough for the list of segments of a snapshot
-/// of some 300,000 files, and for the whole of a small one.
-const FIRST_LEN: u64 = 256 << 10;
+/// Bytes of a packed index that are asked for first: all of it for a snapshot of some 300,000 files, so
+/// that it takes one round trip.
+const FIRST_LEN: u64 = 4 << 20;
 /// Bytes of a packed index that are asked for at a time.
 const BATCH_LEN: u64 = 2 << 20;
 /// Requests under way at once.
@@ -126,7 +126,9 @@ async fn fetch(
     }
     out.flush().map_err(SnapshotError::at(path))?;
     drop(out);
-    keep(file, path)
+    // Not synced: what a crash leaves of it is hashed before it is used, and fetched again.
+    file.persist(path).map_err(|error| SnapshotError::at(path)(error.error))?;
+    Ok(())
 }
 
 /// Some segments, one after another.
