@@ -23,49 +23,51 @@ const REST_CACHE: Nanos = 5_000_000_000;
 /// A group, by its number in the books.
 pub(crate) type Gid = u32;
 
+/// Where this host has a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Held {
+    Nowhere,
+    /// Its readers have it, the cache has not.
+    Landed,
+    Cached,
+    /// The cache did not take it.
+    Memory,
+}
+
 /// What is known of a group.
 #[derive(Debug)]
 pub(crate) struct GroupState {
     pub(crate) want: GroupRef,
-    pub(crate) cached: bool,
-    /// It came, and the cache did not take it.
-    pub(crate) not_kept: bool,
+    pub(crate) held: Held,
     /// The request that it is part of, until the cache has it.
     pub(crate) busy: Option<RequestId>,
-    /// Its readers have it, the cache has not.
-    pub(crate) landed: bool,
     /// Readers that wait for it.
     pub(crate) waiting: Vec<usize>,
     /// It is to be read ahead and is not on its way.
     pub(crate) hinted: bool,
     /// It was on its way, or wanted, before. Then its snapshot looks at it again last.
     pub(crate) claimed: bool,
-    /// How often a request for it has failed, or brought wrong bytes, without readers.
+    /// How often a request for it has failed for good, or brought wrong bytes.
     failures: u32,
-    /// Its readers got an error.
-    pub(crate) failed: bool,
 }
 
 impl GroupState {
     fn new(want: GroupRef) -> Self {
         Self {
             want,
-            cached: false,
-            not_kept: false,
+            held: Held::Nowhere,
             busy: None,
-            landed: false,
             waiting: Vec::new(),
             hinted: false,
             claimed: false,
             failures: 0,
-            failed: false,
         }
     }
 
     /// Whether a snapshot of which it is part should still get it.
     pub(crate) fn is_missing(&self) -> bool {
-        let given_up = self.failed || self.failures >= TRIES;
-        !self.cached && !self.not_kept && !given_up
+        let given_up = self.failures >= TRIES;
+        !matches!(self.held, Held::Cached | Held::Memory) && !given_up
     }
 
     /// Whether a request for it could be made now.
@@ -83,7 +85,11 @@ pub(crate) struct WorkState {
     /// While it is attached.
     pub(crate) id: Option<WorkId>,
     pub(crate) plan: Option<Plan>,
+    /// How much earlier plans named: what was looked up for them stays so.
+    extent_most: Extent,
+    /// What this plan, or any, names to come first.
     first: Vec<bool>,
+    first_ever: Vec<bool>,
     touched: Vec<bool>,
     beside: Vec<bool>,
     attached_at: Nanos,
@@ -100,7 +106,9 @@ impl WorkState {
             groups,
             id: None,
             plan: None,
+            extent_most: Extent::Nothing,
             first: none.clone(),
+            first_ever: none.clone(),
             touched: none.clone(),
             beside: none,
             attached_at: 0,
@@ -117,7 +125,13 @@ impl WorkState {
         self.first.fill(false);
         for number in plan.first.iter().filter(|number| **number < plan.groups) {
             self.first[*number as usize] = true;
+            self.first_ever[*number as usize] = true;
         }
+        self.extent_most = match (self.extent_most, plan.extent) {
+            (Extent::All, _) | (_, Extent::All) => Extent::All,
+            (Extent::Likely, _) | (_, Extent::Likely) => Extent::Likely,
+            _ => Extent::Nothing,
+        };
         self.plan = Some(plan.clone());
     }
 
@@ -147,9 +161,8 @@ impl WorkState {
 
     /// Whether a group may be loaded for this class.
     pub(crate) fn may_load(&self, number: u32, class: Class) -> bool {
-        let Some(plan) = &self.plan else { return false };
-        let likely = self.first[number as usize] || self.beside[number as usize];
-        let extent = match plan.extent {
+        let likely = self.first_ever[number as usize] || self.beside[number as usize];
+        let extent = match self.extent_most {
             Extent::Nothing => false,
             Extent::Likely => likely,
             Extent::All => true,
@@ -233,7 +246,7 @@ impl Books {
         }
         for (snapshot, number) in &scenario.here {
             let gid = books.works[*snapshot].groups[*number as usize];
-            books.groups[gid as usize].cached = true;
+            books.groups[gid as usize].held = Held::Cached;
         }
         books
     }
@@ -295,6 +308,13 @@ impl Books {
         std::mem::take(&mut self.group(gid).waiting)
     }
 
+    /// All groups of a snapshot may be looked at last.
+    pub(crate) fn claim_all(&mut self, place: usize) {
+        for gid in self.works[place].groups.clone() {
+            self.group(gid).claimed = true;
+        }
+    }
+
     pub(crate) fn hint(&mut self, gid: Gid) {
         let group = self.group(gid);
         group.claimed = true;
@@ -310,7 +330,7 @@ impl Books {
         }
     }
 
-    /// The store has failed a group, or gave wrong bytes, and no reader waited.
+    /// The store has failed a group, or gave wrong bytes.
     pub(crate) fn store_failed(&mut self, now: Nanos, gid: Gid) {
         self.group(gid).failures += 1;
         for work in self.works.iter_mut().filter(|work| work.groups.contains(&gid)) {
@@ -320,7 +340,7 @@ impl Books {
 
     /// The cache has not taken a group.
     pub(crate) fn cache_failed(&mut self, now: Nanos, gid: Gid) {
-        self.group(gid).not_kept = true;
+        self.group(gid).held = Held::Memory;
         for work in self.works.iter_mut().filter(|work| work.groups.contains(&gid)) {
             work.rest(now + REST_CACHE);
         }

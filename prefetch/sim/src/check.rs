@@ -3,7 +3,7 @@
 use inlay_prefetch::scheduler::{Phase, Request, Scheduler, Urgency, WorkId};
 use inlay_prefetch::{Class, FetchLimits, GroupRef};
 
-use crate::books::{Books, Scope, WorkState};
+use crate::books::{Books, Held, Scope, WorkState};
 use crate::link::Nanos;
 
 /// What a check needs to see.
@@ -72,30 +72,30 @@ impl View<'_> {
 
     /// Nothing is fetched twice, and everything for whom it is said to be.
     fn group(&self, request: &Request, want: &GroupRef) {
-        let group = self.books.of(self.books.gid(&want.key()));
+        let gid = self.books.gid(&want.key());
+        let group = self.books.of(gid);
         let class = request.class;
         if group.busy.is_some() {
-            self.broken(&format!("{want:?} is fetched twice at a time, now for {class}"));
+            self.broken(&format!("group {gid} is fetched twice at a time, now for {class}"));
         }
         // A reader may have looked just before the group came; then the driver finds it.
-        if group.cached && class != Class::Demand {
-            self.broken(&format!("{want:?} is cached and fetched for {class}"));
+        if group.held == Held::Cached && class != Class::Demand {
+            self.broken(&format!("group {gid} is cached and fetched for {class}"));
         }
         match class {
             Class::Demand if group.waiting.is_empty() => {
-                self.broken(&format!("no reader waits for {want:?}"));
+                self.broken(&format!("no reader waits for group {gid}"));
             }
             Class::ReadAhead if !group.hinted => {
-                self.broken(&format!("{want:?} is read ahead and nobody said so"));
+                self.broken(&format!("group {gid} is read ahead and nobody said so"));
             }
             Class::Directory | Class::Profile | Class::Rest => {
                 let Some(work) = request.work.and_then(|id| self.books.work(id)) else {
                     self.broken(&format!("{:?} is not attached", request.work));
                 };
-                let gid = self.books.gid(&want.key());
                 let mut numbers = (0u32..).zip(&work.groups).filter(|(_, one)| **one == gid);
                 if !numbers.any(|(number, _)| work.may_load(number, class)) {
-                    self.broken(&format!("{want:?} is not to be loaded for {class}"));
+                    self.broken(&format!("group {gid} is not to be loaded for {class}"));
                 }
             }
             Class::Demand | Class::ReadAhead => {}

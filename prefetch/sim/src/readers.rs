@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use inlay_prefetch::scheduler::Ticket;
 
-use crate::books::Gid;
+use crate::books::{Gid, Held};
 use crate::link::Nanos;
 use crate::scenario::{Begins, Patience, Told};
 use crate::world::{Event, World, nanos};
@@ -52,8 +52,7 @@ impl World {
 
     /// Whether a read finds a group on this host.
     fn is_here(&self, gid: Gid) -> bool {
-        let group = self.books.of(gid);
-        group.cached || group.landed || group.not_kept
+        self.books.of(gid).held != Held::Nowhere
     }
 
     /// A reader has thought, and reads.
@@ -96,7 +95,7 @@ impl World {
         for number in touch.hints {
             let gid = self.books.works[snapshot].groups[number as usize];
             let group = self.books.of(gid);
-            if group.cached || group.not_kept {
+            if matches!(group.held, Held::Cached | Held::Memory) {
                 continue;
             }
             hinted = true;
@@ -121,7 +120,7 @@ impl World {
         for gid in missing {
             let group = self.books.of(gid);
             let twice = wants.iter().any(|want| want.gid == gid);
-            if group.landed || group.not_kept || twice {
+            if matches!(group.held, Held::Landed | Held::Memory) || twice {
                 continue;
             }
             let want = group.want;
@@ -195,15 +194,13 @@ impl World {
             self.outcome.waits[reader].push(waited);
         }
         self.readers[reader].touch += 1;
-        match self.scenario.readers[reader].touches.get(self.readers[reader].touch) {
-            Some(touch) => {
-                let think = nanos(touch.think);
-                self.after(think, Event::Wake(reader));
-            }
-            None => {
-                self.readers[reader].done = true;
-                self.outcome.done[reader] = Duration::from_nanos(self.now);
-            }
+        let next = self.scenario.readers[reader].touches.get(self.readers[reader].touch);
+        if let Some(touch) = next {
+            let think = nanos(touch.think);
+            self.after(think, Event::Wake(reader));
+        } else {
+            self.readers[reader].done = true;
+            self.outcome.done[reader] = Duration::from_nanos(self.now);
         }
     }
 

@@ -6,9 +6,10 @@ use std::time::Duration;
 use inlay_prefetch::scheduler::{Failed, Kept, Request, RequestId, Settled};
 use inlay_prefetch::{Class, FetchLimits, GroupRef};
 
-use crate::books::Gid;
+use crate::books::{Gid, Held};
 use crate::link::Nanos;
 use crate::permits::Permits;
+use crate::readers::Answer;
 use crate::world::{Event, World, moment};
 
 /// How often the store is asked for a reader, and ahead of one.
@@ -141,7 +142,7 @@ impl World {
         let mut open = Vec::new();
         for want in self.run_mut(id).wants.clone() {
             let gid = self.books.gid(&want.key());
-            if self.books.of(gid).cached {
+            if self.books.of(gid).held == Held::Cached {
                 self.landed(gid);
                 self.forget(gid, Kept::Cached);
             } else {
@@ -294,36 +295,37 @@ impl World {
     /// What has become of a group that did not come.
     fn settle(&mut self, gid: Gid, settled: Settled, why: Failed) {
         let waiting = !self.books.of(gid).waiting.is_empty();
-        match settled {
-            Settled::Again if !waiting => self.books.broken(self.now, "nobody wants it again"),
-            Settled::Again => {}
-            Settled::Failed if why == Failed::Cancelled => {
+        match (settled, why) {
+            (Settled::Again, _) if !waiting => self.books.broken(self.now, "nobody wants it again"),
+            (Settled::Dropped, _) if waiting => {
+                self.books.broken(self.now, "a reader is forgotten")
+            }
+            (Settled::Failed, Failed::Cancelled) => {
                 self.books.broken(self.now, "a reader got an error for a request that was stopped");
             }
-            Settled::Failed => {
-                self.books.group(gid).failed = true;
-                self.answer(gid, crate::readers::Answer::Error);
+            (Settled::Failed, Failed::Store) => {
+                self.books.store_failed(self.now, gid);
+                self.answer(gid, Answer::Error);
             }
-            Settled::Dropped if waiting => self.books.broken(self.now, "a reader was forgotten"),
-            Settled::Dropped if why == Failed::Store => self.books.store_failed(self.now, gid),
-            Settled::Dropped => {}
+            (Settled::Dropped, Failed::Store) => self.books.store_failed(self.now, gid),
+            (Settled::Again, _) | (Settled::Dropped, Failed::Cancelled) => {}
         }
     }
 
     fn landed(&mut self, gid: Gid) {
         let key = self.books.of(gid).want.key();
-        self.books.group(gid).landed = true;
+        self.books.group(gid).held = Held::Landed;
         self.scheduler.landed(&key);
-        self.answer(gid, crate::readers::Answer::Bytes);
+        self.answer(gid, Answer::Bytes);
     }
 
     /// The cache has a group, or has not taken it.
     fn forget(&mut self, gid: Gid, kept: Kept) {
         let key = self.books.of(gid).want.key();
         let group = self.books.group(gid);
-        (group.busy, group.landed) = (None, false);
+        group.busy = None;
         match kept {
-            Kept::Cached => group.cached = true,
+            Kept::Cached => group.held = Held::Cached,
             Kept::Nowhere => self.books.cache_failed(self.now, gid),
         }
         self.scheduler.forget(moment(self.now), &key, kept);

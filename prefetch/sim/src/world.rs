@@ -10,7 +10,7 @@ use std::time::Duration;
 use inlay_prefetch::scheduler::{Action, Looked, Moment, RequestId, Room, Scheduler, WorkId};
 use inlay_prefetch::{Class, GroupRef};
 
-use crate::books::Books;
+use crate::books::{Books, Held};
 use crate::check::View;
 use crate::link::{Link, Nanos, Sign, scaled};
 use crate::readers::Reading;
@@ -269,6 +269,10 @@ impl World {
         let Some(id) = self.books.works[place].id else { return };
         self.books.log(self.now, "plan", id.0, plan as u64);
         let plan = self.scenario.snapshots[place].plans[plan].1.clone();
+        if self.books.looks > 0 {
+            // What is just being looked at keeps its place in an earlier plan.
+            self.books.claim_all(place);
+        }
         self.books.works[place].set(&plan);
         self.scheduler.plan(id, plan);
         self.pump();
@@ -337,7 +341,7 @@ impl World {
             Some(state) => {
                 let missing = groups.iter().filter_map(|number| {
                     let group = self.books.of(*state.groups.get(*number as usize)?);
-                    (!group.cached).then_some((*number, group.want))
+                    (group.held != Held::Cached).then_some((*number, group.want))
                 });
                 let missing: Vec<(u32, GroupRef)> = missing.collect();
                 let HostModel { full, .. } = &self.scenario.host;
@@ -356,7 +360,7 @@ impl World {
 
     fn finish(mut self) -> Outcome {
         if self.scenario.until == Until::Quiet {
-            if let Some(stuck) = self.readers.iter().position(|reader| reader.is_stuck()) {
+            if let Some(stuck) = self.readers.iter().position(Reading::is_stuck) {
                 self.books.broken(self.now, &format!("reader {stuck} waits for ever"));
             }
             self.view().quiet();
