@@ -5,7 +5,7 @@ use super::work::Ready;
 use crate::want::{Class, GroupRef, Key};
 
 /// A group that is on its way.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Flight {
     pub(super) want: GroupRef,
     /// Tells it from an earlier flight of the same group.
@@ -19,6 +19,8 @@ pub(super) struct Flight {
     pub(super) corrupt: u32,
     /// The snapshot that it is, or would have been, loaded for.
     pub(super) origin: Option<(WorkId, Ready)>,
+    /// Other snapshots that want it, with its number there: they look at it again if it does not come.
+    pub(super) parked: Vec<(WorkId, u32)>,
 }
 
 /// How far it is.
@@ -49,6 +51,7 @@ impl Flight {
             waiters: 0,
             corrupt: 0,
             origin: None,
+            parked: Vec::new(),
         }
     }
 }

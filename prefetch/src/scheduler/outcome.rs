@@ -74,13 +74,14 @@ impl Scheduler {
                 Settled::Again
             } else if flight.waiters > 0 {
                 self.waited_for = self.waited_for.saturating_sub(1);
-                self.flights.remove(&key);
+                if let Some((work, ready)) = self.gone(&key) {
+                    gone.entry(work).or_default().push(ready);
+                }
                 Settled::Failed
-            } else if why == Failed::Store
-                && let Some((work, ready)) = flight.origin
-            {
-                self.flights.remove(&key);
-                gone.entry(work).or_default().push(ready);
+            } else if why == Failed::Store {
+                if let Some((work, ready)) = self.gone(&key) {
+                    gone.entry(work).or_default().push(ready);
+                }
                 Settled::Dropped
             } else {
                 self.drop_flight(&key);
@@ -89,9 +90,7 @@ impl Scheduler {
             settled.push((key, what));
         }
         for (work, groups) in gone {
-            if let Some(work) = self.works.get_mut(&work) {
-                work.failed(now, groups);
-            }
+            self.work_failed(now, work, groups);
         }
         settled
     }
@@ -110,24 +109,20 @@ impl Scheduler {
         let Some(flight) = self.flights.get_mut(key) else { return (Settled::Dropped, 0) };
         flight.corrupt = flight.corrupt.saturating_add(1);
         let times = flight.corrupt;
-        if flight.waiters == 0 {
-            let origin = flight.origin;
-            self.flights.remove(key);
-            if let Some((id, ready)) = origin
-                && let Some(work) = self.works.get_mut(&id)
-            {
-                work.failed(now, [ready]);
-            }
-            return (Settled::Dropped, times);
-        }
-        if times <= self.limits.corrupt_retries && !self.closed {
+        let waited_for = flight.waiters > 0;
+        if waited_for && times <= self.limits.corrupt_retries && !self.closed {
             flight.company = Company::Alone;
             self.demand_again(key);
             return (Settled::Again, times);
         }
-        self.waited_for = self.waited_for.saturating_sub(1);
-        self.flights.remove(key);
-        (Settled::Failed, times)
+        if let Some((id, ready)) = self.gone(key) {
+            self.work_failed(now, id, [ready]);
+        }
+        if waited_for {
+            self.waited_for = self.waited_for.saturating_sub(1);
+            return (Settled::Failed, times);
+        }
+        (Settled::Dropped, times)
     }
 
     /// Whoever fetched a group is gone without a word. Its readers get an error.
@@ -135,7 +130,7 @@ impl Scheduler {
         if self.flights.get(key).is_some_and(|f| f.waiters > 0 && f.place != Place::Landed) {
             self.waited_for = self.waited_for.saturating_sub(1);
         }
-        self.flights.remove(key);
+        self.drop_flight(key);
     }
 
     /// A group has come and is right: its readers have it. Until [`Self::forget`] it counts as on

@@ -7,8 +7,8 @@ use super::flights::{Company, Flight, Place, Pool, Running};
 use super::link::{Link, LinkEstimate, Readers};
 use super::span::Span;
 use super::types::{
-    Action, Joined, Looked, Moment, Plan, Request, RequestId, Ticket, Urgency, Why, WorkFigures,
-    WorkId,
+    Action, Joined, Looked, Moment, Plan, Request, RequestId, Room, Ticket, Urgency, Why,
+    WorkFigures, WorkId,
 };
 use super::work::{Ready, Work};
 use crate::limits::FetchLimits;
@@ -140,10 +140,19 @@ impl Scheduler {
     /// The driver has looked: see [`Action::Look`].
     pub fn looked(&mut self, now: Moment, id: WorkId, mut looked: Looked) {
         self.looks = self.looks.saturating_sub(1);
-        let came = &self.came_meanwhile;
-        looked.missing.retain(|(_, want)| !came.contains(&want.key()));
         if let Some(work) = self.works.get_mut(&id) {
-            work.looked(now, looked);
+            let mut flying = 0;
+            if looked.room == Room::There {
+                looked.missing.retain(|(number, want)| {
+                    let Some(flight) = self.flights.get_mut(&want.key()) else {
+                        return !self.came_meanwhile.contains(&want.key());
+                    };
+                    flight.parked.push((id, *number));
+                    flying += 1;
+                    false
+                });
+            }
+            work.looked(now, looked, flying);
         }
         if self.looks == 0 {
             self.came_meanwhile.clear();
@@ -167,9 +176,9 @@ impl Scheduler {
             }
             return (Joined::Flying(class), ticket);
         }
-        let origin = self.claim(&key);
+        let flight = Flight { waiters: 1, ..self.flight(*want, Class::Demand) };
+        let origin = flight.origin.as_ref();
         let joined = origin.map_or(Joined::Queued, |(_, ready)| Joined::Promoted(ready.class));
-        let flight = Flight { waiters: 1, origin, ..self.flight(*want, Class::Demand) };
         let ticket = Ticket { key, flight: flight.number };
         self.waited_for += 1;
         self.flights.insert(key, flight);
@@ -177,24 +186,21 @@ impl Scheduler {
         (joined, ticket)
     }
 
+    /// A flight of a group, which it takes out of the queues of all snapshots: the first that had it
+    /// is its origin.
     fn flight(&mut self, want: GroupRef, class: Class) -> Flight {
         self.next_flight += 1;
-        Flight::queued(want, class, self.next_flight)
-    }
-
-    /// Takes a group out of the queues of all snapshots. Gives the first that had it.
-    fn claim(&mut self, key: &Key) -> Option<(WorkId, Ready)> {
-        let mut found = None;
+        let mut flight = Flight::queued(want, class, self.next_flight);
+        let key = want.key();
         for id in &self.active {
             let Some(work) = self.works.get_mut(id) else { continue };
-            let Some(ready) = work.take(key) else { continue };
-            if found.is_none() {
-                found = Some((*id, ready));
-            } else {
-                work.later(ready.number);
+            let Some(ready) = work.take(&key) else { continue };
+            match flight.origin {
+                None => flight.origin = Some((*id, ready)),
+                Some(_) => flight.parked.push((*id, ready.number)),
             }
         }
-        found
+        flight
     }
 
     /// A reader waits no longer, because it has the group, an error, or no more interest.
@@ -232,11 +238,36 @@ impl Scheduler {
 
     /// Forgets a group that did not come, and leaves it to the snapshot that would have loaded it.
     pub(super) fn drop_flight(&mut self, key: &Key) {
-        let Some(flight) = self.flights.remove(key) else { return };
-        if let Some((id, ready)) = flight.origin
-            && let Some(work) = self.works.get_mut(&id)
-        {
-            work.later(ready.number);
+        if let Some((id, ready)) = self.gone(key) {
+            self.later(id, ready.number);
+        }
+    }
+
+    /// Forgets a group that did not come. Gives its origin; other snapshots look at it again.
+    pub(super) fn gone(&mut self, key: &Key) -> Option<(WorkId, Ready)> {
+        let Flight { origin, parked, .. } = self.flights.remove(key)?;
+        for (id, number) in parked {
+            self.later(id, number);
+        }
+        origin
+    }
+
+    fn later(&mut self, id: WorkId, number: u32) {
+        if let Some(work) = self.works.get_mut(&id) {
+            work.later(number);
+            self.activate(id);
+        }
+    }
+
+    /// The store has failed a snapshot.
+    pub(super) fn work_failed(
+        &mut self,
+        now: Moment,
+        id: WorkId,
+        groups: impl IntoIterator<Item = Ready>,
+    ) {
+        if let Some(work) = self.works.get_mut(&id) {
+            work.failed(now, groups);
             self.activate(id);
         }
     }
@@ -250,8 +281,7 @@ impl Scheduler {
         if self.read_ahead.len() >= self.limits.read_ahead_queue {
             return false;
         }
-        let origin = self.claim(&key);
-        let flight = Flight { origin, ..self.flight(*want, Class::ReadAhead) };
+        let flight = self.flight(*want, Class::ReadAhead);
         self.flights.insert(key, flight);
         self.read_ahead.push_back(key);
         true
@@ -291,7 +321,7 @@ impl Scheduler {
             Class::Demand => (&self.demand, Some(self.limits.request_bytes)),
             _ => (&self.read_ahead, self.room_ahead()),
         };
-        let first = *self.flights.get(queue.front()?)?;
+        let first = self.flights.get(queue.front()?)?;
         let room = self.pools.get(pool(class))?.room(first.want.buffer_bytes())?;
         let mut span = Span::of(first.want, len?, self.limits.gap_bytes, room);
         let mut taken = vec![first.want.key()];
@@ -323,7 +353,13 @@ impl Scheduler {
     /// The next of what no reader has asked for: the most urgent class alone, even if that has to be
     /// waited for.
     fn background(&mut self, now: Moment) -> Option<Action> {
-        self.active.retain(|id| self.works.get(id).is_some_and(|work| work.class().is_some()));
+        self.active.retain(|id| {
+            let work = self.works.get_mut(id);
+            work.is_some_and(|work| {
+                work.skip_taken();
+                work.class().is_some()
+            })
+        });
         let awake = self.active.iter().filter_map(|id| {
             let work = self.works.get(id).filter(|work| work.is_awake(now))?;
             Some((*id, work, work.class()?))
@@ -345,8 +381,11 @@ impl Scheduler {
                 self.looks += 1;
                 return Some(Action::Look { work: id, groups, class });
             }
-            if let Some(request) = self.load(id) {
-                return Some(Action::Fetch(request));
+            match self.load(id) {
+                Load::Request(request) => return Some(Action::Fetch(request)),
+                // What is smaller does not overtake it.
+                Load::NoRoom => return None,
+                Load::Nothing => {}
             }
             let waits = self.works.get(&id).is_some_and(Work::is_looking);
             if class == Class::Directory && waits {
@@ -357,53 +396,39 @@ impl Scheduler {
     }
 
     /// A request for what comes next of one snapshot.
-    fn load(&mut self, id: WorkId) -> Option<Request> {
-        let len = self.room_ahead()?;
-        let pool = self.pools.get(pool(Class::Rest))?;
-        let work = self.works.get_mut(&id)?;
+    fn load(&mut self, id: WorkId) -> Load {
+        let Some(work) = self.works.get_mut(&id) else { return Load::Nothing };
         let first = loop {
-            let first = work.first()?;
-            if self.flights.contains_key(&first.want.key()) {
-                work.skip_first();
-                continue;
-            }
-            break first;
+            let Some(first) = work.first() else { return Load::Nothing };
+            let Some(flight) = self.flights.get_mut(&first.want.key()) else { break first };
+            work.take_first();
+            flight.parked.push((id, first.number));
         };
-        let room = pool.room(first.want.buffer_bytes())?;
+        let pool = self.pools.get(pool(first.class));
+        let room = pool.and_then(|pool| pool.room(first.want.buffer_bytes()));
+        let (Some(len), Some(room)) = (self.room_ahead(), room) else { return Load::NoRoom };
+        Load::Request(self.load_from(id, first, len, room))
+    }
+
+    /// A request of `len` bytes at most for a group and its neighbours, with so much room for buffers.
+    fn load_from(&mut self, id: WorkId, first: Ready, len: u64, room: u64) -> Request {
         let mut span = Span::of(first.want, len, self.limits.gap_bytes, room);
         let mut readies = vec![first];
-        work.take_first();
-        let mut before = 0;
-        let flights = &self.flights;
-        while readies.len() > before {
-            before = readies.len();
-            work.take_if(|ready| {
-                let takes = ready.class == first.class
-                    && ready.tries() == first.tries()
-                    && !flights.contains_key(&ready.want.key())
-                    && span.add(&ready.want);
-                if takes {
-                    readies.push(*ready);
-                }
-                takes
-            });
+        if let Some(work) = self.works.get_mut(&id) {
+            work.take_first();
+            work.take_beside(&first, &mut span, &mut readies);
         }
         for ready in &readies {
-            let flight =
-                Flight { origin: Some((id, *ready)), ..self.flight(ready.want, ready.class) };
-            // Whoever else has it in its queue looks for it later.
-            if let Some((other, again)) = self.claim(&ready.want.key())
-                && let Some(work) = self.works.get_mut(&other)
-            {
-                work.later(again.number);
-            }
+            let mut flight = self.flight(ready.want, ready.class);
+            let other = flight.origin.replace((id, *ready));
+            flight.parked.extend(other.map(|(id, ready)| (id, ready.number)));
             self.flights.insert(ready.want.key(), flight);
         }
         let request = self.start(first.class, Some(id), first.why, span);
         if let Some(work) = self.works.get_mut(&id) {
             work.served = work.served.saturating_add(request.range.end - request.range.start);
         }
-        Some(request)
+        request
     }
 
     fn start(&mut self, class: Class, work: Option<WorkId>, why: Why, span: Span) -> Request {
@@ -496,6 +521,14 @@ impl Scheduler {
         }
         queued
     }
+}
+
+/// What can be begun for a snapshot.
+enum Load {
+    Request(Request),
+    /// It has to wait until there is room, and so has what is less urgent.
+    NoRoom,
+    Nothing,
 }
 
 /// The failure of a request, as far as it matters to what is done next.

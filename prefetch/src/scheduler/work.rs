@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Moment;
+use super::span::Span;
 use super::types::{Extent, Known, Looked, Phase, Plan, Room, Urgency, Why, WorkFigures};
 use crate::want::{Class, GroupRef, Key};
 
@@ -38,12 +39,6 @@ pub(super) struct Ready {
     tries: u8,
 }
 
-impl Ready {
-    pub(super) fn tries(&self) -> u8 {
-        self.tries
-    }
-}
-
 /// Groups that the driver is looking up.
 #[derive(Debug)]
 struct Looking {
@@ -69,7 +64,7 @@ pub(super) struct Work {
     /// Neighbours of what was read, most recent first.
     beside: VecDeque<u32>,
     beside_len: u32,
-    /// Groups that were on their way for somebody else when their turn came: looked at again last.
+    /// Groups that were on their way for somebody else and did not come: looked at again last.
     again: VecDeque<u32>,
     ready: VecDeque<Ready>,
     looking: Option<Looking>,
@@ -104,15 +99,21 @@ impl Work {
         }
     }
 
-    /// Sets, or replaces, the order. What was taken already stays so.
+    /// Sets, or replaces, the order. What is just being looked at keeps its place in the old one.
     pub(super) fn set(&mut self, plan: Plan) {
+        self.figures.looked = self.figures.looked.saturating_sub(small(self.ready.len()));
+        let queued = self.ready.drain(..).map(|ready| ready.number);
+        let asked = self.unanswered.drain(..).map(|(number, ..)| number);
+        for number in queued.chain(asked) {
+            self.taken.clear(number);
+        }
+        (self.first_next, self.rest_next) = (0, 0);
         self.preparing = None;
         self.taken.resize(plan.groups);
         self.unused.resize(plan.groups);
         self.touched.resize(plan.groups);
         self.figures.groups = plan.groups;
         self.figures.first = u32::try_from(plan.first.len()).unwrap_or(u32::MAX);
-        self.first_next = 0;
         self.plan = plan;
     }
 
@@ -168,6 +169,19 @@ impl Work {
         self.rests_until.or(self.preparing)
     }
 
+    /// Passes over what was taken already, so that what comes next is certain to be something.
+    pub(super) fn skip_taken(&mut self) {
+        while self.beside.front().is_some_and(|number| self.taken.get(*number)) {
+            self.beside.pop_front();
+        }
+        let first = self.plan.first.get(self.first_next as usize..).unwrap_or_default();
+        let taken = first.iter().take_while(|number| self.taken.get(**number)).count();
+        self.first_next = self.first_next.saturating_add(small(taken));
+        while self.rest_next < self.plan.groups && self.taken.get(self.rest_next) {
+            self.rest_next += 1;
+        }
+    }
+
     /// Whether the driver should look up more groups.
     pub(super) fn wants_look(&self) -> bool {
         self.looking.is_none() && self.ready.len() < LOOK_BELOW && self.peek().is_some()
@@ -208,8 +222,8 @@ impl Work {
         Some((number, Why::Traversal))
     }
 
-    /// The driver has looked. What it left out is here.
-    pub(super) fn looked(&mut self, now: Moment, looked: Looked) {
+    /// The driver has looked. What it left out is here, but for `flying` groups, which are on their way.
+    pub(super) fn looked(&mut self, now: Moment, looked: Looked, flying: usize) {
         let Some(Looking { asked }) = self.looking.take() else { return };
         if looked.room == Room::None {
             self.rest(now, PAUSE_FULL);
@@ -218,14 +232,19 @@ impl Work {
         }
         let (all, missing) = (asked.len(), looked.missing.len().min(asked.len()));
         self.figures.looked = self.figures.looked.saturating_add(small(all));
-        self.figures.here = self.figures.here.saturating_add(small(all - missing));
+        let here = all.saturating_sub(missing + flying);
+        self.figures.here = self.figures.here.saturating_add(small(here));
         let mut asked = asked.into_iter();
         for (number, want) in looked.missing {
             // An answer is in the order of the question; what was not asked for is no answer.
             let Some((_, class, why)) = asked.find(|(one, ..)| *one == number) else { break };
             self.ready.push_back(Ready { number, want, class, why, tries: 0 });
         }
-        // What lies beside a read may have come after what is less likely.
+        self.sort();
+    }
+
+    /// What lies beside a read, or has failed once, may have come after what is less likely.
+    fn sort(&mut self) {
         self.ready.make_contiguous().sort_by_key(|ready| (ready.class, ready.why != Why::Beside));
     }
 
@@ -244,16 +263,21 @@ impl Work {
         self.ready.pop_front();
     }
 
-    /// Somebody else fetches it: it is looked at again in the end.
-    pub(super) fn skip_first(&mut self) {
-        if let Some(ready) = self.ready.pop_front() {
-            self.again.push_back(ready.number);
+    /// Takes out what belongs into one request with `first`, until nothing more fits.
+    pub(super) fn take_beside(&mut self, first: &Ready, span: &mut Span, taken: &mut Vec<Ready>) {
+        let mut before = 0;
+        while taken.len() > before {
+            before = taken.len();
+            self.ready.retain(|ready| {
+                let takes = ready.class == first.class
+                    && ready.tries == first.tries
+                    && span.add(&ready.want);
+                if takes {
+                    taken.push(*ready);
+                }
+                !takes
+            });
         }
-    }
-
-    /// Takes out those that `takes` takes, in order.
-    pub(super) fn take_if(&mut self, mut takes: impl FnMut(&Ready) -> bool) {
-        self.ready.retain(|ready| !takes(ready));
     }
 
     /// Takes out the group with this key.
@@ -262,23 +286,25 @@ impl Work {
         self.ready.remove(place)
     }
 
-    /// The same for any of its groups.
+    /// A group was on its way for somebody else, and did not come.
     pub(super) fn later(&mut self, number: u32) {
+        self.figures.looked = self.figures.looked.saturating_sub(1);
         self.again.push_back(number);
     }
 
     /// A group of it was read for the first time. What lies behind it will probably be, too: more
     /// of it, if that was right before.
     pub(super) fn touched(&mut self, number: u32, stored_len: u32) {
-        self.touched.set(number);
+        let again = !self.touched.set(number);
         if self.unused.clear(number) {
             self.figures.used_bytes = self.figures.used_bytes.saturating_add(u64::from(stored_len));
         }
         if self.plan.extent == Extent::Nothing || number >= self.plan.groups {
             return;
         }
-        let foreseen = !self.taken.set(number);
-        if self.plan.known == Known::Recorded && foreseen {
+        // It is not taken thereby: its reader may give up.
+        let foreseen = self.taken.get(number);
+        if again || (self.plan.known == Known::Recorded && foreseen) {
             return;
         }
         self.beside_len = if foreseen {
@@ -288,7 +314,7 @@ impl Work {
         };
         let end = number.saturating_add(1 + self.beside_len).min(self.plan.groups);
         for near in (number + 1..end).rev() {
-            if !self.taken.get(near) {
+            if !self.taken.get(near) && !self.touched.get(near) {
                 self.beside.push_front(near);
             }
         }
@@ -321,6 +347,7 @@ impl Work {
                 self.figures.given_up = self.figures.given_up.saturating_add(1);
             }
         }
+        self.sort();
     }
 
     /// The cache did not take what came.
@@ -388,7 +415,9 @@ impl Bits {
         was
     }
 
+    /// Whether a bit is set, or there is none.
     fn get(&self, place: u32) -> bool {
-        self.words.get(place as usize / 64).is_none_or(|word| word & (1 << (place % 64)) != 0)
+        let word = self.words.get(place as usize / 64).filter(|_| place < self.len);
+        word.is_none_or(|word| word & (1 << (place % 64)) != 0)
     }
 }

@@ -1,0 +1,50 @@
+//! Random scenarios: see `check.rs` for what is checked in each of them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use inlay_prefetch_sim::{random_scenario, run};
+
+/// Runs the scenarios of these seeds, on all cores. Gives the number of events and of requests.
+fn all(seeds: std::ops::Range<u64>) -> (u64, u64) {
+    let (next, events, requests) =
+        (AtomicU64::new(seeds.start), AtomicU64::new(0), AtomicU64::new(0));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let outcome = run(random_scenario(seed));
+                    events.fetch_add(outcome.events, Ordering::Relaxed);
+                    requests.fetch_add(outcome.requests, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    (events.into_inner(), requests.into_inner())
+}
+
+#[test]
+fn the_scheduler_keeps_its_promises() {
+    let (events, requests) = all(0..2000);
+    // Otherwise nothing was tested.
+    assert!(events > 1_000_000 && requests > 40_000, "{events} events, {requests} requests");
+}
+
+/// One scenario, to look into it: `SEED=17 cargo test ... -- --ignored one_seed`.
+#[test]
+#[ignore = "for a seed that fails"]
+fn one_seed() {
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    println!("{:?}", run(random_scenario(seed)));
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn the_scheduler_keeps_its_promises_in_many_more() {
+    let (events, requests) = all(2000..102_000);
+    println!("{events} events, {requests} requests");
+}
