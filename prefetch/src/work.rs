@@ -5,7 +5,7 @@ use std::sync::Arc;
 use inlay_store::cache::{Cache, DiskState};
 
 use crate::fetcher::Shared;
-use crate::scheduler::{Looked, Plan, Room, Urgency, WorkFigures, WorkId};
+use crate::scheduler::{Looked, Plan, Room, Touched, Urgency, WorkFigures, WorkId};
 use crate::want::{Class, GroupRef};
 
 /// The groups of a snapshot, by their numbers in its index.
@@ -42,10 +42,10 @@ impl Loading {
         self.shared.pump();
     }
 
-    /// A group of `stored_len` stored bytes was read for the first time since the snapshot was
-    /// attached.
-    pub fn touched(&self, group: u32, stored_len: u32) {
-        self.shared.table.lock().scheduler.touched(self.id, group, stored_len);
+    /// A group was read for the first time since the snapshot was attached.
+    pub fn touched(&self, touch: &Touched) {
+        let now = self.shared.now();
+        self.shared.table.lock().scheduler.touched(now, self.id, touch);
         self.shared.pump();
     }
 

@@ -252,7 +252,7 @@ impl Inner {
         let Some(tracker) = &self.tracker else { return };
         for piece in &plan.pieces {
             if let Place::Group { number, group, .. } = &piece.from {
-                tracker.touch(*number, group.stored_len);
+                tracker.touch(&self.index, *number, group);
             }
         }
     }

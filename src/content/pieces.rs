@@ -204,6 +204,15 @@ pub(super) fn whole_group(index: &Index, number: GroupIdx) -> Result<GroupRef, F
     Ok(GroupRef { home, ..want })
 }
 
+/// The numbers of the groups that a large file has for itself, which follow one another. What a damaged
+/// index says may be too much or nothing, and harms nobody: it is a guess at what is read next.
+pub(super) fn groups_of_file(index: &Index, file: InodeIdx) -> Option<Range<u32>> {
+    let FileData::Extents(extents) = index.data(file).ok()? else { return None };
+    let first = extents.get(0)?.ok()?.group.0;
+    let last = extents.get(extents.len().checked_sub(1)?)?.ok()?.group.0;
+    Some(first..last.saturating_add(1))
+}
+
 fn group_ref(index: &Index, group: GroupIdx) -> Result<GroupRef, FormatError> {
     let group = index.group(group)?;
     Ok(GroupRef { blob: index.blob(group.blob)?.id, group, home: None })

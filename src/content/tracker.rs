@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use inlay_prefetch::scheduler::WorkFigures;
+use inlay_prefetch::scheduler::{Touched, WorkFigures};
 use inlay_prefetch::{GroupList, GroupRef, Loading};
-use inlay_store::format::{FileData, GroupIdx, Index, InodeIdx};
+use inlay_store::format::{FileData, Group, GroupIdx, Index, InodeIdx};
 use inlay_store::profile::{Profile, Run, Touch};
 use parking_lot::Mutex;
 
-use super::pieces::whole_group;
+use super::pieces::{groups_of_file, whole_group};
 
 /// A start is over when nothing new was touched for so long,
 const QUIET: Duration = Duration::from_secs(10);
@@ -92,8 +92,8 @@ impl Tracker {
         self.recording.load(Ordering::Relaxed)
     }
 
-    /// A reader wants bytes of a group, whose stored form has `stored_len` bytes.
-    pub(super) fn touch(&self, group: GroupIdx, stored_len: u32) {
+    /// A reader wants bytes of a group of `index`, which has the number `group`.
+    pub(super) fn touch(&self, index: &Index, group: GroupIdx, what: &Group) {
         let Some(word) = self.touched.get(group.0 as usize / 64) else { return };
         let bit = 1u64 << (group.0 % 64);
         if word.load(Ordering::Relaxed) & bit != 0
@@ -102,7 +102,12 @@ impl Tracker {
             return;
         }
         if let Some(loading) = self.loading() {
-            loading.touched(group.0, stored_len);
+            let file = what.owner.and_then(|owner| groups_of_file(index, owner));
+            loading.touched(&Touched {
+                group: group.0,
+                stored_len: what.stored_len,
+                file: file.unwrap_or_default(),
+            });
         }
         if self.is_recording() {
             let now = Instant::now();
@@ -118,7 +123,7 @@ impl Tracker {
         let Ok(FileData::Extents(extents)) = index.data(inode) else { return };
         for extent in extents.within(range).flatten() {
             if let Ok(group) = index.group(extent.group) {
-                self.touch(extent.group, group.stored_len);
+                self.touch(index, extent.group, &group);
             }
         }
     }

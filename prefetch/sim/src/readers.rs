@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use inlay_prefetch::scheduler::Ticket;
+use inlay_prefetch::scheduler::{Ticket, Touched};
 
 use crate::books::{Gid, Held};
 use crate::link::Nanos;
 use crate::scenario::{Begins, Patience, Told};
+use crate::world::moment;
 use crate::world::{Event, World, nanos};
 
 /// What a reader's want has come to.
@@ -87,7 +88,8 @@ impl World {
             {
                 let gid = work.groups[number as usize];
                 let stored_len = self.books.of(gid).want.group.stored_len;
-                self.scheduler.touched(id, number, stored_len);
+                let touch = Touched { group: number, stored_len, file: 0..0 };
+                self.scheduler.touched(moment(self.now), id, &touch);
                 self.pump();
             }
         }

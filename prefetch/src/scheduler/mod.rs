@@ -33,6 +33,7 @@
 
 mod flights;
 mod link;
+mod neighbours;
 mod outcome;
 mod span;
 mod state;
@@ -46,5 +47,5 @@ pub use outcome::Kept;
 pub use state::{Failed, Scheduler};
 pub use types::{
     Action, Extent, Joined, Known, Looked, Moment, Phase, Plan, Request, RequestId, Room, Settled,
-    Ticket, Urgency, Why, WorkFigures, WorkId,
+    Ticket, Touched, Urgency, Why, WorkFigures, WorkId,
 };

@@ -7,7 +7,7 @@ use super::flights::{Company, Flight, Place, Pool, Running};
 use super::link::{Link, LinkEstimate, Readers};
 use super::span::Span;
 use super::types::{
-    Action, Joined, Looked, Moment, Plan, Request, RequestId, Room, Ticket, Urgency, Why,
+    Action, Joined, Looked, Moment, Plan, Request, RequestId, Room, Ticket, Touched, Urgency, Why,
     WorkFigures, WorkId,
 };
 use super::work::{Ready, Work};
@@ -123,10 +123,9 @@ impl Scheduler {
     }
 
     /// A group of a snapshot was read for the first time since it was attached.
-    /// Its stored form has `stored_len` bytes.
-    pub fn touched(&mut self, id: WorkId, group: u32, stored_len: u32) {
+    pub fn touched(&mut self, now: Moment, id: WorkId, touch: &Touched) {
         if let Some(work) = self.works.get_mut(&id) {
-            work.touched(group, stored_len);
+            work.touched(now, touch);
             self.activate(id);
         }
     }
@@ -456,7 +455,7 @@ impl Scheduler {
     /// When [`Self::next`] may have something to do although nothing else happens.
     pub fn wakes_at(&self, now: Moment) -> Option<Moment> {
         let works = self.active.iter().filter_map(|id| self.works.get(id));
-        works.filter_map(Work::wakes_at).filter(|at| *at > now).min()
+        works.filter_map(|work| work.wakes_at(now)).min()
     }
 
     /// What the link is taken to be.

@@ -55,6 +55,17 @@ pub enum Extent {
     All,
 }
 
+/// A first read of a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Touched {
+    /// The group.
+    pub group: u32,
+    /// The bytes of its stored form.
+    pub stored_len: u32,
+    /// The groups of the large file that it belongs to; empty if it holds small files.
+    pub file: Range<u32>,
+}
+
 /// In which order a snapshot's groups are loaded. Groups are named by their place in its index.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {

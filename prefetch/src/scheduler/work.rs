@@ -7,18 +7,19 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Moment;
+use super::neighbours::Neighbours;
 use super::span::Span;
-use super::types::{Extent, Known, Looked, Phase, Plan, Room, Urgency, Why, WorkFigures};
+use super::types::{Extent, Known, Looked, Phase, Plan, Room, Touched, Urgency, Why, WorkFigures};
 use crate::want::{Class, GroupRef, Key};
 
 /// How many groups are looked up at a time, and how few are left when the next are.
 const LOOK: usize = 64;
 const LOOK_BELOW: usize = 24;
-/// How many groups beside one that was read are worth having at first, and at most.
-const BESIDE_FIRST: u32 = 4;
-const BESIDE_MAX: u32 = 32;
-/// How many hints about neighbours are kept.
-const BESIDE_QUEUE: usize = 256;
+/// An image's rest waits until nothing new was read for so long: a start has the link and the host's
+/// cores for itself,
+const CALM: Duration = Duration::from_secs(1);
+/// but for no longer than this.
+const CALM_MAX: Duration = Duration::from_secs(30);
 /// How often one group is tried without a reader.
 const TRIES: u8 = 2;
 /// The pause after a failure doubles from the first to the last.
@@ -61,9 +62,10 @@ pub(super) struct Work {
     /// The next of `plan.first`, and the next in the order of the tree.
     first_next: u32,
     rest_next: u32,
-    /// Neighbours of what was read, most recent first.
-    beside: VecDeque<u32>,
-    beside_len: u32,
+    neighbours: Neighbours,
+    /// When the rest may be loaded, and when it is whatever happens.
+    calm_at: Moment,
+    calm_at_last: Moment,
     /// Groups that were on their way for somebody else and did not come: looked at again last.
     again: VecDeque<u32>,
     ready: VecDeque<Ready>,
@@ -87,8 +89,9 @@ impl Work {
             touched: Bits::default(),
             first_next: 0,
             rest_next: 0,
-            beside: VecDeque::new(),
-            beside_len: BESIDE_FIRST,
+            neighbours: Neighbours::default(),
+            calm_at: now.after(CALM),
+            calm_at_last: now.after(CALM_MAX),
             again: VecDeque::new(),
             ready: VecDeque::new(),
             looking: None,
@@ -148,7 +151,8 @@ impl Work {
         if let Some((_, class, _)) = self.unanswered.first() {
             return Some(*class);
         }
-        let first = (self.first_next as usize) < self.plan.first.len() || !self.beside.is_empty();
+        let first =
+            (self.first_next as usize) < self.plan.first.len() || !self.neighbours.is_empty();
         match self.plan.extent {
             Extent::Nothing => None,
             _ if first => Some(self.first_class()),
@@ -161,19 +165,20 @@ impl Work {
     /// Whether it takes part now. One that does not stands in nobody's way.
     pub(super) fn is_awake(&self, now: Moment) -> bool {
         let prepared = self.preparing.is_none_or(|until| now < until);
-        prepared && self.rests_until.is_none_or(|until| now >= until)
+        let calm = now >= self.calm_at.min(self.calm_at_last) || self.class() != Some(Class::Rest);
+        prepared && calm && self.rests_until.is_none_or(|until| now >= until)
     }
 
     /// When it wakes up, if it rests.
-    pub(super) fn wakes_at(&self) -> Option<Moment> {
-        self.rests_until.or(self.preparing)
+    pub(super) fn wakes_at(&self, now: Moment) -> Option<Moment> {
+        let calm = self.calm_at.min(self.calm_at_last);
+        let moments = [self.rests_until, self.preparing, Some(calm)];
+        moments.into_iter().flatten().filter(|at| *at > now).min()
     }
 
     /// Passes over what was taken already, so that what comes next is certain to be something.
     pub(super) fn skip_taken(&mut self) {
-        while self.beside.front().is_some_and(|number| self.taken.get(*number)) {
-            self.beside.pop_front();
-        }
+        self.neighbours.skip(|number| self.taken.get(number));
         let first = self.plan.first.get(self.first_next as usize..).unwrap_or_default();
         let taken = first.iter().take_while(|number| self.taken.get(**number)).count();
         self.first_next = self.first_next.saturating_add(small(taken));
@@ -206,7 +211,7 @@ impl Work {
     }
 
     fn next_number(&mut self) -> Option<(u32, Why)> {
-        if let Some(number) = self.beside.pop_front() {
+        if let Some(number) = self.neighbours.pop() {
             return Some((number, Why::Beside));
         }
         if let Some(number) = self.plan.first.get(self.first_next as usize) {
@@ -292,33 +297,25 @@ impl Work {
         self.again.push_back(number);
     }
 
-    /// A group of it was read for the first time. What lies behind it will probably be, too: more
-    /// of it, if that was right before.
-    pub(super) fn touched(&mut self, number: u32, stored_len: u32) {
-        let again = !self.touched.set(number);
-        if self.unused.clear(number) {
-            self.figures.used_bytes = self.figures.used_bytes.saturating_add(u64::from(stored_len));
+    /// A group of it was read for the first time. What lies beside it will probably be, too.
+    pub(super) fn touched(&mut self, now: Moment, touch: &Touched) {
+        let again = !self.touched.set(touch.group);
+        if self.unused.clear(touch.group) {
+            let stored_len = u64::from(touch.stored_len);
+            self.figures.used_bytes = self.figures.used_bytes.saturating_add(stored_len);
         }
-        if self.plan.extent == Extent::Nothing || number >= self.plan.groups {
+        if again || self.plan.extent == Extent::Nothing || touch.group >= self.plan.groups {
             return;
         }
+        self.calm_at = now.after(CALM);
         // It is not taken thereby: its reader may give up.
-        let foreseen = self.taken.get(number);
-        if again || (self.plan.known == Known::Recorded && foreseen) {
+        let foreseen = self.taken.get(touch.group);
+        if self.plan.known == Known::Recorded && foreseen {
             return;
         }
-        self.beside_len = if foreseen {
-            (self.beside_len * 2).min(BESIDE_MAX)
-        } else {
-            (self.beside_len / 2).max(BESIDE_FIRST)
-        };
-        let end = number.saturating_add(1 + self.beside_len).min(self.plan.groups);
-        for near in (number + 1..end).rev() {
-            if !self.taken.get(near) && !self.touched.get(near) {
-                self.beside.push_front(near);
-            }
-        }
-        self.beside.truncate(BESIDE_QUEUE);
+        let (taken, touched) = (&self.taken, &self.touched);
+        let known = |near| taken.get(near) || touched.get(near);
+        self.neighbours.touched(touch, foreseen, self.plan.groups, known);
     }
 
     /// A group that was asked for ahead has come.
