@@ -374,13 +374,13 @@ impl Scheduler {
         let turns: Vec<WorkId> = awake.iter().map(|(id, ..)| *id).collect();
         for id in turns {
             let work = self.works.get_mut(&id)?;
-            if work.wants_look()
+            if work.wants_look(now)
                 && let Some((groups, class)) = work.look()
             {
                 self.looks += 1;
                 return Some(Action::Look { work: id, groups, class });
             }
-            match self.load(id) {
+            match self.load(id, class) {
                 Load::Request(request) => return Some(Action::Fetch(request)),
                 // What is smaller does not overtake it.
                 Load::NoRoom => return None,
@@ -395,10 +395,12 @@ impl Scheduler {
     }
 
     /// A request for what comes next of one snapshot.
-    fn load(&mut self, id: WorkId) -> Load {
+    fn load(&mut self, id: WorkId, class: Class) -> Load {
         let Some(work) = self.works.get_mut(&id) else { return Load::Nothing };
         let first = loop {
-            let Some(first) = work.first() else { return Load::Nothing };
+            let Some(first) = work.first().filter(|ready| ready.class == class) else {
+                return Load::Nothing;
+            };
             let Some(flight) = self.flights.get_mut(&first.want.key()) else { break first };
             work.take_first();
             flight.parked.push((id, first.number));

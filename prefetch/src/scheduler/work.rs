@@ -125,10 +125,11 @@ impl Work {
         let next = self.ready.iter().map(|ready| ready.class).min();
         let looked =
             self.looking.as_ref().and_then(|l| l.asked.first().map(|(_, class, _)| *class));
-        match next.into_iter().chain(looked).min() {
+        // What was not looked up yet may be more urgent than what was.
+        match next.into_iter().chain(looked).chain(self.peek()).min() {
             Some(class) => Some(class),
             None if self.preparing.is_some() => Some(self.first_class()),
-            None => self.peek(),
+            None => None,
         }
     }
 
@@ -165,8 +166,12 @@ impl Work {
     /// Whether it takes part now. One that does not stands in nobody's way.
     pub(super) fn is_awake(&self, now: Moment) -> bool {
         let prepared = self.preparing.is_none_or(|until| now < until);
-        let calm = now >= self.calm_at.min(self.calm_at_last) || self.class() != Some(Class::Rest);
+        let calm = self.is_calm(now) || self.class() != Some(Class::Rest);
         prepared && calm && self.rests_until.is_none_or(|until| now >= until)
+    }
+
+    fn is_calm(&self, now: Moment) -> bool {
+        now >= self.calm_at.min(self.calm_at_last)
     }
 
     /// When it wakes up, if it rests.
@@ -188,8 +193,11 @@ impl Work {
     }
 
     /// Whether the driver should look up more groups.
-    pub(super) fn wants_look(&self) -> bool {
-        self.looking.is_none() && self.ready.len() < LOOK_BELOW && self.peek().is_some()
+    pub(super) fn wants_look(&self, now: Moment) -> bool {
+        let Some(class) = self.peek().filter(|_| self.looking.is_none()) else { return false };
+        let few = self.ready.len() < LOOK_BELOW;
+        let urgent = self.ready.front().is_some_and(|ready| ready.class > class);
+        (few || urgent) && (class != Class::Rest || self.is_calm(now))
     }
 
     /// The groups to look up now, all of one class.
