@@ -88,7 +88,8 @@ impl World {
             {
                 let gid = work.groups[number as usize];
                 let stored_len = self.books.of(gid).want.group.stored_len;
-                let touch = Touched { group: number, stored_len, file: 0..0 };
+                let file = self.scenario.snapshots[snapshot].snapshot.file_of(number);
+                let touch = Touched { group: number, stored_len, file };
                 self.scheduler.touched(moment(self.now), id, &touch);
                 self.pump();
             }
