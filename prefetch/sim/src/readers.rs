@@ -82,8 +82,9 @@ impl World {
         let touch = self.scenario.readers[reader].touches[self.readers[reader].touch].clone();
         for number in touch.groups {
             let work = &mut self.books.works[snapshot];
+            let now = self.now;
             if work.told == Told::Yes
-                && work.touch(number)
+                && work.touch(now, number)
                 && let Some(id) = work.id
             {
                 let gid = work.groups[number as usize];
