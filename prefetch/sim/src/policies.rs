@@ -58,7 +58,7 @@ fn link(latency: u64, rate: f64, sharing: Sharing) -> LinkModel {
 fn scenario(link: LinkModel, seed: u64) -> Scenario {
     Scenario {
         seed,
-        limits: FetchLimits { decoders: 4, ahead_workers: 4, ..FetchLimits::default() },
+        limits: FetchLimits { decoders: 16, ahead_workers: 16, ..FetchLimits::default() },
         link,
         host: HostModel::default(),
         snapshots: Vec::new(),
