@@ -6,10 +6,11 @@
 //! reader's request would wait behind it. A pure state machine: time comes with each call.
 //!
 //! Prefetching has `rate * (round trip + hold)` bytes under way, where `hold` is how long it may
-//! keep a reader's bytes waiting: half a round trip, from 2 to 30 ms. While a reader waits, it is
-//! less than what fills the link, so that nothing queues. And when readers wait much longer than the
-//! model says (others share the link, or the model is wrong), it is halved again and again, and
-//! recovers slowly, as TCP does (additive increase, multiplicative decrease).
+//! keep a reader's bytes waiting: a third of a round trip, from 2 to 30 ms. While a reader waits, it
+//! is what fills the link, so that little queues, in small requests, so that its answer shares the link
+//! with few others. And when readers wait much longer than the model says (others share the link, or
+//! the model is wrong), it is halved again and again, and recovers slowly, as TCP does (additive
+//! increase, multiplicative decrease): with each reader that is served in time, and while none is late.
 
 use std::time::Duration;
 
@@ -40,10 +41,10 @@ const LATE: f64 = 1.5;
 const LATE_MIN: Duration = Duration::from_millis(3);
 /// What is left of the share at least.
 const SHARE_MIN: f64 = 1.0 / 16.0;
-/// How much of it comes back with each reader that was served in time.
+/// How much of it comes back with each reader that was served in time, and each measurement of the
+/// rate in which none was late: a start for which nothing more has to be demanded would otherwise keep
+/// half of the link until its end.
 const SHARE_STEP: f64 = 1.0 / 16.0;
-/// While a reader waits, this part of what fills the link may be under way.
-const BESIDE_READERS: f64 = 0.7;
 
 /// Whether a reader waits for bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +120,9 @@ impl Link {
             } else {
                 self.growth.1 = self.growth.1.saturating_add(1);
             }
+            if self.halved.is_none_or(|at| now.since(at) > took) {
+                self.recover();
+            }
             self.interval = busy.then_some((now, 0));
         } else {
             self.interval = busy.then_some((since, sum));
@@ -137,11 +141,15 @@ impl Link {
         let expected = round_trip + Duration::from_secs_f64(bytes as f64 / rate.max(1.0));
         let late = waited > expected.mul_f64(LATE) && waited > expected + LATE_MIN;
         if !late {
-            self.share = (self.share + SHARE_STEP).min(1.0);
+            self.recover();
         } else if self.halved.is_none_or(|at| now.since(at) > round_trip) {
             self.halved = Some(now);
             self.share = (self.share / 2.0).max(SHARE_MIN);
         }
+    }
+
+    fn recover(&mut self) {
+        self.share = (self.share + SHARE_STEP).min(1.0);
     }
 
     /// How many bytes prefetching may have under way.
@@ -151,7 +159,7 @@ impl Link {
         let fills = rate * round_trip.as_secs_f64();
         let growing = self.growth.1 < FULL_AFTER;
         let bytes = match readers {
-            Readers::Wait => fills * BESIDE_READERS,
+            Readers::Wait => fills,
             Readers::Idle => fills + rate * hold(round_trip).as_secs_f64(),
         };
         let bytes = bytes * self.share * if growing { 2.0 } else { 1.0 };
@@ -162,9 +170,12 @@ impl Link {
         whole(bytes).max(least)
     }
 
-    /// How long a request of prefetching should be, in bytes: what passes while it may hold the link.
-    pub(super) fn request_bytes(&self) -> u64 {
-        let (Some(rate), Some(round_trip)) = (self.rate.get(), self.round_trip()) else {
+    /// How long a request of prefetching should be, in bytes: what passes while it may hold the link,
+    /// or little while a reader waits.
+    pub(super) fn request_bytes(&self, readers: Readers) -> u64 {
+        let (Some(rate), Some(round_trip), Readers::Idle) =
+            (self.rate.get(), self.round_trip(), readers)
+        else {
             return REQUEST_BYTES_MIN;
         };
         whole(rate * hold(round_trip).as_secs_f64()).clamp(REQUEST_BYTES_MIN, REQUEST_BYTES_MAX)
@@ -176,7 +187,7 @@ impl Link {
 }
 
 fn hold(round_trip: Duration) -> Duration {
-    (round_trip / 2).clamp(HOLD_MIN, HOLD_MAX)
+    (round_trip / 3).clamp(HOLD_MIN, HOLD_MAX)
 }
 
 /// Bytes as a whole number. What does not fit becomes the nearest that does.
@@ -245,8 +256,9 @@ mod tests {
         assert!((24e6..26e6).contains(&estimate.rate.unwrap()), "{estimate:?}");
         let fills = 1_250_000;
         assert!((fills..fills * 8 / 5).contains(&link.window(Readers::Idle)));
-        assert!(link.window(Readers::Wait) < fills);
-        assert!((400_000..800_000).contains(&link.request_bytes()));
+        assert!(link.window(Readers::Wait) < link.window(Readers::Idle) * 4 / 5);
+        assert!((350_000..600_000).contains(&link.request_bytes(Readers::Idle)));
+        assert_eq!(link.request_bytes(Readers::Wait), REQUEST_BYTES_MIN);
     }
 
     #[test]
@@ -283,6 +295,16 @@ mod tests {
             link.served(at(2000), Duration::from_millis(55), 100_000);
         }
         assert_eq!(link.window(Readers::Idle), before);
+    }
+
+    #[test]
+    fn one_late_reader_is_forgiven_while_nobody_else_is_late() {
+        let mut link = Link::new();
+        steady(&mut link, 0, 25_000_000, 50);
+        link.served(at(1000), Duration::from_millis(300), 100_000);
+        assert!(link.estimate().share < 0.6);
+        steady(&mut link, 1001, 25_000_000, 50);
+        assert!(link.estimate().share > 0.99);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::types::Touched;
 
 /// How far to look to each side of what was read, at first and at most, in groups.
 const REACH_MIN: u32 = 4;
-const REACH_MAX: u32 = 32;
+const REACH_MAX: u32 = 16;
 /// Of a large file with at most so many groups (16 MiB), all are taken.
 const FILE_GROUPS: u32 = 32;
 /// How many are kept waiting.

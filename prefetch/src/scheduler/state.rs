@@ -304,7 +304,7 @@ impl Scheduler {
         // Those who wait for what is being loaded ahead are served best by going on with it.
         let demand = self.pools.first().is_some_and(|pool| pool.requests > 0);
         let readers = if demand { Readers::Wait } else { Readers::Idle };
-        let len = self.link.request_bytes().min(self.limits.request_bytes);
+        let len = self.link.request_bytes(readers).min(self.limits.request_bytes);
         let fits = self.ahead == 0 || self.ahead.saturating_add(len) <= self.link.window(readers);
         fits.then_some(len)
     }
@@ -466,7 +466,7 @@ impl Scheduler {
 
     /// How much prefetching would have under way now, and in how large requests, in bytes.
     pub fn window(&self) -> (u64, u64) {
-        (self.link.window(Readers::Idle), self.link.request_bytes())
+        (self.link.window(Readers::Idle), self.link.request_bytes(Readers::Idle))
     }
 
     /// What was done for a snapshot.
