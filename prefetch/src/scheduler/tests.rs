@@ -1,1 +1,183 @@
-//! The scheduler without a driver.
+//! The scheduler without a driver: one rule a test. What holds in general is tested by simulation, in
+//! `prefetch/sim`.
+
+use std::time::Duration;
+
+use inlay_store::format::{BlobIdx, Group};
+use inlay_store::ids::{BlobId, Digest, GroupDigest};
+
+use super::*;
+use crate::limits::FetchLimits;
+use crate::want::{Class, GroupRef};
+
+const NOW: Moment = Moment(Duration::ZERO);
+const LEN: u32 = 100_000;
+
+/// The group with this number of the snapshot whose blob is named by `blob`.
+fn group(blob: u8, number: u32) -> GroupRef {
+    let mut digest = [blob; 32];
+    digest[..4].copy_from_slice(&number.to_le_bytes());
+    GroupRef {
+        blob: BlobId(Digest::from_bytes([blob; 32])),
+        group: Group {
+            digest: GroupDigest(Digest::from_bytes(digest)),
+            blob: BlobIdx(0),
+            ordinal: number,
+            offset: u64::from(number) * u64::from(LEN),
+            stored_len: LEN,
+            raw_len: LEN,
+            owner: None,
+        },
+        home: None,
+    }
+}
+
+fn plan(groups: u32, first: &[u32]) -> Plan {
+    Plan { groups, first: first.to_vec(), known: Known::Recorded, extent: Extent::All }
+}
+
+/// A scheduler whose requests hold one group each.
+fn scheduler() -> Scheduler {
+    Scheduler::new(FetchLimits { request_bytes: u64::from(LEN), ..FetchLimits::default() })
+}
+
+fn attach(scheduler: &mut Scheduler, id: u64, urgency: Urgency, plan: Plan) {
+    scheduler.attach(NOW, WorkId(id), urgency);
+    scheduler.plan(WorkId(id), plan);
+}
+
+/// Does what is to be done at a time, with nothing cached. Gives the requests.
+fn pump(scheduler: &mut Scheduler, now: Moment) -> Vec<Request> {
+    let mut requests = Vec::new();
+    while let Some(action) = scheduler.next(now) {
+        match action {
+            Action::Fetch(request) => requests.push(request),
+            Action::Look { work, groups, .. } => {
+                let blob = u8::try_from(work.0).unwrap();
+                let missing = groups.into_iter().map(|number| (number, group(blob, number)));
+                let looked = Looked { missing: missing.collect(), room: Room::There };
+                scheduler.looked(now, work, looked);
+            }
+            Action::Cancel(_) => {}
+        }
+    }
+    requests
+}
+
+/// It has come, and the cache has it.
+fn came(scheduler: &mut Scheduler, request: &Request) {
+    scheduler.ended(NOW, request.id);
+    for want in &request.wants {
+        scheduler.landed(&want.key());
+        scheduler.forget(NOW, &want.key(), Kept::Cached);
+    }
+    scheduler.release(request.class, request.buffer_bytes);
+}
+
+/// All that is fetched, in order, when nothing fails: blob and number.
+fn order(scheduler: &mut Scheduler, now: Moment) -> Vec<(u8, u32)> {
+    let mut order = Vec::new();
+    loop {
+        let requests = pump(scheduler, now);
+        if requests.is_empty() {
+            return order;
+        }
+        for request in requests {
+            let wants = request.wants.iter();
+            order.extend(wants.map(|want| (want.blob.0.as_bytes()[0], want.group.ordinal)));
+            came(scheduler, &request);
+        }
+    }
+}
+
+fn later() -> Moment {
+    NOW.after(Duration::from_secs(60))
+}
+
+#[test]
+fn what_comes_first_comes_first_and_the_rest_follows_when_a_start_is_over() {
+    let mut scheduler = scheduler();
+    attach(&mut scheduler, 1, Urgency::Image, plan(5, &[3, 1, 3, 99]));
+    assert_eq!(order(&mut scheduler, NOW), [(1, 3), (1, 1)]);
+    assert!(scheduler.wakes_at(NOW).is_some());
+    assert_eq!(order(&mut scheduler, later()), [(1, 0), (1, 2), (1, 4)]);
+    assert_eq!(scheduler.work(later(), WorkId(1)).unwrap().phase, Phase::Done);
+}
+
+#[test]
+fn directories_come_before_images_and_the_newest_first() {
+    let mut scheduler = scheduler();
+    attach(&mut scheduler, 1, Urgency::Image, plan(2, &[0]));
+    attach(&mut scheduler, 2, Urgency::Directory, plan(2, &[]));
+    attach(&mut scheduler, 3, Urgency::Directory, plan(2, &[1]));
+    assert_eq!(order(&mut scheduler, NOW), [(3, 1), (3, 0), (2, 0), (2, 1), (1, 0)]);
+}
+
+#[test]
+fn what_a_reader_wants_is_taken_out_of_the_queue_and_comes_at_once() {
+    let mut scheduler = scheduler();
+    attach(&mut scheduler, 1, Urgency::Image, plan(60, &(0..60).collect::<Vec<_>>()));
+    let before = pump(&mut scheduler, NOW).len();
+    assert!(before < 50);
+    let (joined, ticket) = scheduler.demand(&group(1, 55));
+    assert_eq!(joined, Joined::Promoted(Class::Profile));
+    let requests = pump(&mut scheduler, NOW);
+    assert_eq!(requests[0].class, Class::Demand);
+    assert_eq!(requests[0].wants, [group(1, 55)]);
+    came(&mut scheduler, &requests[0]);
+    scheduler.leave(&ticket);
+    assert!(matches!(scheduler.demand(&group(1, 0)).0, Joined::Flying(Class::Profile)));
+}
+
+#[test]
+fn what_was_on_its_way_when_it_was_looked_up_is_not_fetched_again() {
+    let mut scheduler = scheduler();
+    let (_, ticket) = scheduler.demand(&group(1, 0));
+    let demand = pump(&mut scheduler, NOW).remove(0);
+    attach(&mut scheduler, 1, Urgency::Directory, plan(2, &[]));
+    let ahead = pump(&mut scheduler, NOW);
+    assert_eq!(ahead.len(), 1);
+    came(&mut scheduler, &demand);
+    scheduler.leave(&ticket);
+    assert_eq!(order(&mut scheduler, NOW), []);
+}
+
+#[test]
+fn what_a_reader_gave_up_is_left_to_the_snapshot() {
+    let mut scheduler = scheduler();
+    attach(&mut scheduler, 1, Urgency::Directory, plan(1, &[]));
+    let (_, ticket) = scheduler.demand(&group(1, 0));
+    let demand = pump(&mut scheduler, NOW).remove(0);
+    scheduler.leave(&ticket);
+    assert_eq!(scheduler.next(NOW), Some(Action::Cancel(demand.id)));
+    scheduler.release(demand.class, demand.buffer_bytes);
+    scheduler.failed(NOW, demand.id, Failed::Cancelled);
+    assert_eq!(order(&mut scheduler, NOW), [(1, 0)]);
+}
+
+#[test]
+fn what_fails_rests_and_is_tried_once_more() {
+    let mut scheduler = scheduler();
+    attach(&mut scheduler, 1, Urgency::Directory, plan(1, &[]));
+    for now in [NOW, later()] {
+        let request = pump(&mut scheduler, now).remove(0);
+        scheduler.release(request.class, request.buffer_bytes);
+        scheduler.failed(now, request.id, Failed::Store);
+        assert_eq!(pump(&mut scheduler, now).len(), 0);
+    }
+    let figures = scheduler.work(later(), WorkId(1)).unwrap();
+    assert_eq!(figures.given_up, 1);
+    assert_eq!(order(&mut scheduler, later().after(Duration::from_secs(60))), []);
+}
+
+#[test]
+fn reads_from_before_a_plan_count() {
+    let mut scheduler = scheduler();
+    scheduler.attach(NOW, WorkId(1), Urgency::Image);
+    let touch = Touched { group: 10, stored_len: LEN, file: 0..0 };
+    scheduler.touched(NOW, WorkId(1), &touch);
+    scheduler.plan(WorkId(1), Plan { known: Known::Guessed, ..plan(100, &[]) });
+    let found = order(&mut scheduler, NOW);
+    assert!(found.contains(&(1, 11)) && found.contains(&(1, 9)), "{found:?}");
+    assert!(!found.contains(&(1, 90)), "{found:?}");
+}
