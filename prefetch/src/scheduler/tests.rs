@@ -91,7 +91,7 @@ fn order(scheduler: &mut Scheduler, now: Moment) -> Vec<(u8, u32)> {
 }
 
 fn later() -> Moment {
-    NOW.after(Duration::from_secs(60))
+    NOW.after(Duration::from_mins(1))
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn what_fails_rests_and_is_tried_once_more() {
     }
     let figures = scheduler.work(later(), WorkId(1)).unwrap();
     assert_eq!(figures.given_up, 1);
-    assert_eq!(order(&mut scheduler, later().after(Duration::from_secs(60))), []);
+    assert_eq!(order(&mut scheduler, later().after(Duration::from_mins(1))), []);
 }
 
 #[test]
