@@ -12,8 +12,11 @@ use crate::scenario::{Scenario, SnapshotScript, Told};
 
 /// How often a group is tried without a reader, as documented.
 const TRIES: u32 = 2;
-/// How many groups behind one that was read may be loaded because of that, as documented.
+/// How far from one that was read a group may be loaded because of that, as documented.
 const BESIDE_MAX: u32 = 32;
+/// How long nothing new is read before an image's rest is loaded, and how long that waits at most.
+const CALM: Nanos = 1_000_000_000;
+const CALM_MAX: Nanos = 30_000_000_000;
 /// How long what is less urgent waits for a plan, as documented.
 const PREPARE: Nanos = 2_000_000_000;
 /// How long a snapshot may rest after the store, or the cache, has failed it, as documented.
@@ -93,6 +96,7 @@ pub(crate) struct WorkState {
     touched: Vec<bool>,
     beside: Vec<bool>,
     attached_at: Nanos,
+    calm_at: Nanos,
     /// Until when it may rest.
     rests_until: Nanos,
 }
@@ -112,6 +116,7 @@ impl WorkState {
             touched: none.clone(),
             beside: none,
             attached_at: 0,
+            calm_at: 0,
             rests_until: 0,
         }
     }
@@ -119,6 +124,7 @@ impl WorkState {
     pub(crate) fn attach(&mut self, now: Nanos, id: WorkId) {
         self.id = Some(id);
         self.attached_at = now;
+        self.calm_at = now + CALM;
     }
 
     pub(crate) fn set(&mut self, plan: &Plan) {
@@ -136,14 +142,20 @@ impl WorkState {
     }
 
     /// Whether this is the first touch of a group since the snapshot was attached.
-    pub(crate) fn touch(&mut self, number: u32) -> bool {
+    pub(crate) fn touch(&mut self, now: Nanos, number: u32) -> bool {
         if self.id.is_none() || self.touched[number as usize] {
             return false;
         }
         self.touched[number as usize] = true;
         let end = self.groups.len().min((number + 1 + BESIDE_MAX) as usize);
-        self.beside[number as usize + 1..end].fill(true);
+        self.beside[number.saturating_sub(BESIDE_MAX) as usize..end].fill(true);
+        self.calm_at = now + CALM;
         true
+    }
+
+    /// Whether its start is taken to be over.
+    pub(crate) fn is_calm(&self, now: Nanos) -> bool {
+        now >= self.calm_at.min(self.attached_at + CALM_MAX)
     }
 
     /// Whether something less urgent has to wait for its plan.

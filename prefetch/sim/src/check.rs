@@ -97,6 +97,9 @@ impl View<'_> {
                 if !numbers.any(|(number, _)| work.may_load(number, class)) {
                     self.broken(&format!("group {gid} is not to be loaded for {class}"));
                 }
+                if class == Class::Rest && !work.is_calm(self.now) {
+                    self.broken("the rest does not wait until a start is over");
+                }
             }
             Class::Demand | Class::ReadAhead => {}
         }
@@ -192,7 +195,12 @@ impl View<'_> {
             return;
         }
         for work in works.iter().filter(|work| work.id.is_some() && !work.may_rest(self.now)) {
-            if let Some(number) = self.books.fetchable(work, Scope::All) {
+            // What was claimed is looked at with the rest.
+            let scope = match work.urgency {
+                Urgency::Image if !work.is_calm(self.now) => Scope::First,
+                _ => Scope::All,
+            };
+            if let Some(number) = self.books.fetchable(work, scope) {
                 self.broken(&format!("group {number} of {:?} could be loaded", work.id));
             }
         }

@@ -12,16 +12,20 @@ mod books;
 mod check;
 mod link;
 mod permits;
+mod policies;
 mod random;
 mod readers;
 mod requests;
 mod scenario;
+mod trace;
 mod world;
 
 pub use link::{Faults, LinkModel, Sharing, Weather};
+pub use policies::print as print_policies;
 pub use random::scenario as random_scenario;
 pub use scenario::{
     Begins, HostModel, Patience, Reader, Scenario, Snapshot, SnapshotScript, Stored, Told, Touch,
     Until,
 };
+pub use trace::{Trace, TraceError, synthetic};
 pub use world::{Outcome, run};

@@ -55,7 +55,11 @@ fn small(number: usize) -> u32 {
 }
 
 fn limits(dice: &mut Dice) -> FetchLimits {
-    let limits = FetchLimits { decoders: dice.0.usize(2..5), ..FetchLimits::default() };
+    let limits = FetchLimits {
+        decoders: dice.0.usize(1..5),
+        ahead_workers: dice.0.usize(1..5),
+        ..FetchLimits::default()
+    };
     if dice.is(0.5) {
         return limits;
     }
@@ -124,7 +128,7 @@ fn snapshots(dice: &mut Dice) -> Vec<SnapshotScript> {
         let snapshot = match earlier {
             Some(same) if dice.is(0.2) => same,
             Some(parent) if dice.is(0.5) => child(dice, &parent),
-            _ => Arc::new(Snapshot { groups: groups(dice) }),
+            _ => Arc::new(Snapshot { groups: groups(dice), files: files(dice) }),
         };
         scripts.push(script(dice, snapshot));
     }
@@ -149,7 +153,14 @@ fn groups(dice: &mut Dice) -> Vec<inlay_prefetch::GroupRef> {
             offset += dice.0.u64(0..100_000);
         }
     }
-    Snapshot::new(&stored).groups.clone()
+    Snapshot::new(&stored, Vec::new()).groups.clone()
+}
+
+/// A few large files, some of which are said to be where no groups are.
+fn files(dice: &mut Dice) -> Vec<std::ops::Range<u32>> {
+    let starts = (0..dice.0.u32(0..4)).map(|place| place * 40 + dice.0.u32(0..20));
+    let starts: Vec<u32> = starts.collect();
+    starts.into_iter().map(|start| start..start + dice.0.u32(1..20)).collect()
 }
 
 /// A snapshot that shares most groups with another.
@@ -159,7 +170,7 @@ fn child(dice: &mut Dice, parent: &Snapshot) -> Arc<Snapshot> {
     if dice.is(0.3) {
         dice.0.shuffle(&mut all);
     }
-    Arc::new(Snapshot { groups: all })
+    Arc::new(Snapshot { groups: all, files: Vec::new() })
 }
 
 fn script(dice: &mut Dice, snapshot: Arc<Snapshot>) -> SnapshotScript {

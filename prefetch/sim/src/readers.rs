@@ -82,13 +82,15 @@ impl World {
         let touch = self.scenario.readers[reader].touches[self.readers[reader].touch].clone();
         for number in touch.groups {
             let work = &mut self.books.works[snapshot];
+            let now = self.now;
             if work.told == Told::Yes
-                && work.touch(number)
+                && work.touch(now, number)
                 && let Some(id) = work.id
             {
                 let gid = work.groups[number as usize];
                 let stored_len = self.books.of(gid).want.group.stored_len;
-                let touch = Touched { group: number, stored_len, file: 0..0 };
+                let file = self.scenario.snapshots[snapshot].snapshot.file_of(number);
+                let touch = Touched { group: number, stored_len, file };
                 self.scheduler.touched(moment(self.now), id, &touch);
                 self.pump();
             }

@@ -19,21 +19,28 @@ const ATTEMPTS_AHEAD: u32 = 2;
 /// Threads that decode and write, and how much may wait to be written.
 pub(crate) struct Threads {
     decoders: Permits<Job>,
-    ahead_decoders: Permits<Job>,
-    inserters: Permits<RequestId>,
+    inserters: Permits<Step>,
+    /// What no reader waits for is decoded and written by these.
+    workers: Permits<Step>,
     backlog: u64,
 }
 
 impl Threads {
     pub(crate) fn new(limits: &FetchLimits) -> Self {
-        let decoders = limits.decoders.max(2);
         Self {
-            decoders: Permits::new(decoders),
-            ahead_decoders: Permits::new(decoders - 1),
+            decoders: Permits::new(limits.decoders.max(1)),
             inserters: Permits::new(limits.inserters.max(1)),
+            workers: Permits::new(limits.ahead_workers.max(1)),
             backlog: limits.insert_backlog_bytes,
         }
     }
+}
+
+/// What a thread does.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Decode(Job),
+    Insert(RequestId),
 }
 
 /// A group to be decoded.
@@ -226,10 +233,11 @@ impl World {
             gids.map(|gid| Job { id, gid, ahead: self.books.of(gid).waiting.is_empty() }).collect();
         jobs.sort_by_key(|job| job.ahead);
         for job in jobs {
-            let granted =
-                if job.ahead { self.threads.ahead_decoders.acquire(job) } else { Some(job) };
-            if let Some(job) = granted {
-                self.decode(job);
+            if job.ahead {
+                let step = self.threads.workers.acquire(Step::Decode(job));
+                self.goes_on(step);
+            } else if let Some(job) = self.threads.decoders.acquire(job) {
+                self.decodes(job);
             }
         }
     }
@@ -249,9 +257,12 @@ impl World {
         self.pump();
     }
 
-    fn decode(&mut self, job: Job) {
-        if let Some(job) = self.threads.decoders.acquire(job) {
-            self.decodes(job);
+    /// A thread does this now.
+    fn goes_on(&mut self, step: Option<Step>) {
+        match step {
+            Some(Step::Decode(job)) => self.decodes(job),
+            Some(Step::Insert(id)) => self.inserts(id),
+            None => {}
         }
     }
 
@@ -262,13 +273,11 @@ impl World {
     }
 
     pub(crate) fn decoded(&mut self, job: Job) {
-        if let Some(next) = self.threads.decoders.release() {
+        if job.ahead {
+            let next = self.threads.workers.release();
+            self.goes_on(next);
+        } else if let Some(next) = self.threads.decoders.release() {
             self.decodes(next);
-        }
-        if job.ahead
-            && let Some(next) = self.threads.ahead_decoders.release()
-        {
-            self.decode(next);
         }
         if self.rng.f64() < self.scenario.host.corrupt {
             self.corrupt(job.gid);
@@ -365,8 +374,14 @@ impl World {
         if self.runs[&id].landed.is_empty() {
             return self.done(id);
         }
-        if let Some(id) = self.threads.inserters.acquire(id) {
-            self.inserts(id);
+        let step = self.insert_threads(id).acquire(Step::Insert(id));
+        self.goes_on(step);
+    }
+
+    fn insert_threads(&mut self, id: RequestId) -> &mut Permits<Step> {
+        match self.runs[&id].request.class {
+            Class::Demand => &mut self.threads.inserters,
+            _ => &mut self.threads.workers,
         }
     }
 
@@ -381,9 +396,8 @@ impl World {
         let gid = self.run_mut(id).landed.pop_front().unwrap();
         let lost = self.rng.f64() < self.scenario.host.not_kept;
         self.forget(gid, if lost { Kept::Nowhere } else { Kept::Cached });
-        if let Some(next) = self.threads.inserters.release() {
-            self.inserts(next);
-        }
+        let next = self.insert_threads(id).release();
+        self.goes_on(next);
         self.insert_next(id);
     }
 

@@ -30,12 +30,19 @@ pub struct Stored {
 pub struct Snapshot {
     /// By number.
     pub groups: Vec<GroupRef>,
+    /// The groups of large files that have them for themselves.
+    pub files: Vec<Range<u32>>,
 }
 
 impl Snapshot {
     /// A snapshot of these groups.
-    pub fn new(groups: &[Stored]) -> Arc<Self> {
-        Arc::new(Self { groups: groups.iter().map(group).collect() })
+    pub fn new(groups: &[Stored], files: Vec<Range<u32>>) -> Arc<Self> {
+        Arc::new(Self { groups: groups.iter().map(group).collect(), files })
+    }
+
+    /// The groups of the large file to which a group belongs; none if it does not.
+    pub(crate) fn file_of(&self, number: u32) -> Range<u32> {
+        self.files.iter().find(|file| file.contains(&number)).cloned().unwrap_or(0..0)
     }
 }
 

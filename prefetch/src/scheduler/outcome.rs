@@ -73,7 +73,6 @@ impl Scheduler {
                 self.demand_again(&key);
                 Settled::Again
             } else if flight.waiters > 0 {
-                self.waited_for = self.waited_for.saturating_sub(1);
                 if let Some((work, ready)) = self.gone(&key) {
                     gone.entry(work).or_default().push(ready);
                 }
@@ -118,18 +117,11 @@ impl Scheduler {
         if let Some((id, ready)) = self.gone(key) {
             self.work_failed(now, id, [ready]);
         }
-        if waited_for {
-            self.waited_for = self.waited_for.saturating_sub(1);
-            return (Settled::Failed, times);
-        }
-        (Settled::Dropped, times)
+        (if waited_for { Settled::Failed } else { Settled::Dropped }, times)
     }
 
     /// Whoever fetched a group is gone without a word. Its readers get an error.
     pub fn lost(&mut self, key: &Key) {
-        if self.flights.get(key).is_some_and(|f| f.waiters > 0 && f.place != Place::Landed) {
-            self.waited_for = self.waited_for.saturating_sub(1);
-        }
         self.drop_flight(key);
     }
 
@@ -137,9 +129,6 @@ impl Scheduler {
     /// its way, so that nobody fetches it meanwhile.
     pub fn landed(&mut self, key: &Key) {
         if let Some(flight) = self.flights.get_mut(key) {
-            if flight.waiters > 0 && flight.place != Place::Landed {
-                self.waited_for = self.waited_for.saturating_sub(1);
-            }
             flight.place = Place::Landed;
         }
     }

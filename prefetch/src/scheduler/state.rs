@@ -31,8 +31,6 @@ pub struct Scheduler {
     pub(super) ahead: u64,
     /// The same of all requests.
     pub(super) under_way: u64,
-    /// Groups that readers wait for.
-    pub(super) waited_for: usize,
     pub(super) cancels: VecDeque<RequestId>,
     /// What came while the driver was looking, so that what it saw is out of date.
     pub(super) came_meanwhile: HashSet<Key>,
@@ -65,7 +63,6 @@ impl Scheduler {
             ],
             ahead: 0,
             under_way: 0,
-            waited_for: 0,
             cancels: VecDeque::new(),
             came_meanwhile: HashSet::new(),
             looks: 0,
@@ -163,9 +160,6 @@ impl Scheduler {
         let key = want.key();
         if let Some(flight) = self.flights.get_mut(&key) {
             flight.waiters += 1;
-            if flight.waiters == 1 && flight.place != Place::Landed {
-                self.waited_for += 1;
-            }
             let (class, ticket) = (flight.class, Ticket { key, flight: flight.number });
             if flight.place == Place::Queued && class != Class::Demand {
                 flight.class = Class::Demand;
@@ -179,7 +173,6 @@ impl Scheduler {
         let origin = flight.origin.as_ref();
         let joined = origin.map_or(Joined::Queued, |(_, ready)| Joined::Promoted(ready.class));
         let ticket = Ticket { key, flight: flight.number };
-        self.waited_for += 1;
         self.flights.insert(key, flight);
         self.demand.push_back(key);
         (joined, ticket)
@@ -213,7 +206,6 @@ impl Scheduler {
         if flight.waiters > 0 || flight.place == Place::Landed {
             return;
         }
-        self.waited_for = self.waited_for.saturating_sub(1);
         match flight.place {
             Place::Queued if flight.class == Class::Demand => {
                 self.demand.retain(|queued| queued != key);
@@ -309,7 +301,9 @@ impl Scheduler {
 
     /// How many bytes a request ahead of readers may have now; `None`: there may be none.
     fn room_ahead(&self) -> Option<u64> {
-        let readers = if self.waited_for > 0 { Readers::Wait } else { Readers::Idle };
+        // Those who wait for what is being loaded ahead are served best by going on with it.
+        let demand = self.pools.first().is_some_and(|pool| pool.requests > 0);
+        let readers = if demand { Readers::Wait } else { Readers::Idle };
         let len = self.link.request_bytes().min(self.limits.request_bytes);
         let fits = self.ahead == 0 || self.ahead.saturating_add(len) <= self.link.window(readers);
         fits.then_some(len)
@@ -516,9 +510,7 @@ impl Scheduler {
         self.active.clear();
         let queued: Vec<Key> = self.demand.drain(..).chain(self.read_ahead.drain(..)).collect();
         for key in &queued {
-            if self.flights.remove(key).is_some_and(|flight| flight.waiters > 0) {
-                self.waited_for = self.waited_for.saturating_sub(1);
-            }
+            self.flights.remove(key);
         }
         queued
     }

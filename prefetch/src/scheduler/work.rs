@@ -22,6 +22,8 @@ const READY_MAX: usize = 192;
 const CALM: Duration = Duration::from_secs(1);
 /// but for no longer than this.
 const CALM_MAX: Duration = Duration::from_secs(30);
+/// How many reads are remembered until the plan is there.
+const EARLY_MAX: usize = 256;
 /// How often one group is tried without a reader.
 const TRIES: u8 = 2;
 /// The pause after a failure doubles from the first to the last.
@@ -67,6 +69,8 @@ pub(super) struct Work {
     first_next: u32,
     rest_next: u32,
     neighbours: Neighbours,
+    /// What was read before the plan was there.
+    early: Vec<Touched>,
     /// When the rest may be loaded, and when it is whatever happens.
     calm_at: Moment,
     calm_at_last: Moment,
@@ -95,6 +99,7 @@ impl Work {
             first_next: 0,
             rest_next: 0,
             neighbours: Neighbours::default(),
+            early: Vec::new(),
             calm_at: now.after(CALM),
             calm_at_last: now.after(CALM_MAX),
             again: VecDeque::new(),
@@ -124,6 +129,9 @@ impl Work {
         self.figures.groups = plan.groups;
         self.figures.first = u32::try_from(plan.first.len()).unwrap_or(u32::MAX);
         self.plan = plan;
+        for touch in std::mem::take(&mut self.early) {
+            self.place(&touch);
+        }
     }
 
     /// For whom the next group is loaded, if one is left.
@@ -326,6 +334,15 @@ impl Work {
 
     /// A group of it was read for the first time. What lies beside it will probably be, too.
     pub(super) fn touched(&mut self, now: Moment, touch: &Touched) {
+        self.calm_at = now.after(CALM);
+        if self.preparing.is_some() && self.early.len() < EARLY_MAX {
+            self.early.push(touch.clone());
+        } else {
+            self.place(touch);
+        }
+    }
+
+    fn place(&mut self, touch: &Touched) {
         let again = !self.touched.set(touch.group);
         if self.unused.clear(touch.group) {
             let stored_len = u64::from(touch.stored_len);
@@ -334,7 +351,6 @@ impl Work {
         if again || self.plan.extent == Extent::Nothing || touch.group >= self.plan.groups {
             return;
         }
-        self.calm_at = now.after(CALM);
         // It is not taken thereby: its reader may give up.
         let foreseen = self.taken.get(touch.group);
         if self.plan.known == Known::Recorded && foreseen {

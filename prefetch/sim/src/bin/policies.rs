@@ -1,0 +1,41 @@
+//! Prints what the rules of the scheduler are worth: starts under several policies, and readers beside
+//! prefetching, on modelled links.
+//!
+//! `policies [TRACE]...` takes recorded starts, as `.trace` or as the `.json` of `inlay profile export`;
+//! without any, those of `prefetch/sim/traces`. `policies --convert FILE.json` prints the `.trace` of one.
+
+use std::path::{Path, PathBuf};
+
+use inlay_prefetch_sim::{Trace, print_policies, synthetic};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [convert, path] = &args[..]
+        && convert == "--convert"
+    {
+        print!("{}", read(Path::new(path))?.to_text());
+        return Ok(());
+    }
+    let mut paths: Vec<PathBuf> = args.iter().map(PathBuf::from).collect();
+    if paths.is_empty() {
+        for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("traces"))? {
+            paths.push(entry?.path());
+        }
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "trace"));
+        paths.sort();
+    }
+    let mut traces = Vec::new();
+    for path in &paths {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        traces.push((name, read(path)?));
+    }
+    traces.push(("synthetic".into(), synthetic(1)));
+    print_policies(&traces);
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Trace, Box<dyn std::error::Error>> {
+    let text = std::fs::read_to_string(path)?;
+    let json = path.extension().is_some_and(|extension| extension == "json");
+    Ok(if json { Trace::from_json(&text)? } else { Trace::parse(&text)? })
+}
