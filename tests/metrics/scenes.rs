@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -29,14 +29,13 @@ fn files(sizes: &[(&str, usize)]) -> TempDir {
     dir
 }
 
-fn named(count: usize, len: usize) -> Vec<(String, usize)> {
-    (0..count).map(|number| (format!("file-{number:03}"), len)).collect()
+fn names(prefix: &str, count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("{prefix}-{number:03}")).collect()
 }
 
-fn many(count: usize, len: usize) -> TempDir {
-    let named = named(count, len);
-    let sizes: Vec<(&str, usize)> = named.iter().map(|(name, len)| (name.as_str(), *len)).collect();
-    files(&sizes)
+fn many(prefix: &str, count: usize, len: usize) -> TempDir {
+    let names = names(prefix, count);
+    files(&names.iter().map(|name| (name.as_str(), len)).collect::<Vec<_>>())
 }
 
 fn blobs(fault: Fault) -> Rule {
@@ -48,9 +47,9 @@ pub(crate) fn readers(proxy: &Proxy) -> BTreeSet<String> {
     let host = s3(proxy.address(), "readers");
     let source = Source::every_kind(EveryKind { entries: 100, large: 4 * MIB });
     import(&host, &of("dir", &source.path()), "base");
-    let small = many(200, 6000);
+    let small = many("small", 200, 6000);
     import(&host, &of("dir", small.path()), "small");
-    let waiting = many(40, 6000);
+    let waiting = many("file", 40, 6000);
     import(&host, &of("dir", waiting.path()), "waiting");
     for name in ["lies", "forgets"] {
         import(&host, &of("dir", files(&[(name, 200_000)]).path()), name);
@@ -106,7 +105,7 @@ fn two_wait_for_one(watch: &mut Watch<'_>, proxy: &Proxy, host: &Inlay) {
 /// Snapshots loaded ahead: used in part, given up, recorded.
 pub(crate) fn loading_ahead(proxy: &Proxy) -> BTreeSet<String> {
     let host = s3(proxy.address(), "ahead");
-    let dir = many(60, MIB);
+    let dir = many("file", 60, MIB);
     import(&host, &of("dir", dir.path()), "ahead");
     let options = ["--prefetch", "all", "--record-profile", "on"];
     let mut watch = Watch::start(&host, &["--cache-size", "1G"]);
@@ -116,7 +115,7 @@ pub(crate) fn loading_ahead(proxy: &Proxy) -> BTreeSet<String> {
     watch.until_above("inlay_prefetch_fetched_bytes_total", 0.0);
     watch.until_above("inlay_fetch_queued_groups", 0.0);
     thread::scope(|scope| {
-        for name in ["file-000", "file-030", "file-059"] {
+        for name in names("file", 40) {
             let path = mounted.path().join(name);
             scope.spawn(move || fs::read(path).unwrap());
         }
@@ -130,17 +129,22 @@ pub(crate) fn loading_ahead(proxy: &Proxy) -> BTreeSet<String> {
 
     // Anew, on a cache that has nothing: what nobody waits for is given up.
     host.succeed(["cache", "prune", "--all"]).unwrap();
+    let fetched = watch.sum("inlay_prefetch_fetched_bytes_total");
     proxy.inject(blobs(Fault::Stall).after(3));
-    proxy.inject(Rule::new(Fault::Status(403)).path("profile"));
     let mounted = host.mount("ahead", &options).unwrap();
+    watch.until_above("inlay_prefetch_fetched_bytes_total", fetched);
     watch.until_above("inlay_fetch_tasks", 0.0);
-    fs::metadata(mounted.path().join("file-001")).unwrap();
-    let _ = thread::scope(|scope| {
-        scope.spawn(|| fs::read(mounted.path().join("file-000"))).join().unwrap()
+    thread::scope(|scope| {
+        let path = mounted.path().join("file-059");
+        scope.spawn(move || fs::read(path).unwrap());
+        watch.until_above("inlay_fetch_waiting_readers", 0.0);
+        host.succeed(["umount".as_ref(), "--lazy".as_ref(), mounted.path().as_os_str()]).unwrap();
+        watch.until_above("inlay_fetch_cancelled_requests_total", 0.0);
+        watch.until_above("inlay_prefetch_wasted_bytes_total", 0.0);
+        proxy.heal();
+        proxy.inject(Rule::new(Fault::Status(403)).path("profile"));
     });
-    mounted.unmount().unwrap();
-    watch.until_above("inlay_fetch_cancelled_requests_total", 0.0);
-    watch.until_above("inlay_prefetch_wasted_bytes_total", 0.0);
+    drop(mounted);
     watch.until_above("inlay_profiles_failed_total", 0.0);
     watch.end()
 }
@@ -148,30 +152,32 @@ pub(crate) fn loading_ahead(proxy: &Proxy) -> BTreeSet<String> {
 /// More than the cache takes; and what happens to its files while nobody looks.
 pub(crate) fn small_cache(proxy: &Proxy) -> BTreeSet<String> {
     let host = s3(proxy.address(), "cache");
-    let dir = many(12, 2 * MIB);
-    import(&host, &of("dir", dir.path()), "large");
-    let small = many(12, 100_000);
+    let [first, more] = ["first", "more"].map(|name| {
+        let dir = many(name, 12, 2 * MIB);
+        import(&host, &of("dir", dir.path()), name);
+        names(name, 12)
+    });
+    let small = many("small", 40, 100_000);
     import(&host, &of("dir", small.path()), "small");
-    let names: Vec<String> = named(12, 0).into_iter().map(|(name, _)| name).collect();
 
     let mut watch = Watch::start(&host, &["--cache-size", "8M"]);
-    let mounted = host.mount("large", &[]).unwrap();
-    for name in &names {
+    let mounted = host.mount("first", &[]).unwrap();
+    for name in first {
         fs::read(mounted.path().join(name)).unwrap();
-        watch.scrape();
     }
     watch.until_above("inlay_cache_evicted_files_total", 0.0);
+    mounted.unmount().unwrap();
     // What is open does not go, so that the rest finds no room.
-    let open: Vec<File> = names
-        .iter()
-        .map(|name| {
-            fs::read(mounted.path().join(name)).unwrap();
-            File::open(mounted.path().join(name)).unwrap()
-        })
-        .collect();
+    let mounted = host.mount("more", &[]).unwrap();
+    let hold = |name: String| {
+        fs::read(mounted.path().join(&name)).unwrap();
+        File::open(mounted.path().join(name)).unwrap()
+    };
+    let open: Vec<File> = more.into_iter().map(hold).collect();
     watch.until_above("inlay_cache_refused_groups_total", 0.0);
     drop(open);
     mounted.unmount().unwrap();
+    let budget = watch.sum("inlay_cache_budget_bytes");
     let mut moved = watch.end();
 
     host.succeed(["cache", "prune", "--all"]).unwrap();
@@ -181,18 +187,26 @@ pub(crate) fn small_cache(proxy: &Proxy) -> BTreeSet<String> {
         mounted.unmount().unwrap();
     };
     let watch = Watch::start(&host, &["--cache-size", "64M"]);
+    // It does not change while a daemon lives, or with the free disk alone.
+    assert!(watch.sum("inlay_cache_budget_bytes") > budget);
+    moved.insert("inlay_cache_budget_bytes".to_owned());
     read_all();
     moved.extend(watch.end());
     let cached = cached(&host);
     for (number, path) in cached.iter().enumerate() {
-        let file = File::options().read(true).write(true).open(path).unwrap();
-        match number % 3 {
-            0 => file.set_len(1000).unwrap(),
-            1 => file.write_all_at(b"damaged", 500).unwrap(),
+        let file = || File::options().write(true).open(path).unwrap();
+        match number % 4 {
+            0 => file().set_len(1000).unwrap(),
+            1 => file().write_all_at(b"damaged", 500).unwrap(),
+            2 => {
+                // It can't be opened.
+                fs::remove_file(path).unwrap();
+                symlink(path, path).unwrap();
+            }
             _ => {}
         }
     }
-    assert!(cached.len() >= 3, "{cached:?}");
+    assert!(cached.len() >= 4, "{cached:?}");
     let watch = Watch::start(&host, &[]);
     read_all();
     moved.extend(watch.end());
@@ -244,7 +258,7 @@ impl Drop for Disk {
 /// A disk that is full before the cache is, and whose files the kernel can't read by itself.
 pub(crate) fn bad_disk(proxy: &Proxy) -> BTreeSet<String> {
     let importer = s3(proxy.address(), "disk");
-    let dir = files(&[("first", 3 * MIB), ("second", 40 * MIB)]);
+    let dir = many("file", 20, 3 * MIB);
     import(&importer, &of("dir", dir.path()), "large");
 
     let disk = Disk::new("24m");
@@ -254,12 +268,19 @@ pub(crate) fn bad_disk(proxy: &Proxy) -> BTreeSet<String> {
         .with_environment([("INLAY_STORE", format!("s3://{}/disk", inlay_testkit::weed::BUCKET))]);
     let mut watch = Watch::start(&host, &["--cache-size", "1G"]);
     let mounted = host.mount("large", &[]).unwrap();
-    fs::read(mounted.path().join("first")).unwrap();
+    let mut files = names("file", 20).into_iter().map(|name| mounted.path().join(name));
+    let first = files.next().unwrap();
+    fs::read(&first).unwrap();
     watch.until_above("inlay_cache_sealed_files_total", 0.0);
-    drop(File::open(mounted.path().join("first")).unwrap());
-    watch.scrape();
-    fs::read(mounted.path().join("second")).unwrap();
+    drop(File::open(first).unwrap());
+    // A write that was under way when another one failed may say that all is well: then the next
+    // file fills the disk.
+    while watch.sum("inlay_cache_disk_failing") == 0.0 {
+        fs::read(files.next().unwrap()).unwrap();
+        watch.scrape();
+    }
     watch.until_above("inlay_cache_write_failures_total", 0.0);
+    fs::read(files.next().unwrap()).unwrap();
     watch.until_above("inlay_fetch_not_cached_groups_total", 0.0);
     mounted.unmount().unwrap();
     let moved = watch.end();
