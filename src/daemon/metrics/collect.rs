@@ -182,8 +182,11 @@ mod tests {
         let counter = metric.definition().kind == super::super::MetricKind::Counter;
         let numbers = family.get_metric().iter().map(|series| {
             let labels = series.get_label().iter().map(|pair| pair.value().to_owned()).collect();
-            let value =
-                if counter { series.get_counter().value() } else { series.get_gauge().value() };
+            let value = if counter {
+                series.get_counter().get_value()
+            } else {
+                series.get_gauge().get_value()
+            };
             (labels, format!("{value}").parse().unwrap())
         });
         numbers.collect()
@@ -218,7 +221,7 @@ mod tests {
                 .into_iter()
                 .filter(|family| {
                     let series = &family.get_metric()[0];
-                    series.get_counter().value() + series.get_gauge().value() != 0.0
+                    series.get_counter().get_value() + series.get_gauge().get_value() != 0.0
                 })
                 .map(|family| family.name().to_owned())
                 .collect();
