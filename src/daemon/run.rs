@@ -1,6 +1,7 @@
 //! The daemon's life: prepare, take over from the keeper, serve, and leave in one of several ways.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
@@ -45,6 +46,8 @@ pub struct DaemonOptions {
     pub cache: CacheOptions,
     /// After how long without mounts it ends.
     pub idle_exit: Option<Duration>,
+    /// Where metrics are served on TCP, if they are.
+    pub metrics_listen: Option<SocketAddr>,
     /// Threads for each connection to the kernel.
     pub threads: Option<NonZeroUsize>,
     /// The words that make this program the keeper.
@@ -149,6 +152,7 @@ pub(super) struct Daemon {
     pub(super) service: Service,
     pub(super) access: Access,
     pub(super) idle_exit: Option<Duration>,
+    pub(super) metrics_listen: Option<SocketAddr>,
     pub(super) changed: Arc<Notify>,
     pub(super) signals: (Signal, Signal),
     pub(super) leave: oneshot::Receiver<()>,
@@ -201,6 +205,7 @@ impl Daemon {
             service,
             access: options.access,
             idle_exit: options.idle_exit,
+            metrics_listen: options.metrics_listen,
             changed,
             signals,
             leave,

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::api::{AttachedShown, CacheUse, LoadOptions, LoadingShown, StoreRef};
 use super::attached::{AttachKey, AttachedFile, AttachedFiles, Part};
 use super::error::DaemonError;
+use super::metrics::Loaded;
 use super::server::Server;
 use super::stores::{Store, Stores};
 use super::tracking::{Begins, Early, Tracking, Trackings};
@@ -256,6 +257,11 @@ impl Snapshots {
     /// How far the loading of each is.
     pub(super) fn loading(&self) -> Vec<LoadingShown> {
         self.inner.trackings.list()
+    }
+
+    /// What was loaded ahead in all, and how many starts were recorded and could not be.
+    pub(super) fn starts(&self) -> (Loaded, (u64, u64)) {
+        self.inner.trackings.totals()
     }
 
     /// The stores that they come from.
