@@ -49,7 +49,8 @@ pub(crate) struct Asked {
     range: Range<u64>,
     pub(crate) status: Option<u16>,
     pub(crate) down: u64,
-    pub(crate) ended: bool,
+    at: Duration,
+    end: Option<Duration>,
 }
 
 impl Remote {
@@ -99,7 +100,7 @@ impl Remote {
 
     /// Waits until nothing is under way.
     pub(crate) fn wait_until_quiet(&self) {
-        wait_for("the end of all requests", || self.asked().iter().all(|asked| asked.ended));
+        wait_for("the end of all requests", || self.asked().iter().all(Asked::has_ended));
     }
 }
 
@@ -109,6 +110,16 @@ pub(crate) fn file(number: usize) -> String {
 }
 
 impl Asked {
+    /// Whether its answer has come, or was given up.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// Whether it was still under way when another was made.
+    pub(crate) fn was_under_way_at(&self, other: &Self) -> bool {
+        self.at <= other.at && self.end.is_none_or(|end| end > other.at)
+    }
+
     /// How many bytes it is about.
     pub(crate) fn len(&self) -> u64 {
         self.range.end - self.range.start
@@ -122,7 +133,8 @@ impl Asked {
             range: start.parse().unwrap()..last.parse::<u64>().unwrap() + 1,
             status: seen.status,
             down: seen.down,
-            ended: seen.end.is_some(),
+            at: seen.at,
+            end: seen.end,
         }
     }
 }
@@ -159,8 +171,12 @@ impl Snapshot {
 
     /// The groups of it that a request brings.
     pub(crate) fn groups_in(&self, asked: &Asked) -> Vec<u32> {
-        let within = |(blob, range): &&(String, Range<u64>)| {
-            *blob == asked.blob && asked.range.start <= range.start && range.end <= asked.range.end
+        self.groups_within(&asked.blob, &asked.range)
+    }
+
+    fn groups_within(&self, blob: &str, range: &Range<u64>) -> Vec<u32> {
+        let within = |(of, group): &(String, Range<u64>)| {
+            of == blob && range.start <= group.start && group.end <= range.end
         };
         let all = (0..).zip(&self.groups);
         all.filter(|(_, group)| within(group)).map(|(number, _)| number).collect()
@@ -226,8 +242,7 @@ impl Snapshot {
             let start: u64 = field(line, "from").unwrap().parse().unwrap();
             let bytes: u64 = field(line, "bytes").unwrap().parse().unwrap();
             let range = start..start + bytes;
-            let asked = Asked { blob, range, status: None, down: 0, ended: true };
-            let groups = self.groups_in(&asked);
+            let groups = self.groups_within(&blob, &range);
             decisions.extend(groups.into_iter().map(|group| (class.clone(), group)));
         }
         decisions

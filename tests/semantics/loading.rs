@@ -1,13 +1,14 @@
 //! What is loaded ahead of readers, in which order, and what it never does.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 
 use inlay_store::format::GroupIdx;
 use inlay_store::ids::SnapshotId;
 use inlay_store::profile::{Profile, ProfileLabel, Run};
 use inlay_testkit::content;
 
-use crate::ahead::{ALL, Remote, assert_nothing_twice, prefetch_status, wait_for};
+use crate::ahead::{ALL, Remote, assert_nothing_twice, file, prefetch_status, wait_for};
 use crate::place::Place;
 
 #[test]
@@ -19,9 +20,9 @@ fn what_a_reader_waits_for_comes_first() {
     remote.slow_down();
     let mounted = host.mount("image", ALL).unwrap();
     // The first requests are made all at once, because nothing is known of the link yet.
-    let ended = || remote.asked().iter().filter(|asked| asked.ended).count();
+    let ended = || remote.asked().iter().filter(|asked| asked.has_ended()).count();
     wait_for("the first answers", || ended() > 16);
-    let mut came_first = 0;
+    let mut came_first = Vec::new();
     // From the end, which loading reaches last; apart, so that none lies beside another.
     for number in (310..400).step_by(10).rev() {
         let before = remote.asked();
@@ -34,14 +35,19 @@ fn what_a_reader_waits_for_comes_first() {
         let own = after.iter().position(|asked| image.groups_in(asked).contains(&group)).unwrap();
         // One may have begun while the read was on its way to the daemon.
         assert!(own <= before.len() + 1, "{} requests came first", own - before.len());
-        came_first += 1;
+        came_first.push((own, before.len()));
     }
-    assert!(came_first > 5, "the others were being loaded already");
+    assert!(came_first.len() > 5, "the others were being loaded already");
     image.wait_for_phase(&host, "done");
     remote.wait_until_quiet();
     image.compare(mounted.path());
     let asked = remote.asked();
     assert_nothing_twice(&asked);
+    // They did not wait for the end of what was under way when they began to read.
+    let at_once = came_first.iter().filter(|(own, before)| {
+        asked[..*before].iter().any(|earlier| earlier.was_under_way_at(&asked[*own]))
+    });
+    assert!(at_once.count() * 2 > came_first.len());
     let mut order = image.order(&asked);
     order.sort_unstable();
     assert_eq!(order.len(), image.len(), "each group once");
@@ -196,7 +202,9 @@ fn nothing_is_loaded_for_what_is_unmounted() {
     remote.slow_down();
     let mounted = host.mount("image", ALL).unwrap();
     image.read(mounted.path(), 150);
-    mounted.unmount().unwrap();
+    // The same holds while its last users still read it.
+    let open = File::open(mounted.path().join(file(190))).unwrap();
+    host.succeed(["umount".as_ref(), "--lazy".as_ref(), mounted.path().as_os_str()]).unwrap();
     let asked = remote.asked().len();
     remote.wait_until_quiet();
     // Whatever would have come after the unmounting would have come before this.
@@ -205,6 +213,10 @@ fn nothing_is_loaded_for_what_is_unmounted() {
     let after = remote.asked();
     assert!(image.order(&after[asked..]).is_empty(), "{:?}", &after[asked..]);
     assert!(image.order(&after).len() < image.len(), "the link is not slow enough");
+    let mut bytes = Vec::new();
+    (&open).read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes.len(), 60_000);
+    drop(open);
     wait_for("the image to be forgotten", || image.status(&host).is_none());
     let status = prefetch_status(&host);
     let store = &status["stores"][0];
