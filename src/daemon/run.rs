@@ -193,6 +193,7 @@ impl Daemon {
         let mounts = found_again(&paths, &session, &uses)?;
         // What nothing is mounted of any more is let go.
         drop(uses);
+        snapshots.resume()?;
         tracing::info!(session, adopted, mounts = mounts.list().len(), "the daemon serves");
         let keeper = inlay_fusefs::keeper::Keeper::connect(&paths.keeper_socket())
             .and_then(|keeper| keeper.status())

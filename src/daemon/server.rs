@@ -36,6 +36,13 @@ impl Server {
         self.with(|server| server.let_go_if_unused(slot))
     }
 
+    /// Opens a slot that an earlier daemon has attached. Blocks.
+    pub(super) fn open(&self, slot: Slot) -> Result<(), DaemonError> {
+        // Not under the lock: it may wait for the store.
+        let opening = self.with(|server| server.opening(slot))?;
+        Ok(opening()?)
+    }
+
     pub(super) fn dir(&self, slot: Slot) -> Result<PathBuf, DaemonError> {
         self.with(|server| server.dir(slot))
     }
