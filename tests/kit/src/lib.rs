@@ -1,4 +1,4 @@
-//! What whole-system tests and benchmarks share: servers, trees, faults.
+//! What whole-system tests and benchmarks share: servers, links, trees, faults.
 
 pub mod acl;
 pub mod attributes;
@@ -9,6 +9,7 @@ pub mod faults;
 pub mod faulty_store;
 mod http;
 pub mod leftover;
+pub mod link;
 pub mod mounted;
 pub mod process;
 pub mod proxy;

@@ -1,16 +1,19 @@
-//! An HTTP proxy in front of a server on loopback: counts what passes, and breaks it on request.
+//! An HTTP proxy in front of a server on loopback: counts what passes, delays it as a link does,
+//! and breaks it on request.
+
+mod body;
+mod seen;
 
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderMap, HeaderName, RANGE, TRANSFER_ENCODING};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -23,29 +26,17 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
-use crate::faults::{Fault, Rule};
+pub use seen::{Seen, Summary};
 
-/// A request that passed, or was to pass.
-#[derive(Clone, Debug)]
-pub struct Seen {
-    /// Its method, such as `GET`.
-    pub method: String,
-    /// The path with the query, as sent.
-    pub path: String,
-    /// The header `Range`, if there was one.
-    pub range: Option<String>,
-    /// The status of the answer; none while there is no answer.
-    pub status: Option<u16>,
-    /// Bytes of the request's body that passed.
-    pub up: u64,
-    /// Bytes of the answer's body that passed.
-    pub down: u64,
-}
+use seen::{Entry, UntilEnd};
+
+use crate::faults::{Fault, Rule};
+use crate::link::{Direction, Link, LinkProfile, Paced};
 
 #[derive(Default)]
 struct State {
     rules: Vec<Rule>,
-    seen: Vec<Arc<Mutex<Seen>>>,
+    seen: Vec<Arc<Entry>>,
 }
 
 type Shared = Arc<Mutex<State>>;
@@ -56,6 +47,7 @@ type AnyBody = BoxBody<Bytes, Failure>;
 pub struct Proxy {
     address: SocketAddr,
     state: Shared,
+    link: Arc<Link>,
     runtime: Option<Runtime>,
 }
 
@@ -70,14 +62,18 @@ impl Proxy {
         let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
         let address = listener.local_addr()?;
         let state = Shared::default();
+        let link = Arc::new(Link::new());
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
         let upstream = Upstream {
             address: upstream,
-            client: Client::builder(TokioExecutor::new()).build_http(),
+            client: Client::builder(TokioExecutor::new()).build(connector),
             state: Arc::clone(&state),
+            link: Arc::clone(&link),
         };
         // The runtime is the owner: it ends with the proxy, and this task with it.
         runtime.spawn(accept(listener, Arc::new(upstream)));
-        Ok(Self { address, state, runtime: Some(runtime) })
+        Ok(Self { address, state, link, runtime: Some(runtime) })
     }
 
     /// Where the proxy listens.
@@ -95,9 +91,25 @@ impl Proxy {
         self.state.lock().rules.clear();
     }
 
-    /// All requests since the start, or since [`Proxy::forget`].
+    /// Delays from now on what passes as this link does; at first, nothing is delayed. Requests
+    /// that are waiting for their answer keep the latency with which they came.
+    pub fn shape(&self, profile: LinkProfile) {
+        self.link.shape(profile);
+    }
+
+    /// What the link is like.
+    pub fn link(&self) -> LinkProfile {
+        self.link.profile()
+    }
+
+    /// All requests since the start, or since [`Proxy::forget`], in the order of their arrival.
     pub fn seen(&self) -> Vec<Seen> {
-        self.state.lock().seen.iter().map(|seen| seen.lock().clone()).collect()
+        self.state.lock().seen.iter().map(|entry| entry.seen()).collect()
+    }
+
+    /// Sums over these requests.
+    pub fn summary(&self) -> Summary {
+        Summary::of(&self.seen())
     }
 
     /// The requests of this method whose path contains `part`.
@@ -109,12 +121,12 @@ impl Proxy {
 
     /// Bytes of bodies that came from the server.
     pub fn bytes_down(&self) -> u64 {
-        self.state.lock().seen.iter().map(|seen| seen.lock().down).sum()
+        self.summary().bytes_down
     }
 
     /// Bytes of bodies that went to the server.
     pub fn bytes_up(&self) -> u64 {
-        self.state.lock().seen.iter().map(|seen| seen.lock().up).sum()
+        self.summary().bytes_up
     }
 
     /// Starts counting anew. Bodies that are still passing are no longer counted.
@@ -135,6 +147,14 @@ struct Upstream {
     address: SocketAddr,
     client: Client<HttpConnector, AnyBody>,
     state: Shared,
+    link: Arc<Link>,
+}
+
+/// A request that has arrived, and what is to become of it.
+struct Arrived {
+    until_end: UntilEnd,
+    latency: Duration,
+    fault: Option<Fault>,
 }
 
 async fn accept(listener: TcpListener, upstream: Arc<Upstream>) {
@@ -144,6 +164,8 @@ async fn accept(listener: TcpListener, upstream: Arc<Upstream>) {
             accepted = listener.accept() => {
                 // Out of descriptors, or a peer that left: the test sees it as a failed request.
                 let Ok((stream, _)) = accepted else { continue };
+                // A small answer is not to wait for the one before it to be confirmed.
+                let _ = stream.set_nodelay(true);
                 connections.spawn(serve(stream, Arc::clone(&upstream)));
             }
             Some(_) = connections.join_next() => {}
@@ -162,40 +184,49 @@ async fn serve(stream: TcpStream, upstream: Arc<Upstream>) {
 
 impl Upstream {
     async fn answer(&self, request: Request<Incoming>) -> Response<AnyBody> {
-        let (seen, fault) = self.note(&request);
+        let Arrived { until_end, latency, fault } = self.note(&request);
+        let entry = &until_end.0;
         let answer = match fault {
-            Some(Fault::Status(status)) => refusal(status, String::new()),
-            Some(Fault::Missing) => refusal(404, no_such_key()),
+            Some(Fault::Status(status)) => Err(refusal(status, String::new())),
+            Some(Fault::Missing) => Err(refusal(404, no_such_key())),
             Some(Fault::Stall) => std::future::pending().await,
-            _ => match self.forward(request, &seen, fault).await {
-                Ok(answer) => answer,
-                Err(error) => refusal(502, error.to_string()),
-            },
+            _ => self.forward(request, entry).await.map_err(|e| refusal(502, e.to_string())),
         };
-        seen.lock().status = Some(answer.status().as_u16());
-        answer
+        let waited = self.link.wait_until(entry.complete().saturating_add(latency)).await;
+        match waited.map_err(|error| refusal(502, error.to_string())).and(answer) {
+            Ok(answer) => {
+                entry.begin_answer(answer.status().as_u16());
+                answer.map(|inner| body::down(inner, fault, until_end))
+            }
+            Err(refusal) => {
+                entry.begin_answer(refusal.status().as_u16());
+                refusal
+            }
+        }
     }
 
     /// Writes the request down and finds out what is to happen to it.
-    fn note(&self, request: &Request<Incoming>) -> (Arc<Mutex<Seen>>, Option<Fault>) {
+    fn note(&self, request: &Request<Incoming>) -> Arrived {
         let method = request.method().to_string();
         let path = request.uri().to_string();
         let range = request.headers().get(RANGE).map(|r| String::from_utf8_lossy(r.as_bytes()));
         let range = range.map(std::borrow::Cow::into_owned);
+        // The order, the times and the numbers of requests are the same: all within the lock.
         let mut state = self.state.lock();
         let fault = state.rules.iter_mut().find_map(|rule| rule.apply(&method, &path));
-        let seen = Seen { method, path, range, status: None, up: 0, down: 0 };
-        let seen = Arc::new(Mutex::new(seen));
-        state.seen.push(Arc::clone(&seen));
-        (seen, fault)
+        let at = self.link.now();
+        let (status, first_byte, end) = (None, None, None);
+        let seen = Seen { method, path, range, status, up: 0, down: 0, at, first_byte, end };
+        let entry = Arc::new(Entry::new(&self.link, seen));
+        state.seen.push(Arc::clone(&entry));
+        Arrived { until_end: UntilEnd(entry), latency: self.link.next_latency(), fault }
     }
 
     async fn forward(
         &self,
         request: Request<Incoming>,
-        seen: &Arc<Mutex<Seen>>,
-        fault: Option<Fault>,
-    ) -> Result<Response<AnyBody>, Failure> {
+        entry: &Arc<Entry>,
+    ) -> Result<Response<Paced<Incoming>>, Failure> {
         let (mut head, body) = request.into_parts();
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         head.uri = Uri::builder()
@@ -204,21 +235,12 @@ impl Upstream {
             .path_and_query(path)
             .build()?;
         remove_connection_headers(&mut head.headers);
-        let body = watch(body, seen, Direction::Up, None);
-        let answer = self.client.request(Request::from_parts(head, body)).await?;
-        let (mut head, body) = answer.into_parts();
-        remove_connection_headers(&mut head.headers);
-        Ok(Response::from_parts(head, watch(body, seen, Direction::Down, fault)))
+        let body = Paced::new(body, Arc::clone(&self.link), Direction::Up);
+        let request = Request::from_parts(head, body::up(body, entry));
+        let mut answer = self.client.request(request).await?;
+        remove_connection_headers(answer.headers_mut());
+        Ok(answer.map(|body| Paced::new(body, Arc::clone(&self.link), Direction::Down)))
     }
-}
-
-fn watch(
-    inner: Incoming,
-    seen: &Arc<Mutex<Seen>>,
-    direction: Direction,
-    fault: Option<Fault>,
-) -> AnyBody {
-    WatchedBody { inner, seen: Arc::clone(seen), direction, fault, passed: 0 }.boxed()
 }
 
 /// The headers that are about one connection, not about the request.
@@ -239,75 +261,4 @@ fn refusal(status: u16, body: String) -> Response<AnyBody> {
 fn no_such_key() -> String {
     "<Error><Code>NoSuchKey</Code><Message>The specified key does not exist.</Message></Error>"
         .into()
-}
-
-#[derive(Clone, Copy)]
-enum Direction {
-    Up,
-    Down,
-}
-
-/// A body on its way: counted, and broken if a fault says so.
-struct WatchedBody {
-    inner: Incoming,
-    seen: Arc<Mutex<Seen>>,
-    direction: Direction,
-    fault: Option<Fault>,
-    passed: u64,
-}
-
-impl WatchedBody {
-    /// What of these bytes is let through; none when the body has come to its early end.
-    fn pass(&mut self, data: &Bytes) -> Bytes {
-        let left = |at: u64| usize::try_from(at.saturating_sub(self.passed)).unwrap_or(usize::MAX);
-        let data = match self.fault {
-            Some(Fault::CutBody(at) | Fault::StallBody(at)) => {
-                data.slice(..left(at).min(data.len()))
-            }
-            Some(Fault::FlipByte(at)) if at >= self.passed => {
-                let mut changed = data.to_vec();
-                if let Some(byte) = changed.get_mut(left(at)) {
-                    *byte ^= 0x10;
-                }
-                changed.into()
-            }
-            _ => data.clone(),
-        };
-        let passed = data.len() as u64;
-        self.passed += passed;
-        let mut seen = self.seen.lock();
-        match self.direction {
-            Direction::Up => seen.up += passed,
-            Direction::Down => seen.down += passed,
-        }
-        drop(seen);
-        data
-    }
-}
-
-impl Body for WatchedBody {
-    type Data = Bytes;
-    type Error = Failure;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        match self.fault {
-            Some(Fault::CutBody(at)) if self.passed >= at => {
-                return Poll::Ready(Some(Err("cut on purpose".into())));
-            }
-            // Nothing will wake this task: that is the point.
-            Some(Fault::StallBody(at)) if self.passed >= at => return Poll::Pending,
-            _ => {}
-        }
-        Pin::new(&mut self.inner).poll_frame(context).map(|frame| {
-            let frame = frame?.map_err(Failure::from);
-            Some(frame.map(|frame| frame.map_data(|data| self.pass(&data))))
-        })
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
 }
