@@ -51,8 +51,8 @@
 //!
 //! So region and wan take their nominal time and latency, within 1 %. The zone's bandwidth is
 //! what these two cores can pass at all: its times are those of the processors, and grow with
-//! whatever else runs (to 178 ms on a machine that was compiling), as those without a link do. On
-//! that machine region took up to 388 ms and wan up to 2783. Larger buffers in the HTTP
+//! whatever else runs (to 213 ms on a machine that was compiling), as those without a link do. On
+//! that machine region took up to 388 ms and wan up to 2784. Larger buffers in the HTTP
 //! library (1 MiB instead of 408 KiB) made no difference.
 
 mod clock;
