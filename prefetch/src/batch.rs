@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::future::join_all;
-use inlay_store::cache::Insert;
+use inlay_store::cache::{Cache, Insert};
 use inlay_store::format::FormatError;
 use inlay_store::group::decode_group;
 use inlay_store::remote::Arrivals;
@@ -27,6 +27,7 @@ const TELL_BYTES: u64 = 64 << 10;
 pub(crate) async fn run(shared: Arc<Shared>, request: Request, stop: CancellationToken) {
     let _task = Gauged::new(&shared.counters.tasks);
     let Request { id, class, wants, buffer_bytes, .. } = request;
+    let _coming = Coming::new(&shared, &wants);
     let mut buffers = Buffers { shared: Arc::clone(&shared), class, bytes: buffer_bytes };
     let running = RunningRequest { shared: Arc::clone(&shared), id, class, done: Done::No };
     let unsettled: Vec<Unsettled> = wants
@@ -230,7 +231,10 @@ async fn insert(shared: &Arc<Shared>, class: Class, buffers: &mut Buffers, lande
     for one in landed {
         let (cache, bytes) = (cache.clone(), one.bytes.clone());
         let GroupRef { group, home, .. } = one.want;
-        let insert = move || cache.insert_placed(&group.digest, home.as_ref(), &bytes);
+        let insert = move || match class {
+            Class::Rest if !has_room(&cache, bytes.len()) => Insert::Full,
+            _ => cache.insert_placed(&group.digest, home.as_ref(), &bytes),
+        };
         let inserted = if class == Class::Demand {
             let Ok(_slot) = shared.inserters.acquire().await else { return };
             shared.runtime.spawn_blocking(insert).await.ok()
@@ -243,6 +247,13 @@ async fn insert(shared: &Arc<Shared>, class: Class, buffers: &mut Buffers, lande
         }
     }
     drop(backlog);
+}
+
+/// Whether the cache takes so many bytes more without evicting anything. When they were asked for, it
+/// did; but others came meanwhile. Halfway to where eviction begins, because several look at once.
+fn has_room(cache: &Cache, len: usize) -> bool {
+    let (high, low) = cache.marks();
+    cache.figures().disk_bytes.saturating_add(len as u64) <= low.midpoint(high)
 }
 
 enum Done {
@@ -314,6 +325,26 @@ impl Drop for RunningRequest {
         if matches!(self.done, Done::No) {
             self.settle(NoBytes::Error(FetchError::Shutdown));
         }
+    }
+}
+
+/// Decoded bytes that will be in the cache when this is dropped, or never.
+struct Coming {
+    shared: Arc<Shared>,
+    bytes: u64,
+}
+
+impl Coming {
+    fn new(shared: &Arc<Shared>, wants: &[GroupRef]) -> Self {
+        let bytes = wants.iter().map(|want| u64::from(want.group.raw_len)).sum();
+        shared.coming.fetch_add(bytes, Ordering::Relaxed);
+        Self { shared: Arc::clone(shared), bytes }
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.shared.coming.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

@@ -3,6 +3,7 @@
 //! This is the driver of the scheduler: it tells it what happens and when, and does what it says.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -47,6 +48,8 @@ pub(crate) struct Shared {
     /// Decode and store what no reader waits for.
     pub(crate) workers: Workers,
     pub(crate) inserters: Semaphore,
+    /// Decoded bytes on their way into the cache.
+    pub(crate) coming: AtomicU64,
     /// In KiB.
     pub(crate) insert_backlog: Semaphore,
     pub(crate) runtime: Handle,
@@ -93,6 +96,7 @@ impl Fetcher {
             decoders: Semaphore::new(decoders),
             workers: Workers::start(limits.ahead_workers),
             inserters: Semaphore::new(limits.inserters.max(1)),
+            coming: AtomicU64::new(0),
             insert_backlog: Semaphore::new(backlog.min(Semaphore::MAX_PERMITS)),
             runtime,
             stop: CancellationToken::new(),
@@ -283,7 +287,7 @@ impl Shared {
         );
         self.counters.requests.add(request.class, 1);
         let along = request.wants.len().saturating_sub(1) as u64;
-        self.counters.coalesced.fetch_add(along, std::sync::atomic::Ordering::Relaxed);
+        self.counters.coalesced.fetch_add(along, Relaxed);
         self.tasks.spawn_on(batch::run(Arc::clone(self), request, stop), &self.runtime);
     }
 
@@ -297,7 +301,8 @@ impl Shared {
         let looked = match (&self.cache, list) {
             (Some(cache), Some(list)) => {
                 let cache = cache.clone();
-                let looking = move || look(&cache, &*list, &groups, class);
+                let coming = self.coming.load(Relaxed);
+                let looking = move || look(&cache, &*list, &groups, class, coming);
                 // A panic in there would be one of the index: then nothing is loaded.
                 self.runtime.spawn_blocking(looking).await.unwrap_or_default()
             }

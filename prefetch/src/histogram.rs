@@ -29,12 +29,17 @@ pub struct HistogramFigures {
 impl Histogram {
     /// Counts one.
     pub fn take(&self, duration: Duration) {
+        self.take_for(duration, 1);
+    }
+
+    /// Counts one that stands for `number`, itself included.
+    pub fn take_for(&self, duration: Duration, number: u64) {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let place = BOUNDS_MICROS.partition_point(|bound| *bound < micros);
         if let Some(bucket) = self.buckets.get(place) {
-            bucket.fetch_add(1, Ordering::Relaxed);
+            bucket.fetch_add(number, Ordering::Relaxed);
         }
-        self.sum_micros.fetch_add(micros, Ordering::Relaxed);
+        self.sum_micros.fetch_add(micros.saturating_mul(number), Ordering::Relaxed);
     }
 
     /// What was counted. No snapshot of one instant.
@@ -75,5 +80,8 @@ mod tests {
         assert_eq!(figures.buckets[..2], [2, 1]);
         assert_eq!(figures.buckets[13..], [1, 0, 1]);
         assert_eq!((figures.count(), figures.sum_micros), (5, 11_000_022));
+        histogram.take_for(Duration::from_micros(2), 16);
+        let figures = histogram.figures();
+        assert_eq!((figures.buckets[0], figures.sum_micros), (18, 11_000_054));
     }
 }

@@ -102,6 +102,46 @@ impl FetchFigures {
         self.requests.iter().sum::<u64>() - self.demand_requests()
     }
 
+    /// Adds what another fetcher has done and does.
+    pub fn add(&mut self, other: &Self) {
+        let arrays = [
+            (&mut self.requests, &other.requests),
+            (&mut self.bytes, &other.bytes),
+            (&mut self.groups, &other.groups),
+            (&mut self.failed_requests, &other.failed_requests),
+            (&mut self.queued, &other.queued),
+        ];
+        for (one, more) in arrays {
+            one.iter_mut().zip(more).for_each(|(one, more)| *one += more);
+        }
+        let numbers = [
+            (&mut self.coalesced, other.coalesced),
+            (&mut self.joined, other.joined),
+            (&mut self.promoted, other.promoted),
+            (&mut self.hints_dropped, other.hints_dropped),
+            (&mut self.cancelled, other.cancelled),
+            (&mut self.corrupt, other.corrupt),
+            (&mut self.failed, other.failed),
+            (&mut self.not_cached, other.not_cached),
+            (&mut self.waiting, other.waiting),
+            (&mut self.tasks, other.tasks),
+            (&mut self.flights, other.flights),
+            (&mut self.buffer_bytes, other.buffer_bytes),
+        ];
+        for (one, more) in numbers {
+            *one += more;
+        }
+        self.wait_in_flight.add(&other.wait_in_flight);
+        self.wait_store.add(&other.wait_store);
+    }
+
+    /// What was done, without what is being done now.
+    #[must_use]
+    pub fn done(self) -> Self {
+        let queued = [0; Class::ALL.len()];
+        Self { waiting: 0, tasks: 0, flights: 0, buffer_bytes: 0, queued, ..self }
+    }
+
     /// The number of one class.
     pub fn of(&self, numbers: &[u64; Class::ALL.len()], class: Class) -> u64 {
         numbers.get(class.place()).copied().unwrap_or(0)
@@ -160,5 +200,31 @@ impl<'a> Gauged<'a> {
 impl Drop for Gauged<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_of_several_fetchers_add_up() {
+        let counters = Counters::default();
+        counters.requests.add(Class::Demand, 2);
+        count(&counters.joined);
+        counters.wait_store.take(std::time::Duration::from_millis(3));
+        let gauges = Gauges { flights: 5, buffer_bytes: 7, queued: [1; Class::ALL.len()] };
+        let _waiting = Gauged::new(&counters.waiting);
+        let one = counters.figures(&gauges);
+        let mut both = one;
+        both.add(&one);
+        assert_eq!((both.demand_requests(), both.joined, both.wait_store.count()), (4, 2, 2));
+        assert_eq!((both.waiting, both.flights, both.buffer_bytes), (2, 10, 14));
+        assert_eq!(both.queued, [2; Class::ALL.len()]);
+        let mut past = one.done();
+        past.add(&FetchFigures::default());
+        assert_eq!((past.demand_requests(), past.joined), (2, 1));
+        assert_eq!((past.waiting, past.flights, past.buffer_bytes), (0, 0, 0));
+        assert_eq!(past.queued, [0; Class::ALL.len()]);
     }
 }

@@ -73,8 +73,14 @@ impl std::fmt::Debug for Loading {
     }
 }
 
-/// Looks which groups the cache has. Reads from disk.
-pub(crate) fn look(cache: &Cache, list: &dyn GroupList, numbers: &[u32], class: Class) -> Looked {
+/// Looks which groups the cache has. Reads from disk. `coming` bytes are on their way into it.
+pub(crate) fn look(
+    cache: &Cache,
+    list: &dyn GroupList,
+    numbers: &[u32],
+    class: Class,
+    coming: u64,
+) -> Looked {
     let missing: Vec<(u32, GroupRef)> = numbers
         .iter()
         .filter_map(|number| Some((*number, list.group(*number)?)))
@@ -83,7 +89,8 @@ pub(crate) fn look(cache: &Cache, list: &dyn GroupList, numbers: &[u32], class: 
     let figures = cache.figures();
     let bytes: u64 = missing.iter().map(|(_, want)| u64::from(want.group.raw_len)).sum();
     // What will be wanted one day evicts nothing that was wanted already.
-    let full = class == Class::Rest && figures.disk_bytes.saturating_add(bytes) > cache.marks().1;
+    let full = class == Class::Rest
+        && figures.disk_bytes.saturating_add(bytes).saturating_add(coming) > cache.marks().1;
     let failing = figures.disk == DiskState::Failing;
     let room = if !missing.is_empty() && (full || failing) { Room::None } else { Room::There };
     Looked { missing, room }

@@ -1,6 +1,7 @@
 //! `inlay daemon`, `daemon status`, `daemon stop`, and the hidden `inlay keeper`.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -37,6 +38,7 @@ const END_LIMIT: Duration = Duration::from_secs(30);
     after_help = "\
 Examples:
   inlay daemon --cache-size 20G
+  inlay daemon --metrics-listen 127.0.0.1:9464     for Prometheus: http://127.0.0.1:9464/metrics
   inlay daemon --takeover --cache-size 20G         after an upgrade: replaces the one that runs
   inlay daemon status
   inlay daemon stop --force"
@@ -60,6 +62,10 @@ pub(super) struct DaemonArgs {
     /// A group, by its number, that may talk to the daemon. Its members can become root
     #[arg(long, value_name = "GID")]
     socket_group: Option<u32>,
+    /// Serve metrics for Prometheus at this address, too: /metrics and nothing else, to whoever can
+    /// reach it [default: on the daemon's socket only]
+    #[arg(long, env = "INLAY_METRICS_LISTEN", value_name = "ADDR:PORT")]
+    metrics_listen: Option<SocketAddr>,
     /// Threads that answer the kernel, for each kind of snapshot [default: twice the cores, at most 8]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -137,6 +143,7 @@ fn options(global: &Global, args: &DaemonArgs) -> Result<DaemonOptions, CliError
         access: args.socket_group.map_or(Access::Owner, Access::Group),
         cache: CacheOptions { budget: args.cache_size, ..CacheOptions::default() },
         idle_exit: args.idle_exit,
+        metrics_listen: args.metrics_listen,
         threads: args.threads,
         keeper: keeper_words(global, args)?,
     })
@@ -157,6 +164,7 @@ fn keeper_words(global: &Global, args: &DaemonArgs) -> Result<Vec<OsString>, Cli
     option("--idle-exit", args.idle_exit.map(duration::format));
     option("--wait-for-daemon", Some(duration::format(args.wait_for_daemon)));
     option("--socket-group", args.socket_group.map(|group| group.to_string()));
+    option("--metrics-listen", args.metrics_listen.map(|address| address.to_string()));
     option("--threads", args.threads.map(|threads| threads.to_string()));
     words.extend(daemon::again(again)?);
     Ok(words)

@@ -9,6 +9,7 @@ mod pieces;
 #[cfg(test)]
 mod tests;
 mod tracker;
+mod waits;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,7 @@ use error::{damaged_index, fetch_failed};
 pub use guess::guess;
 use pieces::{Piece, Place, Plan, content_id};
 pub use tracker::{Groups, Tracker, TrackerFigures};
+pub use waits::CacheWaits;
 
 /// How a snapshot's contents are read.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +51,15 @@ impl Default for ContentOptions {
             read_ahead: Some(ReadAheadLimits::default()),
         }
     }
+}
+
+/// Who is told of reads.
+#[derive(Debug, Clone)]
+pub struct Observers {
+    /// What is touched.
+    pub tracker: Arc<Tracker>,
+    /// How long reads take that this host can answer.
+    pub waits: Arc<CacheWaits>,
 }
 
 /// Whether bytes are on this host.
@@ -73,6 +84,7 @@ struct Inner {
     cache: Option<Cache>,
     fetcher: Fetcher,
     tracker: Option<Arc<Tracker>>,
+    waits: Option<Arc<CacheWaits>>,
     sequential: Option<Mutex<SequentialReads>>,
     turns: Semaphore,
     options: ContentOptions,
@@ -89,23 +101,26 @@ impl SnapshotContent {
         options: ContentOptions,
         runtime: Handle,
     ) -> Self {
-        Self::tracked(index, cache, fetcher, options, runtime, None)
+        Self::observed(index, cache, fetcher, options, runtime, None)
     }
 
-    /// The same, and `tracker` is told of what is read.
-    pub fn tracked(
+    /// The same, and `observers` are told of what is read.
+    pub fn observed(
         index: Index,
         cache: Option<Cache>,
         fetcher: Fetcher,
         options: ContentOptions,
         runtime: Handle,
-        tracker: Option<Arc<Tracker>>,
+        observers: Option<Observers>,
     ) -> Self {
+        let (tracker, waits) =
+            observers.map(|to| (Some(to.tracker), Some(to.waits))).unwrap_or_default();
         let inner = Inner {
             index,
             cache,
             fetcher,
             tracker,
+            waits,
             sequential: options.read_ahead.map(|limits| Mutex::new(SequentialReads::new(limits))),
             turns: Semaphore::new(options.waiting_reads.clamp(1, Semaphore::MAX_PERMITS)),
             options,
@@ -129,8 +144,10 @@ impl SnapshotContent {
         buf: &mut [u8],
     ) -> Result<Now, ContentError> {
         let inner = &self.inner;
+        let timed = inner.waits.as_deref().and_then(CacheWaits::begin);
         let content = content_id(&inner.index, inode).map_err(|error| damaged_index(&error))?;
         if let Some(len) = content.and_then(|content| inner.read_whole(&content, offset, buf)) {
+            timed.inspect(waits::Timed::end);
             if let Some(tracker) = inner.tracker.as_deref().filter(|tracker| tracker.is_recording())
             {
                 tracker.touch_file(&inner.index, inode, offset..offset.saturating_add(len as u64));
@@ -146,6 +163,9 @@ impl SnapshotContent {
             }
         }
         plan.clear_holes(buf);
+        if plan.pieces.iter().any(|piece| matches!(piece.from, Place::Group { .. })) {
+            timed.inspect(waits::Timed::end);
+        }
         inner.touch(&plan);
         inner.read_ahead(inode, offset, &plan);
         Ok(Now::Filled(plan.len))

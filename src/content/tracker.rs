@@ -76,10 +76,10 @@ impl Tracker {
         drop(before);
     }
 
-    /// Loads nothing more ahead.
-    pub fn end_loading(&self) {
+    /// Loads nothing more ahead. Says what was done, if anything was to be.
+    pub fn end_loading(&self) -> Option<WorkFigures> {
         let before = self.loading.lock().take();
-        drop(before);
+        before.map(|loading| loading.figures())
     }
 
     /// What is loaded ahead, if anything is.

@@ -105,6 +105,9 @@ pub enum DaemonError {
     /// A request that makes no sense.
     #[error("{0}")]
     Request(String),
+    /// The table of metrics, or what was gathered, is no good: a defect of this program.
+    #[error("metrics can't be told: {0}")]
+    Metrics(#[from] prometheus::Error),
     /// A defect of this program.
     #[error("a task of the daemon has failed after a defect of this program")]
     Panicked,

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::DaemonError;
 use super::listener::Listener;
 use super::memory;
+use super::metrics::{Metrics, Scrapes};
 use super::notify::{Told, tell};
 use super::routes::{Peer, router};
 use super::run::{Daemon, End};
@@ -41,13 +42,16 @@ impl Daemon {
         let listener = socket::listen(&path, self.access)
             .and_then(Listener::new)
             .map_err(DaemonError::io("listen at", &path))?;
-        let app = router(self.service.clone()).into_make_service_with_connect_info::<Peer>();
+        let metrics = Metrics::new(self.service.clone(), self.server.clone())?;
+        let app = router(self.service.clone(), metrics.clone())
+            .into_make_service_with_connect_info::<Peer>();
         let enough = CancellationToken::new();
         let api =
             axum::serve(listener, app).with_graceful_shutdown(enough.clone().cancelled_owned());
         let api = tokio::spawn(api.into_future());
         let watch = Watch::start(std::sync::Arc::clone(&self.changed))
             .map_err(DaemonError::io("watch the table of mounts for", self.paths.state()))?;
+        let scrapes = self.metrics_listen.map(|address| Scrapes::start(address, metrics));
         ready();
         told(Told::Ready);
         let end = self.live().await;
@@ -55,6 +59,9 @@ impl Daemon {
         // Nobody is let in any more; who is inside gets an answer.
         drop(fs::remove_file(&path));
         enough.cancel();
+        if let Some(scrapes) = scrapes {
+            scrapes.end().await;
+        }
         if timeout(LEAVE_WITHIN, api).await.is_err() {
             tracing::warn!("clients are left without an answer");
         }

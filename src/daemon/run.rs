@@ -1,6 +1,7 @@
 //! The daemon's life: prepare, take over from the keeper, serve, and leave in one of several ways.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
@@ -45,6 +46,8 @@ pub struct DaemonOptions {
     pub cache: CacheOptions,
     /// After how long without mounts it ends.
     pub idle_exit: Option<Duration>,
+    /// Where metrics are served on TCP, if they are.
+    pub metrics_listen: Option<SocketAddr>,
     /// Threads for each connection to the kernel.
     pub threads: Option<NonZeroUsize>,
     /// The words that make this program the keeper.
@@ -149,6 +152,7 @@ pub(super) struct Daemon {
     pub(super) service: Service,
     pub(super) access: Access,
     pub(super) idle_exit: Option<Duration>,
+    pub(super) metrics_listen: Option<SocketAddr>,
     pub(super) changed: Arc<Notify>,
     pub(super) signals: (Signal, Signal),
     pub(super) leave: oneshot::Receiver<()>,
@@ -189,6 +193,7 @@ impl Daemon {
         let mounts = found_again(&paths, &session, &uses)?;
         // What nothing is mounted of any more is let go.
         drop(uses);
+        snapshots.resume()?;
         tracing::info!(session, adopted, mounts = mounts.list().len(), "the daemon serves");
         let keeper = inlay_fusefs::keeper::Keeper::connect(&paths.keeper_socket())
             .and_then(|keeper| keeper.status())
@@ -201,6 +206,7 @@ impl Daemon {
             service,
             access: options.access,
             idle_exit: options.idle_exit,
+            metrics_listen: options.metrics_listen,
             changed,
             signals,
             leave,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use inlay_fusefs::{Ended, HostError, HostServer, Slot, SnapshotFs};
+use inlay_fusefs::{Ended, HostError, HostServer, OpenFiles, RequestCounts, Slot, SnapshotFs};
 use parking_lot::RwLock;
 
 use super::error::DaemonError;
@@ -36,8 +36,24 @@ impl Server {
         self.with(|server| server.let_go_if_unused(slot))
     }
 
+    /// Opens a slot that an earlier daemon has attached. Blocks.
+    pub(super) fn open(&self, slot: Slot) -> Result<(), DaemonError> {
+        // Not under the lock: it may wait for the store.
+        let opening = self.with(|server| server.opening(slot))?;
+        Ok(opening()?)
+    }
+
     pub(super) fn dir(&self, slot: Slot) -> Result<PathBuf, DaemonError> {
         self.with(|server| server.dir(slot))
+    }
+
+    /// What the kernel has asked for so far.
+    pub(super) fn requests(&self) -> Result<RequestCounts, DaemonError> {
+        self.with(|server| Ok(server.counters().snapshot()))
+    }
+
+    pub(super) fn open_files(&self) -> Result<OpenFiles, DaemonError> {
+        self.with(|server| Ok(server.open_files()))
     }
 
     /// Leaves the session to the keeper: this process must end soon.

@@ -158,7 +158,7 @@ impl Service {
             keeper: about.keeper,
             session: about.session.clone(),
             state: about.state.as_path().into(),
-            mounts: self.inner.mounts.list().len(),
+            mounts: self.mounted(),
             attached: self.inner.snapshots.count(),
             cache_size: about.cache_size.clone(),
             idle_exit_ms: about
@@ -193,6 +193,11 @@ impl Service {
             }
         });
         PrefetchAnswer { stores: stores.collect(), snapshots: snapshots.loading() }
+    }
+
+    /// How many mounts there are.
+    pub(super) fn mounted(&self) -> usize {
+        self.inner.mounts.list().len()
     }
 
     /// All mounts that users see, those that were just unmounted by others left out.

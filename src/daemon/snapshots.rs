@@ -15,9 +15,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio_util::task::TaskTracker;
 
-use super::api::{AttachedShown, CacheUse, LoadOptions, LoadingShown, StoreRef};
+use super::api::{AttachedShown, CacheUse, LoadOptions, LoadingShown, Prefetch, StoreRef};
 use super::attached::{AttachKey, AttachedFile, AttachedFiles, Part};
 use super::error::DaemonError;
+use super::metrics::Loaded;
 use super::server::Server;
 use super::stores::{Store, Stores};
 use super::tracking::{Begins, Early, Tracking, Trackings};
@@ -235,6 +236,34 @@ impl Snapshots {
         Ok((restored, uses))
     }
 
+    /// Goes on loading what an earlier daemon has attached: opens it without waiting until the kernel
+    /// asks for something of it. The server must serve.
+    pub(super) fn resume(&self) -> Result<(), DaemonError> {
+        let inner = &self.inner;
+        let mut slots: Vec<u32> = {
+            let serving = inner.serving.lock();
+            let files = inner.files.load()?.into_iter();
+            let loaded = files.filter(|file| {
+                let seen = serving.get(&file.slot).is_some_and(|of| of.ending.is_none());
+                seen && file.load.prefetch != Prefetch::Off
+            });
+            loaded.map(|file| file.slot).collect()
+        };
+        // The newest is still the newest.
+        slots.sort_unstable();
+        let (server, tasks) = (inner.server.clone(), &inner.tasks);
+        let open = move || {
+            for slot in slots.into_iter().filter_map(Slot::new) {
+                if let Err(error) = server.open(slot) {
+                    // Whoever reads there gets the error.
+                    tracing::debug!(%slot, %error, "it is not loaded ahead");
+                }
+            }
+        };
+        tasks.spawn_blocking_on(open, &inner.runtime);
+        Ok(())
+    }
+
     /// What is attached, by slot.
     pub(super) fn list(&self) -> Vec<AttachedShown> {
         let serving = self.inner.serving.lock();
@@ -256,6 +285,11 @@ impl Snapshots {
     /// How far the loading of each is.
     pub(super) fn loading(&self) -> Vec<LoadingShown> {
         self.inner.trackings.list()
+    }
+
+    /// What was loaded ahead in all, and how many starts were recorded and could not be.
+    pub(super) fn starts(&self) -> (Loaded, (u64, u64)) {
+        self.inner.trackings.totals()
     }
 
     /// The stores that they come from.

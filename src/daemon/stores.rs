@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use inlay_prefetch::scheduler::{LinkEstimate, Urgency};
 use inlay_prefetch::{FetchFigures, FetchLimits, Fetcher, GroupList, Loading};
-use inlay_store::cache::Cache;
+use inlay_store::cache::{Cache, CacheFigures};
 use inlay_store::format::Index;
 use inlay_store::remote::{PlainHttp, Remote};
 use parking_lot::Mutex;
@@ -14,8 +14,9 @@ use tokio::runtime::Handle;
 
 use super::api::{CacheUse, StoreRef};
 use super::error::DaemonError;
+use super::metrics::{Books, Entry};
 use crate::config;
-use crate::content::{ContentOptions, SnapshotContent, Tracker};
+use crate::content::{CacheWaits, ContentOptions, Observers, SnapshotContent, Tracker};
 use crate::state::State;
 
 /// How many may be open at once. Each has connections and buffers of its own.
@@ -31,6 +32,8 @@ pub(super) struct Store {
     fetcher: Fetcher,
     cache: Option<Cache>,
     runtime: Handle,
+    waits: Arc<CacheWaits>,
+    entry: Arc<Entry>,
     closed: Arc<AtomicBool>,
 }
 
@@ -38,18 +41,19 @@ impl Store {
     /// Gives every reader that waits an error, waits for what is under way, and says once what was
     /// fetched.
     pub(super) async fn close(&self) {
-        close(self.fetcher.clone(), &self.closed).await;
+        close(self.fetcher.clone(), &self.entry, &self.closed).await;
     }
 
     /// The contents of a snapshot of this store, whose reads `tracker` is told of.
     pub(super) fn content(&self, index: Index, tracker: Arc<Tracker>) -> SnapshotContent {
-        SnapshotContent::tracked(
+        let observers = Observers { tracker, waits: Arc::clone(&self.waits) };
+        SnapshotContent::observed(
             index,
             self.cache.clone(),
             self.fetcher.clone(),
             ContentOptions::default(),
             self.runtime.clone(),
-            Some(tracker),
+            Some(observers),
         )
     }
 
@@ -67,15 +71,17 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         let (fetcher, closed) = (self.fetcher.clone(), Arc::clone(&self.closed));
-        self.runtime.spawn(async move { close(fetcher, &closed).await });
+        let entry = Arc::clone(&self.entry);
+        self.runtime.spawn(async move { close(fetcher, &entry, &closed).await });
     }
 }
 
-async fn close(fetcher: Fetcher, closed: &AtomicBool) {
+async fn close(fetcher: Fetcher, entry: &Entry, closed: &AtomicBool) {
     fetcher.shutdown().await;
     if closed.swap(true, Relaxed) {
         return;
     }
+    entry.close();
     let figures = fetcher.figures();
     tracing::info!(
         demand_requests = figures.demand_requests(),
@@ -90,6 +96,8 @@ pub(super) struct Stores {
     state: State,
     cache: Cache,
     runtime: Handle,
+    waits: Arc<CacheWaits>,
+    books: Books,
     open: Mutex<Open>,
 }
 
@@ -101,7 +109,8 @@ struct Open {
 
 impl Stores {
     pub(super) fn new(state: State, cache: Cache, runtime: Handle) -> Self {
-        Self { state, cache, runtime, open: Mutex::new(Open::default()) }
+        let (waits, books) = Default::default();
+        Self { state, cache, runtime, waits, books, open: Mutex::new(Open::default()) }
     }
 
     /// The store that `store` names. Opening one asks it nothing.
@@ -139,7 +148,9 @@ impl Stores {
         };
         let limits = FetchLimits::default();
         let fetcher = Fetcher::new(remote.clone(), cache.clone(), limits, runtime.clone());
-        Ok(Store { remote, fetcher, cache, runtime, closed: Arc::default() })
+        let entry = Arc::new(self.books.open(store, fetcher.clone()));
+        let waits = Arc::clone(&self.waits);
+        Ok(Store { remote, fetcher, cache, runtime, waits, entry, closed: Arc::default() })
     }
 
     /// Those that are open, and no longer kept open for want of use.
@@ -158,6 +169,21 @@ impl Stores {
         drop(open);
         all.sort_by(|one, other| (&one.0, one.1).cmp(&(&other.0, other.1)));
         all
+    }
+
+    /// What was fetched from each, those included that are closed.
+    pub(super) fn books(&self) -> &Books {
+        &self.books
+    }
+
+    /// How long reads took that this host could answer.
+    pub(super) fn waits(&self) -> &CacheWaits {
+        &self.waits
+    }
+
+    /// What happened in the cache.
+    pub(super) fn cache_figures(&self) -> CacheFigures {
+        self.cache.figures()
     }
 
     /// Waits until what came has its place in the cache. Blocks.

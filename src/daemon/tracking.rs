@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use super::api::{CacheUse, LoadOptions, LoadingShown, Prefetch, RecordProfile, StoreRef};
+use super::metrics::{Loaded, Recorded, StartTotals};
 use super::stores::Store;
 use crate::content::{Groups, Tracker, TrackerFigures, guess};
 use crate::mount::PathText;
@@ -40,6 +41,7 @@ struct Inner {
     runtime: Handle,
     tasks: TaskTracker,
     known: Mutex<HashMap<Key, Weak<Tracking>>>,
+    totals: StartTotals,
 }
 
 /// One tracked snapshot. When the last of its slots is forgotten, what was learned is saved.
@@ -66,7 +68,8 @@ pub(super) enum Begins {
 
 impl Trackings {
     pub(super) fn new(runtime: Handle, tasks: TaskTracker) -> Self {
-        let inner = Inner { runtime, tasks, known: Mutex::default() };
+        let inner =
+            Inner { runtime, tasks, known: Mutex::default(), totals: StartTotals::default() };
         Self { inner: Arc::new(inner) }
     }
 
@@ -143,6 +146,14 @@ impl Trackings {
         }
     }
 
+    /// What was loaded ahead in all, and how many starts were recorded and could not be.
+    pub(super) fn totals(&self) -> (Loaded, (u64, u64)) {
+        let all = self.all();
+        let totals = &self.inner.totals;
+        let loading = || all.iter().filter_map(|one| one.tracker.figures().loading).collect();
+        (totals.loaded(loading), totals.recordings())
+    }
+
     /// How far each is.
     pub(super) fn list(&self) -> Vec<LoadingShown> {
         let mut shown: Vec<_> = self.all().iter().map(|tracking| tracking.shown()).collect();
@@ -174,7 +185,7 @@ impl Tracking {
     /// A slot is out of sight. After the last one, nothing is loaded any more.
     pub(super) fn leave(&self) {
         if self.visible.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.tracker.end_loading();
+            self.inner.totals.end(|| self.tracker.end_loading());
         }
     }
 
@@ -257,7 +268,13 @@ impl Tracking {
         let known = self.profile.get().and_then(Option::as_ref);
         let Some(run) = self.tracker.finish(&self.index, known) else { return };
         let (id, label, remote) = (self.key.0, self.load.label.clone(), self.remote.clone());
-        self.inner.tasks.spawn_on(save(remote, id, label, run), &self.inner.runtime);
+        let inner = Arc::clone(&self.inner);
+        let save = async move {
+            if let Some(how) = save(remote, id, label, run).await {
+                inner.totals.recorded(how);
+            }
+        };
+        self.inner.tasks.spawn_on(save, &self.inner.runtime);
     }
 
     fn shown(&self) -> LoadingShown {
@@ -296,10 +313,17 @@ impl Drop for Tracking {
     }
 }
 
-async fn save(remote: Remote, id: SnapshotId, label: ProfileLabel, run: Run) {
+/// Nothing if there is nowhere to write to.
+async fn save(remote: Remote, id: SnapshotId, label: ProfileLabel, run: Run) -> Option<Recorded> {
     match remote.merge_profile(&id, &label, &run).await {
-        Ok(_) => tracing::info!(%id, %label, groups = run.len(), "a start was recorded"),
-        Err(StoreError::ReadOnly { .. }) => {}
-        Err(error) => tracing::warn!(%error, %id, "what a start has read could not be recorded"),
+        Ok(_) => {
+            tracing::info!(%id, %label, groups = run.len(), "a start was recorded");
+            Some(Recorded::Saved)
+        }
+        Err(StoreError::ReadOnly { .. }) => None,
+        Err(error) => {
+            tracing::warn!(%error, %id, "what a start has read could not be recorded");
+            Some(Recorded::Failed)
+        }
     }
 }

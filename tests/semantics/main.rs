@@ -8,11 +8,14 @@
     reason = "a test ends at the first surprise"
 )]
 
+#[path = "../common/ahead.rs"]
+mod ahead;
 mod command;
 mod content;
 mod endings;
 mod identity;
 mod images;
+mod loading;
 mod objects;
 mod place;
 mod writable;
@@ -21,12 +24,13 @@ use std::collections::BTreeSet;
 
 const PAGE: &str = include_str!("../../docs/SEMANTICS.md");
 
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
     include_str!("command.rs"),
     include_str!("content.rs"),
     include_str!("endings.rs"),
     include_str!("identity.rs"),
     include_str!("images.rs"),
+    include_str!("loading.rs"),
     include_str!("main.rs"),
     include_str!("objects.rs"),
     include_str!("writable.rs"),

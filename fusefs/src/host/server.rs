@@ -241,6 +241,16 @@ impl HostServer {
         }
     }
 
+    /// Opens a slot that an earlier server has attached, before the kernel asks for something of it. What
+    /// is returned may wait for whatever the slot's opener waits for.
+    pub fn opening(
+        &self,
+        slot: Slot,
+    ) -> Result<impl FnOnce() -> Result<(), HostError> + Send + use<>, HostError> {
+        let attached = self.host.table.get(slot).ok_or(HostError::NoSlot(slot))?;
+        Ok(move || Ok(attached.fs().map(drop)?))
+    }
+
     /// Where a slot's directory is: what to bind or to put an overlay on.
     pub fn dir(&self, slot: Slot) -> Result<PathBuf, HostError> {
         let attached = self.host.table.get(slot).ok_or(HostError::NoSlot(slot))?;

@@ -23,11 +23,13 @@ const QUEUE_MAX: usize = 512;
 pub(super) struct Neighbours {
     queue: VecDeque<u32>,
     reach: u32,
+    /// Whether something came that was not looked at.
+    fresh: bool,
 }
 
 impl Default for Neighbours {
     fn default() -> Self {
-        Self { queue: VecDeque::new(), reach: REACH_MIN }
+        Self { queue: VecDeque::new(), reach: REACH_MIN, fresh: false }
     }
 }
 
@@ -36,7 +38,12 @@ impl Neighbours {
         self.queue.is_empty()
     }
 
+    pub(super) fn are_fresh(&self) -> bool {
+        self.fresh && !self.queue.is_empty()
+    }
+
     pub(super) fn pop(&mut self) -> Option<u32> {
+        self.fresh = false;
         self.queue.pop_front()
     }
 
@@ -70,6 +77,7 @@ impl Neighbours {
         let of_file = (1..=FILE_GROUPS).flat_map(near).filter(|n| whole && file.contains(n));
         let others = (1..=self.reach).flat_map(near);
         let found: Vec<u32> = of_file.chain(others).filter(|number| !known(*number)).collect();
+        self.fresh |= !found.is_empty();
         for number in found.into_iter().rev() {
             self.queue.push_front(number);
         }

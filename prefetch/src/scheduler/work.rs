@@ -15,6 +15,8 @@ use crate::want::{Class, GroupRef, Key};
 /// How many groups are looked up at a time, and how few are left when the next are.
 const LOOK: usize = 64;
 const LOOK_BELOW: usize = 24;
+/// So many groups that were looked up may wait: more of them are forgotten until the rest comes.
+const READY_MAX: usize = 192;
 /// An image's rest waits until nothing new was read for so long: a start has the link and the host's
 /// cores for itself,
 const CALM: Duration = Duration::from_secs(1);
@@ -40,6 +42,8 @@ pub(super) struct Ready {
     pub(super) class: Class,
     pub(super) why: Why,
     tries: u8,
+    /// Which look has found it.
+    look: u32,
 }
 
 /// Groups that the driver is looking up.
@@ -74,6 +78,7 @@ pub(super) struct Work {
     again: VecDeque<u32>,
     ready: VecDeque<Ready>,
     looking: Option<Looking>,
+    looks: u32,
     /// What was asked when the cache had no room: asked again first.
     unanswered: Vec<(u32, Class, Why)>,
     rests_until: Option<Moment>,
@@ -100,6 +105,7 @@ impl Work {
             again: VecDeque::new(),
             ready: VecDeque::new(),
             looking: None,
+            looks: 0,
             unanswered: Vec::new(),
             rests_until: None,
             failures: 0,
@@ -205,7 +211,9 @@ impl Work {
         let Some(class) = self.peek().filter(|_| self.looking.is_none()) else { return false };
         let few = self.ready.len() < LOOK_BELOW;
         let urgent = self.ready.front().is_some_and(|ready| ready.class > class);
-        (few || urgent) && (class != Class::Rest || self.is_calm(now))
+        // What lies beside the last read is more likely than what was looked up before.
+        (few || urgent || self.neighbours.are_fresh())
+            && (class != Class::Rest || self.is_calm(now))
     }
 
     /// The groups to look up now, all of one class.
@@ -222,6 +230,7 @@ impl Work {
             return None;
         }
         let groups = asked.iter().map(|(number, ..)| *number).collect();
+        self.looks = self.looks.wrapping_add(1);
         self.looking = Some(Looking { asked });
         Some((groups, class))
     }
@@ -259,14 +268,23 @@ impl Work {
         for (number, want) in looked.missing {
             // An answer is in the order of the question; what was not asked for is no answer.
             let Some((_, class, why)) = asked.find(|(one, ..)| *one == number) else { break };
-            self.ready.push_back(Ready { number, want, class, why, tries: 0 });
+            self.ready.push_back(Ready { number, want, class, why, tries: 0, look: self.looks });
         }
         self.sort();
+        while self.ready.len() > READY_MAX
+            && let Some(last) = self.ready.pop_back()
+        {
+            self.later(last.number);
+        }
     }
 
-    /// What lies beside a read, or has failed once, may have come after what is less likely.
+    /// What lies beside a read, or has failed once, may have come after what is less likely. Neighbours
+    /// of the last read come first.
     fn sort(&mut self) {
-        self.ready.make_contiguous().sort_by_key(|ready| (ready.class, ready.why != Why::Beside));
+        self.ready.make_contiguous().sort_by_key(|ready| {
+            let beside = ready.why == Why::Beside;
+            (ready.class, !beside, if beside { u32::MAX - ready.look } else { 0 })
+        });
     }
 
     /// Whether it must be waited for before anything less urgent is done.
@@ -307,7 +325,8 @@ impl Work {
         self.ready.remove(place)
     }
 
-    /// A group was on its way for somebody else, and did not come.
+    /// A group's turn comes again last: it was on its way for somebody else and did not come, or others
+    /// are more likely.
     pub(super) fn later(&mut self, number: u32) {
         self.figures.looked = self.figures.looked.saturating_sub(1);
         self.again.push_back(number);

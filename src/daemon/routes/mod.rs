@@ -1,5 +1,6 @@
 //! The API: which path leads to what. Each file has the endpoints of one sort of thing.
 
+mod metrics;
 mod mounts;
 mod stop;
 mod views;
@@ -21,6 +22,7 @@ use tokio::sync::Semaphore;
 use super::api::{ErrorAnswer, ErrorKind, REQUEST_LEN_MAX};
 use super::error::DaemonError;
 use super::listener::Listener;
+use super::metrics::Metrics;
 use super::service::Service;
 
 /// How many requests may be under way at once.
@@ -29,12 +31,13 @@ const REQUESTS_MAX: usize = 128;
 const DEADLINE_MAX: Duration = Duration::from_mins(10);
 
 /// All endpoints.
-pub(super) fn router(service: Service) -> Router {
+pub(super) fn router(service: Service, metrics: Metrics) -> Router {
     let turns = Arc::new(Semaphore::new(REQUESTS_MAX));
     Router::new()
         .merge(views::routes())
         .merge(mounts::routes())
         .merge(stop::routes())
+        .merge(metrics::routes(metrics))
         .fallback(|| async {
             ApiError::new(StatusCode::NOT_FOUND, ErrorKind::NotFound, "there is no such endpoint")
         })

@@ -1,4 +1,4 @@
-//! What whole-system tests and benchmarks share: servers, trees, faults.
+//! What whole-system tests and benchmarks share: servers, links, trees, faults.
 
 pub mod acl;
 pub mod attributes;

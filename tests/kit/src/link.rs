@@ -1,5 +1,59 @@
 //! A network link between a client and a server on loopback: a latency for each request, and a
 //! bandwidth that all connections share.
+//!
+//! # Latency
+//!
+//! A request takes one round trip: its answer begins to pass at the earliest when the latency is
+//! over since the request arrived, its body included. The server is asked meanwhile, so what it
+//! needs is hidden by the latency, as long as it is shorter. The jitter of a request follows from
+//! the seed and the request's number alone.
+//!
+//! # Bandwidth
+//!
+//! Each direction has a clock (`link/clock.rs`) that says from when on the link is free. A body is cut
+//! into frames of 16 to 64 KiB, about what passes in a millisecond. A frame takes the link from
+//! when it is free, or from now if that is later, for its size divided by the bandwidth, and is
+//! passed at the end of this time: when its last byte would have arrived. So reserved times never
+//! overlap, whatever the bodies do. This is the virtual scheduling of the generic cell rate
+//! algorithm (ITU-T I.371, annex A), with two allowances for a machine that can't sleep exactly:
+//!
+//! - A frame may pass a millisecond early if no other waits. So nobody sleeps for less than that,
+//!   and a link of 10 Gbit/s has a megabyte to pass at once.
+//! - A body that comes for its next frame up to 10 ms after the one before it was due takes the
+//!   link from then on: it was woken late, and a real link would have filled a buffer meanwhile.
+//!
+//! A transfer is never faster than the link by more than the first millisecond. In any window
+//! there is at most what the link passes in it and in 11 ms more, and a frame for each body.
+//!
+//! Frames that wait pass in the order in which they took the link, and each body has one at most:
+//! so bodies take turns, and a small answer does not wait behind a large one. When frames are due
+//! because somebody was woken late, they follow each other without a timer; bodies that are
+//! quicker with their next frame then catch up first.
+//!
+//! # What it is not
+//!
+//! No connection is slow at first or loses anything; opening one costs nothing; headers take no
+//! bandwidth; a buffer of the kernel's on the way (loopback) is beside the link, not in it.
+//!
+//! # Measured
+//!
+//! `shaped-store --self-test`, built for release, on two cores that also ran the server and the
+//! client: medians of 5 transfers and of 50 requests one after another, the quietest of several runs.
+//! "Nominal" is by the bandwidth alone; the latency comes on top. "Processor" is the time of all
+//! threads of the proxy for one transfer in one piece.
+//!
+//! | link | 64 MiB, ms | nominal | in 8 parts at once | processor, ms | 1 byte, ms |
+//! | --- | --- | --- | --- | --- | --- |
+//! | none | 50.9 | | 60.3 | 21.2 | 0.69 (0.60 to 1.33) |
+//! | zone | 68.0 | 53.7 | 80.0 | 22.1 | 2.25 (1.98 to 2.68) |
+//! | region | 287.6 | 268.4 | 290.1 | 27.0 | 20.54 (18.51 to 22.46) |
+//! | wan | 2733.2 | 2684.4 | 2733.6 | 109.3 | 51.52 (45.72 to 58.17) |
+//!
+//! So region and wan take their nominal time and latency, within 1 %. The zone's bandwidth is
+//! what these two cores can pass at all: its times are those of the processors, and grow with
+//! whatever else runs (to 213 ms on a machine that was compiling), as those without a link do. On
+//! that machine region took up to 388 ms and wan up to 2784. Larger buffers in the HTTP
+//! library (1 MiB instead of 408 KiB) made no difference.
 
 mod clock;
 mod paced;

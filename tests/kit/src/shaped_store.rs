@@ -4,7 +4,7 @@
 mod command;
 mod measure;
 
-use std::io::{self, BufRead as _, Write};
+use std::io::{self, BufRead as _, Read as _, Write};
 use std::thread;
 
 use serde_json::{Value, json};
@@ -18,6 +18,9 @@ use crate::weed::{BUCKET, Weed};
 pub use measure::{Measured, measure};
 
 use command::Command;
+
+/// Bytes of a line of input; what is longer is taken for several lines.
+const LONGEST_LINE: u64 = 4096;
 
 /// A server and the link in front of it. Dropping it ends both and leaves nothing behind.
 pub struct ShapedStore {
@@ -112,9 +115,14 @@ fn write_line(output: &mut impl Write, answer: &Value) -> io::Result<()> {
 fn lines_of_input() -> io::Result<mpsc::Receiver<String>> {
     let (sender, receiver) = mpsc::channel(1);
     thread::Builder::new().name("input".into()).spawn(move || {
-        for line in io::stdin().lock().split(b'\n') {
+        let mut input = io::stdin().lock();
+        loop {
+            let mut line = Vec::new();
             // What can't be read is the end; what is no text is answered as an unknown command.
-            let Ok(line) = line else { return };
+            let read = (&mut input).take(LONGEST_LINE).read_until(b'\n', &mut line);
+            if !matches!(read, Ok(1..)) {
+                return;
+            }
             if sender.blocking_send(String::from_utf8_lossy(&line).into_owned()).is_err() {
                 return;
             }

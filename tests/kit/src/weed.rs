@@ -25,6 +25,7 @@ pub struct Weed {
     // Dropped before the directory that it writes to.
     server: Server,
     s3: SocketAddr,
+    filer: SocketAddr,
     _scratch: TempDir,
 }
 
@@ -75,12 +76,18 @@ impl Weed {
         server.wait_until(|| matches!(http::status("POST", filer, &bucket, ""), Ok(201)))?;
         // Without credentials, the answer of a server that is up is "forbidden".
         server.wait_until(|| matches!(http::status("GET", s3, "/", ""), Ok(403)))?;
-        Ok(Self { server, s3, _scratch: scratch })
+        Ok(Self { server, s3, filer, _scratch: scratch })
     }
 
     /// Where S3 is spoken.
     pub fn address(&self) -> SocketAddr {
         self.s3
+    }
+
+    /// Where plain HTTP is spoken: the bucket's objects are below `/buckets/` and its name, and can be
+    /// read without a key.
+    pub fn filer(&self) -> SocketAddr {
+        self.filer
     }
 
     /// The server process's id.

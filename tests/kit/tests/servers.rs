@@ -4,7 +4,10 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::time::Duration;
 
+use inlay_testkit::link::LinkProfile;
+use inlay_testkit::proxy::Proxy;
 use inlay_testkit::registry::{Access, Registry};
 use inlay_testkit::weed::{BUCKET, Weed};
 
@@ -37,6 +40,17 @@ fn the_open_registry_answers() {
     assert!(status(registry.address(), "/v2/").contains("200"));
     drop(registry);
     assert!(!is_running(pid));
+}
+
+#[test]
+fn the_registry_answers_over_a_link() {
+    let registry = Registry::start(Access::Open).unwrap();
+    let proxy = Proxy::start(registry.address()).unwrap();
+    let latency = Duration::from_millis(50);
+    proxy.shape(LinkProfile::new(latency, None).with_jitter(Duration::ZERO));
+    assert!(status(proxy.address(), "/v2/").contains("200"));
+    let seen = proxy.requests("GET", "/v2/");
+    assert!(seen[0].first_byte.unwrap() >= seen[0].at + latency);
 }
 
 #[test]

@@ -10,10 +10,10 @@ use inlay_testkit::shaped_store::{ShapedStore, measure};
 /// Runs a real S3 server behind a link with a latency and a bandwidth.
 ///
 /// Prints one line of JSON that says where it is, then answers each line of its input by one:
-/// link PROFILE [SEED], forget, stats, requests, quit. Ends with its input.
+/// `link PROFILE [SEED]`, `forget`, `stats`, `requests`, `quit`. Ends with its input.
 #[derive(Parser)]
 struct Arguments {
-    /// The link at first: none, zone, region, wan, or LATENCY,BANDWIDTH[,JITTER] such as
+    /// The link at first: none, zone, region, wan, or `LATENCY,BANDWIDTH[,JITTER]` such as
     /// 30ms,500mbit
     #[arg(long, default_value = "none")]
     link: LinkProfile,

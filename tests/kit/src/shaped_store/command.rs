@@ -50,7 +50,7 @@ impl FromStr for Command {
             ["stats"] => Ok(Self::Stats),
             ["requests"] => Ok(Self::Requests),
             ["quit"] => Ok(Self::Quit),
-            _ => Err(CommandError::Unknown(line.into())),
+            _ => Err(CommandError::Unknown(line.trim().into())),
         }
     }
 }

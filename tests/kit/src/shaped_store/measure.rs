@@ -8,9 +8,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
+use futures::future::try_join_all;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::path::Path;
-use object_store::{ObjectStoreExt as _, PutPayload};
+use object_store::{GetOptions, GetResult, ObjectStore as _, ObjectStoreExt as _, PutPayload};
 
 use super::ShapedStore;
 use crate::link::LinkProfile;
@@ -20,6 +21,8 @@ use crate::weed::{ACCESS_KEY, BUCKET, REGION, SECRET_KEY};
 const TRANSFER: usize = 64 << 20;
 /// How many transfers, of which the median is taken.
 const TRANSFERS: u32 = 5;
+/// In how many parts, when it comes in parts at once.
+const PARTS: usize = 8;
 /// How many small requests, one after another.
 const REQUESTS: usize = 50;
 
@@ -33,7 +36,9 @@ pub struct Measured {
     pub nominal: Option<Duration>,
     /// How long 64 MiB took, latency included: the median.
     pub transfer: Duration,
-    /// The processor time of the proxy for it, on all its threads: the mean.
+    /// How long it took in eight parts at once: the median.
+    pub parts: Duration,
+    /// The processor time of the proxy for it in one piece, on all its threads: the mean.
     pub processor: Duration,
     /// How long a request for one byte took: the shortest, the median and the longest.
     pub request: [Duration; 3],
@@ -44,13 +49,14 @@ impl fmt::Display for Measured {
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         let [low, median, high] = self.request.map(ms);
         let name = self.profile.to_string();
-        write!(out, "{name:>8}  64 MiB in {:7.1} ms", ms(self.transfer))?;
+        write!(out, "{name:>6}: 64 MiB in {:6.1} ms", ms(self.transfer))?;
         match self.nominal {
-            Some(nominal) => write!(out, " (nominal {:7.1})", ms(nominal))?,
-            None => write!(out, " {:17}", "")?,
+            Some(nominal) => write!(out, " (nominal {:6.1})", ms(nominal))?,
+            None => write!(out, " {:16}", "")?,
         }
-        write!(out, "  proxy {:5.1} ms of processor", ms(self.processor))?;
-        write!(out, "  1 byte in {median:6.2} ms ({low:.2} to {high:.2})")
+        write!(out, ", in 8 parts {:7.1};", ms(self.parts))?;
+        write!(out, " processor {:5.1} ms;", ms(self.processor))?;
+        write!(out, " 1 byte in {median:5.2} ms ({low:.2} to {high:.2})")
     }
 }
 
@@ -88,28 +94,53 @@ impl Measurement {
             transfers.push(self.get(&large, TRANSFER).await?);
         }
         let processor = processor_time_of_proxy()?.saturating_sub(before) / TRANSFERS;
+        let mut parts = Vec::new();
+        for _ in 0..TRANSFERS {
+            parts.push(self.get_parts(&large).await?);
+        }
         let mut requests = Vec::new();
         for _ in 0..REQUESTS {
             requests.push(self.get(&small, 1).await?);
         }
         let nominal = profile.bandwidth().map(|bandwidth| bandwidth.time_of(TRANSFER));
-        let [_, transfer, _] = spread(transfers);
-        Ok(Measured { profile, nominal, transfer, processor, request: spread(requests) })
+        let ([_, transfer, _], [_, parts, _]) = (spread(transfers), spread(parts));
+        let request = spread(requests);
+        Ok(Measured { profile, nominal, transfer, parts, processor, request })
     }
 
     /// How long it takes to get an object of so many bytes.
     async fn get(&self, path: &Path, length: usize) -> io::Result<Duration> {
         let start = Instant::now();
-        let mut pieces = self.linked.get(path).await?.into_stream();
-        let mut got = 0;
-        while let Some(piece) = pieces.next().await {
-            got += piece?.len();
-        }
-        if got != length {
-            return Err(io::Error::other(format!("{got} bytes of {length} came")));
-        }
+        complete(count(self.linked.get(path).await?).await?, length)?;
         Ok(start.elapsed())
     }
+
+    /// The same in parts at once.
+    async fn get_parts(&self, path: &Path) -> io::Result<Duration> {
+        let start = Instant::now();
+        let length = (TRANSFER / PARTS) as u64;
+        let parts = (0..PARTS as u64).map(|part| async move {
+            let range = part * length..(part + 1) * length;
+            let options = GetOptions::new().with_range(Some(range));
+            count(self.linked.get_opts(path, options).await?).await
+        });
+        complete(try_join_all(parts).await?.iter().sum(), TRANSFER)?;
+        Ok(start.elapsed())
+    }
+}
+
+async fn count(got: GetResult) -> io::Result<usize> {
+    let mut pieces = got.into_stream();
+    let mut length = 0;
+    while let Some(piece) = pieces.next().await {
+        length += piece?.len();
+    }
+    Ok(length)
+}
+
+fn complete(got: usize, length: usize) -> io::Result<()> {
+    let short = || io::Error::other(format!("{got} bytes of {length} came"));
+    (got == length).then_some(()).ok_or_else(short)
 }
 
 fn client(address: SocketAddr) -> io::Result<AmazonS3> {

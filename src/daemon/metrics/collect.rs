@@ -1,0 +1,264 @@
+//! Reads the daemon's counters at each scrape.
+
+use inlay_fusefs::RequestCounts;
+use inlay_prefetch::{Class, FetchFigures, HistogramFigures};
+use inlay_store::cache::{CacheFigures, DiskState};
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+
+use super::books::Fetched;
+use super::defs::{METRICS, Metric};
+use super::families::Families;
+use crate::daemon::error::DaemonError;
+use crate::daemon::server::Server;
+use crate::daemon::service::Service;
+
+/// Where the numbers are.
+pub(super) struct Numbers {
+    service: Service,
+    server: Server,
+    descriptions: Vec<Desc>,
+}
+
+impl Numbers {
+    pub(super) fn new(service: Service, server: Server) -> Result<Self, DaemonError> {
+        let describe = |definition: &super::Definition| {
+            let labels = definition.labels.iter().map(|label| (*label).to_owned()).collect();
+            let constant = std::collections::HashMap::new();
+            Desc::new(definition.name.to_owned(), definition.help.to_owned(), labels, constant)
+        };
+        let descriptions = METRICS.iter().map(describe).collect::<Result<_, _>>()?;
+        Ok(Self { service, server, descriptions })
+    }
+
+    fn daemon(&self, to: &mut Families) {
+        to.number(Metric::Build, &[env!("CARGO_PKG_VERSION")], 1);
+        to.number(Metric::Mounts, &[], wide(self.service.mounted()));
+        to.number(Metric::Attached, &[], wide(self.service.snapshots().count()));
+        // Not when the daemon is about to end.
+        if let Ok(files) = self.server.open_files() {
+            let served = files.open.saturating_sub(files.passthrough);
+            to.number(Metric::OpenFiles, &["kernel"], wide(files.passthrough));
+            to.number(Metric::OpenFiles, &["daemon"], wide(served));
+        }
+        if let Ok(counts) = self.server.requests() {
+            requests(to, &counts);
+        }
+    }
+
+    fn stores(&self, to: &mut Families) {
+        let (mut in_flight, mut store) = <(HistogramFigures, HistogramFigures)>::default();
+        let stores = self.service.snapshots().stores();
+        for fetched in stores.books().all() {
+            fetches(to, &fetched);
+            in_flight.add(&fetched.figures.wait_in_flight);
+            store.add(&fetched.figures.wait_store);
+        }
+        to.histogram(Metric::DemandWait, &["cache"], &stores.waits().figures());
+        to.histogram(Metric::DemandWait, &["in_flight"], &in_flight);
+        to.histogram(Metric::DemandWait, &["store"], &store);
+    }
+
+    fn starts(&self, to: &mut Families) {
+        let (loaded, (recorded, failed)) = self.service.snapshots().starts();
+        to.number(Metric::PrefetchFetched, &[], loaded.fetched);
+        to.number(Metric::PrefetchUsed, &[], loaded.used);
+        to.number(Metric::PrefetchWasted, &[], loaded.wasted);
+        to.number(Metric::ProfilesRecorded, &[], recorded);
+        to.number(Metric::ProfilesFailed, &[], failed);
+    }
+}
+
+impl Collector for Numbers {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descriptions.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let mut families = Families::default();
+        self.daemon(&mut families);
+        self.stores(&mut families);
+        self.starts(&mut families);
+        cache(&mut families, &self.service.snapshots().stores().cache_figures());
+        families.finish()
+    }
+}
+
+fn requests(to: &mut Families, counts: &RequestCounts) {
+    for (name, number) in counts.named() {
+        match name {
+            "read_hit" => to.number(Metric::FuseReads, &["at_once"], number),
+            "read_miss" => to.number(Metric::FuseReads, &["later"], number),
+            "open_passthrough" => to.number(Metric::FusePassthrough, &[], number),
+            "passthrough_refused" => to.number(Metric::FuseRefused, &[], number),
+            "failed" => to.number(Metric::FuseFailed, &[], number),
+            request => to.number(Metric::FuseRequests, &[request], number),
+        }
+    }
+    to.number(Metric::FuseRequests, &["read"], counts.read_hit + counts.read_miss);
+}
+
+fn fetches(to: &mut Families, fetched: &Fetched) {
+    let Fetched { store, figures, link } = fetched;
+    for class in Class::ALL {
+        let labels = [store.as_str(), class.name()];
+        let mut by_class = |metric, numbers| {
+            to.number(metric, &labels, figures.of(numbers, class));
+        };
+        by_class(Metric::FetchRequests, &figures.requests);
+        by_class(Metric::FetchFailedRequests, &figures.failed_requests);
+        by_class(Metric::FetchBytes, &figures.bytes);
+        by_class(Metric::FetchGroups, &figures.groups);
+        by_class(Metric::FetchQueued, &figures.queued);
+    }
+    for (metric, number) in plain(figures) {
+        to.number(metric, &[store], number);
+    }
+    if let Some(link) = link {
+        if let Some(time) = link.round_trip {
+            to.value(Metric::LinkRoundTrip, &[store], time.as_secs_f64());
+        }
+        if let Some(rate) = link.rate {
+            to.value(Metric::LinkRate, &[store], rate);
+        }
+        to.value(Metric::LinkShare, &[store], link.share);
+    }
+}
+
+fn cache(to: &mut Families, figures: &CacheFigures) {
+    for (metric, number) in [
+        (Metric::CacheHits, figures.hits),
+        (Metric::CacheMisses, figures.misses),
+        (Metric::CacheInsertedGroups, figures.inserted_groups),
+        (Metric::CacheInsertedBytes, figures.inserted_bytes),
+        (Metric::CacheRefused, figures.refused_full),
+        (Metric::CacheWriteFailures, figures.write_failures),
+        (Metric::CacheReadFailures, figures.read_failures),
+        (Metric::CacheVerified, figures.verified),
+        (Metric::CacheDamaged, figures.verify_failures),
+        (Metric::CacheSealed, figures.sealed),
+        (Metric::CacheContradictions, figures.contradictions),
+        (Metric::CacheEvictedFiles, figures.evictions),
+        (Metric::CacheEvictedBytes, figures.evicted_bytes),
+        (Metric::CacheDiskBytes, figures.disk_bytes),
+        (Metric::CacheBudgetBytes, figures.budget_bytes),
+        (Metric::CacheDiskFailing, u64::from(figures.disk == DiskState::Failing)),
+    ] {
+        to.number(metric, &[], number);
+    }
+}
+
+/// What is not counted by class.
+fn plain(figures: &FetchFigures) -> [(Metric, u64); 12] {
+    [
+        (Metric::FetchCoalesced, figures.coalesced),
+        (Metric::FetchJoined, figures.joined),
+        (Metric::FetchPromoted, figures.promoted),
+        (Metric::FetchHintsDropped, figures.hints_dropped),
+        (Metric::FetchCancelled, figures.cancelled),
+        (Metric::FetchCorrupt, figures.corrupt),
+        (Metric::FetchFailed, figures.failed),
+        (Metric::FetchNotCached, figures.not_cached),
+        (Metric::FetchWaiting, figures.waiting),
+        (Metric::FetchTasks, figures.tasks),
+        (Metric::FetchFlights, figures.flights),
+        (Metric::FetchBuffers, figures.buffer_bytes),
+    ]
+}
+
+fn wide(number: usize) -> u64 {
+    u64::try_from(number).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    /// Whole numbers of one family, by their labels.
+    fn numbers(families: Families, metric: Metric) -> BTreeMap<Vec<String>, u64> {
+        let name = metric.definition().name;
+        let family = families.finish().into_iter().find(|family| family.name() == name).unwrap();
+        let counter = metric.definition().kind == super::super::MetricKind::Counter;
+        let numbers = family.get_metric().iter().map(|series| {
+            let labels = series.get_label().iter().map(|pair| pair.value().to_owned()).collect();
+            let value = if counter {
+                series.get_counter().get_value()
+            } else {
+                series.get_gauge().get_value()
+            };
+            (labels, format!("{value}").parse().unwrap())
+        });
+        numbers.collect()
+    }
+
+    #[test]
+    fn each_number_of_the_cache_is_its_own_metric() {
+        let none = CacheFigures::default();
+        let failing = DiskState::Failing;
+        for (metric, figures) in [
+            (Metric::CacheHits, CacheFigures { hits: 1, ..none }),
+            (Metric::CacheMisses, CacheFigures { misses: 1, ..none }),
+            (Metric::CacheInsertedGroups, CacheFigures { inserted_groups: 1, ..none }),
+            (Metric::CacheInsertedBytes, CacheFigures { inserted_bytes: 1, ..none }),
+            (Metric::CacheRefused, CacheFigures { refused_full: 1, ..none }),
+            (Metric::CacheWriteFailures, CacheFigures { write_failures: 1, ..none }),
+            (Metric::CacheReadFailures, CacheFigures { read_failures: 1, ..none }),
+            (Metric::CacheVerified, CacheFigures { verified: 1, ..none }),
+            (Metric::CacheDamaged, CacheFigures { verify_failures: 1, ..none }),
+            (Metric::CacheSealed, CacheFigures { sealed: 1, ..none }),
+            (Metric::CacheContradictions, CacheFigures { contradictions: 1, ..none }),
+            (Metric::CacheEvictedFiles, CacheFigures { evictions: 1, ..none }),
+            (Metric::CacheEvictedBytes, CacheFigures { evicted_bytes: 1, ..none }),
+            (Metric::CacheDiskBytes, CacheFigures { disk_bytes: 1, ..none }),
+            (Metric::CacheBudgetBytes, CacheFigures { budget_bytes: 1, ..none }),
+            (Metric::CacheDiskFailing, CacheFigures { disk: failing, ..none }),
+        ] {
+            let mut families = Families::default();
+            cache(&mut families, &figures);
+            let moved: Vec<_> = families
+                .finish()
+                .into_iter()
+                .filter(|family| {
+                    let series = &family.get_metric()[0];
+                    series.get_counter().get_value() + series.get_gauge().get_value() != 0.0
+                })
+                .map(|family| family.name().to_owned())
+                .collect();
+            assert_eq!(moved, [metric.definition().name]);
+        }
+    }
+
+    #[test]
+    fn numbers_of_a_store_have_its_label_and_their_class() {
+        let mut figures = FetchFigures { hints_dropped: 7, ..FetchFigures::default() };
+        for (place, number) in figures.requests.iter_mut().enumerate() {
+            *number = place as u64 + 1;
+        }
+        let gathered = || {
+            let mut families = Families::default();
+            let fetched = Fetched { store: "s3://bucket".into(), figures, link: None };
+            fetches(&mut families, &fetched);
+            families
+        };
+        let store = || "s3://bucket".to_owned();
+        let dropped = numbers(gathered(), Metric::FetchHintsDropped);
+        assert_eq!(dropped, BTreeMap::from([(vec![store()], 7)]));
+        let requests = numbers(gathered(), Metric::FetchRequests);
+        assert_eq!(requests.len(), Class::ALL.len());
+        for class in Class::ALL {
+            let number = figures.of(&figures.requests, class);
+            assert_eq!(requests[&vec![store(), class.name().to_owned()]], number);
+        }
+    }
+
+    #[test]
+    fn requests_are_told_by_what_was_asked_for() {
+        let counts = RequestCounts { read_hit: 3, read_miss: 2, lookup: 9, ..Default::default() };
+        let mut families = Families::default();
+        requests(&mut families, &counts);
+        let asked = numbers(families, Metric::FuseRequests);
+        assert_eq!((asked[&vec!["read".to_owned()]], asked[&vec!["lookup".to_owned()]]), (5, 9));
+        assert!(!asked.contains_key(&vec!["failed".to_owned()]));
+    }
+}

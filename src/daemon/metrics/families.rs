@@ -1,0 +1,97 @@
+//! Numbers as Prometheus wants them: families of series with labels.
+
+use std::collections::BTreeMap;
+
+use inlay_prefetch::{BOUNDS_MICROS, HistogramFigures};
+use prometheus::proto::{
+    Bucket, Counter, Gauge, Histogram, LabelPair, Metric as Series, MetricFamily, MetricType,
+};
+
+use super::defs::{Metric, MetricKind};
+
+/// What is being gathered for one scrape.
+#[derive(Debug, Default)]
+pub(super) struct Families {
+    series: BTreeMap<Metric, Vec<Series>>,
+}
+
+impl Families {
+    /// A number of `metric`, whose labels have these values.
+    pub(super) fn number(&mut self, metric: Metric, labels: &[&str], number: u64) {
+        self.value(metric, labels, float(number));
+    }
+
+    /// The same, for what is no whole number.
+    pub(super) fn value(&mut self, metric: Metric, labels: &[&str], value: f64) {
+        let mut series = labelled(metric, labels);
+        if metric.definition().kind == MetricKind::Counter {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            series.set_counter(counter);
+        } else {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            series.set_gauge(gauge);
+        }
+        self.series.entry(metric).or_default().push(series);
+    }
+
+    /// Durations, in seconds.
+    pub(super) fn histogram(
+        &mut self,
+        metric: Metric,
+        labels: &[&str],
+        figures: &HistogramFigures,
+    ) {
+        let mut below = 0;
+        let buckets = BOUNDS_MICROS.iter().zip(figures.buckets).map(|(bound, number)| {
+            below += number;
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(float(*bound) / 1e6);
+            bucket.set_cumulative_count(below);
+            bucket
+        });
+        let mut histogram = Histogram::default();
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_count(figures.count());
+        histogram.set_sample_sum(float(figures.sum_micros) / 1e6);
+        let mut series = labelled(metric, labels);
+        series.set_histogram(histogram);
+        self.series.entry(metric).or_default().push(series);
+    }
+
+    pub(super) fn finish(self) -> Vec<MetricFamily> {
+        let family = |(metric, series): (Metric, Vec<Series>)| {
+            let definition = metric.definition();
+            let mut family = MetricFamily::default();
+            family.set_name(definition.name.to_owned());
+            family.set_help(definition.help.to_owned());
+            family.set_field_type(match definition.kind {
+                MetricKind::Counter => MetricType::COUNTER,
+                MetricKind::Gauge => MetricType::GAUGE,
+                MetricKind::Histogram => MetricType::HISTOGRAM,
+            });
+            family.set_metric(series);
+            family
+        };
+        self.series.into_iter().map(family).collect()
+    }
+}
+
+fn labelled(metric: Metric, values: &[&str]) -> Series {
+    let names = metric.definition().labels;
+    debug_assert_eq!(names.len(), values.len(), "{metric:?}");
+    let pair = |(name, value): (&&str, &&str)| {
+        let mut pair = LabelPair::default();
+        pair.set_name((*name).to_owned());
+        pair.set_value((*value).to_owned());
+        pair
+    };
+    Series::from_label(names.iter().zip(values).map(pair).collect())
+}
+
+/// Prometheus knows no other numbers.
+#[allow(clippy::cast_precision_loss)]
+fn float(number: u64) -> f64 {
+    number as f64
+}
