@@ -226,15 +226,12 @@ impl Tracking {
             profile
         });
         let mut first = self.hinted();
-        let known = match &profile {
-            Some(profile) => {
-                first.extend(profile.groups().map(|group| group.0));
-                Known::Recorded
-            }
-            None => {
-                first.extend(guess(&self.index).into_iter().map(|group| group.0));
-                Known::Guessed
-            }
+        let known = if let Some(profile) = &profile {
+            first.extend(profile.groups().map(|group| group.0));
+            Known::Recorded
+        } else {
+            first.extend(guess(&self.index).into_iter().map(|group| group.0));
+            Known::Guessed
         };
         // Nobody sets it twice: this is called once.
         drop(self.profile.set(profile));
