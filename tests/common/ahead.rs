@@ -214,8 +214,8 @@ impl Snapshot {
     /// How far its loading is, by the daemon.
     pub(crate) fn status(&self, host: &Inlay) -> Option<Value> {
         let status = prefetch_status(host);
-        let found = status["snapshots"].as_array().unwrap().iter();
-        found.filter(|shown| shown["snapshot"] == self.id.as_str()).cloned().next()
+        let mut found = status["snapshots"].as_array().unwrap().iter();
+        found.find(|shown| shown["snapshot"] == self.id.as_str()).cloned()
     }
 
     /// Waits until the loading of it is in this phase.

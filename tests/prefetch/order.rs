@@ -70,14 +70,14 @@ fn only_what_is_likely_is_loaded_where_that_is_asked_for() {
     image.wait_for_phase(&host, "done");
     remote.wait_until_quiet();
     assert_eq!(image.order(&remote.asked()), [image.group_of(30)]);
-    // Behind what is read lies what is probably read next.
+    // Beside what is read lies what is probably read next.
     image.read(mounted.path(), 60);
     wait_for("its neighbours", || image.order(&remote.asked()).len() > 2);
     image.wait_for_phase(&host, "done");
     remote.wait_until_quiet();
     let mut order = image.order(&remote.asked());
     order.sort_unstable();
-    let beside = (60..65).map(|number| image.group_of(number));
+    let beside = (56..65).map(|number| image.group_of(number));
     assert_eq!(order, [image.group_of(30)].into_iter().chain(beside).collect::<Vec<_>>());
     mounted.unmount().unwrap();
 }

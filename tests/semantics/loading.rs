@@ -14,7 +14,8 @@ use crate::place::Place;
 #[test]
 fn what_a_reader_waits_for_comes_first() {
     let remote = Remote::start();
-    let image = remote.import("image", "image", 400);
+    // Of an image, no rest would be loaded while its readers find new things.
+    let image = remote.import("image", "directory", 400);
     let host = remote.host();
     remote.proxy.forget();
     remote.slow_down();
@@ -93,7 +94,9 @@ fn what_starts_have_read_comes_first_next_time() {
     let first = remote.host();
     let words = ["--prefetch", "off", "--record-profile", "on", "--label", "web"];
     let mounted = first.mount("image", &words).unwrap();
-    read.iter().for_each(|number| image.read(mounted.path(), *number));
+    for number in &read {
+        image.read(mounted.path(), *number);
+    }
     mounted.unmount().unwrap();
     first.wait_until_quiet().unwrap();
 
@@ -202,6 +205,7 @@ fn nothing_is_loaded_for_what_is_unmounted() {
     remote.slow_down();
     let mounted = host.mount("image", ALL).unwrap();
     image.read(mounted.path(), 150);
+    wait_for("loading to begin", || image.order(&remote.asked()).len() > 20);
     // The same holds while its last users still read it.
     let open = File::open(mounted.path().join(file(190))).unwrap();
     host.succeed(["umount".as_ref(), "--lazy".as_ref(), mounted.path().as_os_str()]).unwrap();
@@ -266,9 +270,13 @@ fn loading_ahead_evicts_nothing() {
             fs::create_dir(&away).unwrap();
             let names = blobs.iter().map(|path| (path, away.join(path.file_name().unwrap())));
             let names: Vec<_> = names.collect();
-            names.iter().for_each(|(path, away)| fs::rename(path, away).unwrap());
+            for (path, away) in &names {
+                fs::rename(path, away).unwrap();
+            }
             assert!(place.cat("early:/early") == early);
-            names.iter().for_each(|(path, away)| fs::rename(away, path).unwrap());
+            for (path, away) in &names {
+                fs::rename(away, path).unwrap();
+            }
         }
     }
     mounted.unmount();
