@@ -3,9 +3,12 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags, openat, statvfs, statx};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 /// The minor number of the mounted filesystem's device; the major one is 0. Asks the kernel only
@@ -18,6 +21,28 @@ pub(crate) fn device_minor(mountpoint: &Path) -> Option<u32> {
             None
         }
     }
+}
+
+/// The minor number of the filesystem that is mounted on `path`, if one is. Asks its server nothing.
+pub(crate) fn mounted_minor(path: &Path) -> Option<u32> {
+    let stat = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::empty()).ok()?;
+    let is_root = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    // The kernel gives filesystems without a disk the major number 0.
+    (is_root && stat.stx_dev_major == 0).then_some(stat.stx_dev_minor)
+}
+
+/// Whether what is asked of the mount at `path` waits for longer than `limit`: somebody holds its
+/// connection, and nobody serves it. Where nobody holds it, the kernel answers at once.
+///
+/// If it waits, a thread is left behind that waits with it, until the process ends.
+pub(crate) fn is_waiting(path: &Path, limit: Duration) -> io::Result<bool> {
+    let (sender, answer) = mpsc::sync_channel(1);
+    let path = path.to_owned();
+    thread::Builder::new().name("inlay-ask".into()).spawn(move || {
+        // Any answer is one; nobody may wait for it any more.
+        let _ = sender.send(statvfs(&path).map(drop));
+    })?;
+    Ok(answer.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout))
 }
 
 /// Whether the kernel has ended the connection behind `device`: it is mounted nowhere any more, or

@@ -32,6 +32,13 @@ pub enum KeeperError {
     /// The kernel refuses the mount for lack of rights.
     #[error("mounting on {} needs root (CAP_SYS_ADMIN)", .0.display())]
     NotPermitted(PathBuf),
+    /// What is mounted waits for a server, and this is none of its keepers.
+    #[error(
+        "what is mounted below {} waits for a daemon that was started as a service, whose service \
+         manager holds it: start the service, or give it up with `inlay daemon stop --force`",
+        .0.display()
+    )]
+    Held(PathBuf),
     /// The connection to the keeper broke.
     #[error("the keeper does not answer: {0}")]
     Socket(#[from] io::Error),
