@@ -15,6 +15,7 @@ pub mod proxy;
 pub mod registry;
 pub mod rootfs;
 pub mod scratch;
+pub mod service;
 pub mod tree;
 pub mod weed;
 
