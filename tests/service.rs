@@ -294,7 +294,9 @@ fn a_daemon_that_has_lost_its_keeper_is_followed_by_the_service() {
     let (_, keeper) = host.inlay.daemon_pids().unwrap();
     end(keeper, Signal::KILL);
     reader.goes_on();
-    // It serves still: the next one must not answer beside it.
+    // It serves still: none must answer beside it, or begin anew in its place.
+    let ran = host.inlay.fail(["daemon", "--takeover"]).unwrap();
+    assert!(ran.stderr.contains("has lost its keeper"), "{ran:?}");
     let second = host.start();
     assert!(!first.wait().unwrap().success());
     assert_eq!((host.session(), host.inlay.daemon_pids().unwrap().0), (session, second.pid()));

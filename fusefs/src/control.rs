@@ -8,8 +8,13 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags, openat, statvfs, statx};
+use rustix::fs::{
+    AtFlags, CWD, FsWord, Mode, OFlags, StatxAttributes, StatxFlags, openat, statfs, statx,
+};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+
+/// What the kernel tells of FUSE's filesystems.
+const FUSE_MAGIC: FsWord = 0x6573_5546;
 
 /// The minor number of the mounted filesystem's device; the major one is 0. Asks the kernel only
 /// for what it knows: no request to the server.
@@ -31,18 +36,32 @@ pub(crate) fn mounted_minor(path: &Path) -> Option<u32> {
     (is_root && stat.stx_dev_major == 0).then_some(stat.stx_dev_minor)
 }
 
-/// Whether what is asked of the mount at `path` waits for longer than `limit`: somebody holds its
-/// connection, and nobody serves it. Where nobody holds it, the kernel answers at once.
-///
-/// If it waits, a thread is left behind that waits with it, until the process ends.
-pub(crate) fn is_waiting(path: &Path, limit: Duration) -> io::Result<bool> {
+/// What becomes of a request to a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// It is answered.
+    Answered,
+    /// It fails at once: nobody holds the connection.
+    Dead,
+    /// It waits: somebody holds the connection, and nobody serves it.
+    Waits,
+}
+
+/// Asks something of the FUSE mount at `path`, and waits for at most `limit`. Then a thread is left
+/// behind that waits on, until the process ends.
+pub(crate) fn ask(path: &Path, limit: Duration) -> io::Result<Asked> {
     let (sender, answer) = mpsc::sync_channel(1);
     let path = path.to_owned();
     thread::Builder::new().name("inlay-ask".into()).spawn(move || {
-        // Any answer is one; nobody may wait for it any more.
-        let _ = sender.send(statvfs(&path).map(drop));
+        // Nobody may wait for it any more.
+        let _ = sender.send(statfs(&path).is_ok_and(|stat| stat.f_type == FUSE_MAGIC));
     })?;
-    Ok(answer.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout))
+    match answer.recv_timeout(limit) {
+        Ok(true) => Ok(Asked::Answered),
+        Ok(false) => Ok(Asked::Dead),
+        Err(mpsc::RecvTimeoutError::Timeout) => Ok(Asked::Waits),
+        Err(error) => Err(io::Error::other(error)),
+    }
 }
 
 /// Whether the kernel has ended the connection behind `device`: it is mounted nowhere any more, or

@@ -39,6 +39,13 @@ pub enum KeeperError {
         .0.display()
     )]
     Held(PathBuf),
+    /// What is mounted is served by a process that has no keeper any more.
+    #[error(
+        "a daemon that has lost its keeper serves what is mounted below {}: end it with `inlay daemon \
+         stop` first, or restart the service that it is",
+        .0.display()
+    )]
+    Served(PathBuf),
     /// The connection to the keeper broke.
     #[error("the keeper does not answer: {0}")]
     Socket(#[from] io::Error),

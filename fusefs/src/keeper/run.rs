@@ -16,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, se
 use super::device::{Connection, failed};
 use super::error::KeeperError;
 use super::refuse::Refuser;
-use super::session::{Begin, Past, Session, nobody_waits};
+use super::session::{Begin, Past, Session, nobody_is_there};
 use super::signals::{Signalled, Signals};
 use super::turns::{Action, Limits, PeerId, Turns};
 use super::wire::{Ask, ConnectionNote, KeeperStatus, Tell, decode, encode};
@@ -132,11 +132,15 @@ impl Run {
         let owner_only = std::fs::Permissions::from_mode(0o700);
         std::fs::set_permissions(&options.dir, owner_only)
             .map_err(failed("protect", &options.dir))?;
-        if options.begin == Begin::Afresh {
-            // Before the lock: whoever may hold the session must not find it taken.
-            nobody_waits(&options.dir)?;
+        let afresh = options.begin == Begin::Afresh;
+        if afresh {
+            // Before the lock, too: whoever may go on with the session must not find it taken.
+            nobody_is_there(&options.dir)?;
         }
         let lock = lock(&options)?;
+        if afresh {
+            nobody_is_there(&options.dir)?;
+        }
         let session = Session::begin(options.begin, &options.dir, &options.kinds)?;
         let listener = match socket::listen_at(&options.socket) {
             Ok(listener) => listener,

@@ -15,7 +15,7 @@ use super::client::SessionId;
 use super::device::Connection;
 use super::error::KeeperError;
 use super::stored::{NotWhole, Stored};
-use crate::control::{cut_connection, has_ended, is_waiting, mounted_minor};
+use crate::control::{Asked, ask, cut_connection, has_ended, mounted_minor};
 use crate::kind::ConnectionKind;
 use crate::ledger::{Ledger, LedgerError, writer};
 
@@ -172,13 +172,18 @@ fn is_fuse(device: impl AsFd) -> io::Result<bool> {
     Ok(FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && number == FUSE_DEVICE)
 }
 
-/// Makes sure that no connection mounted below `dir` waits for a server: something else would hold it
-/// for one, and a new session would be in its place.
-pub(super) fn nobody_waits(dir: &Path) -> Result<(), KeeperError> {
+/// Makes sure that a new session takes the place of none: that no connection mounted below `dir` is
+/// served, or waits for a server that something else holds it for.
+pub(super) fn nobody_is_there(dir: &Path) -> Result<(), KeeperError> {
     for kind in ConnectionKind::ALL {
         let mountpoint = dir.join(kind.name());
-        if mounted_minor(&mountpoint).is_some() && is_waiting(&mountpoint, ANSWER_WITHIN)? {
-            return Err(KeeperError::Held(dir.to_owned()));
+        if mounted_minor(&mountpoint).is_none() {
+            continue;
+        }
+        match ask(&mountpoint, ANSWER_WITHIN)? {
+            Asked::Dead => {}
+            Asked::Answered => return Err(KeeperError::Served(dir.to_owned())),
+            Asked::Waits => return Err(KeeperError::Held(dir.to_owned())),
         }
     }
     Ok(())
