@@ -17,6 +17,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use common::{import, local, of};
@@ -24,7 +25,7 @@ use inlay_testkit::cli::Inlay;
 use inlay_testkit::service::{Manager, Service, Stored, unit_values};
 use inlay_testkit::{content, scratch};
 use inlayfs::cli::Cli;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
@@ -41,6 +42,9 @@ const NAMES: [&str; 6] = [
     "inlay-plain",
     "inlay-session",
 ];
+
+/// How long anything here may take before the test fails.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 const FILES: usize = 40;
 
@@ -130,7 +134,9 @@ impl Host {
 fn end(pid: Pid, signal: Signal) {
     let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
     kill_process(pid, signal).unwrap();
-    poll(&mut [PollFd::new(&process, PollFlags::IN)], None).unwrap();
+    let limit = Timespec::try_from(PATIENCE).unwrap();
+    let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).unwrap();
+    assert_eq!(ended, 1, "{pid:?} does not end");
 }
 
 fn inodes(below: &Path) -> BTreeMap<PathBuf, u64> {
@@ -183,10 +189,11 @@ impl Reader {
 
     /// Waits until it has done so much more, and has had no error.
     fn goes_on(&self) {
-        let target = self.steps.load(Relaxed) + 30;
+        let (target, start) = (self.steps.load(Relaxed) + 30, Instant::now());
         while self.steps.load(Relaxed) < target {
             assert!(!self.thread.as_ref().unwrap().is_finished(), "a read failed");
-            thread::yield_now();
+            assert!(start.elapsed() < PATIENCE, "a program hangs");
+            thread::sleep(Duration::from_millis(1));
         }
     }
 

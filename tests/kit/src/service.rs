@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -21,8 +21,9 @@ use tempfile::TempDir;
 
 use crate::scratch::scratch;
 
-/// How long a service may take until it is ready. Generous: the machine may be busy with a build.
-const READY_WITHIN: Duration = Duration::from_mins(1);
+/// How long a service may take until it is ready, or has ended. Generous: the machine may be busy with
+/// a build.
+const PATIENCE: Duration = Duration::from_mins(1);
 /// The most descriptors that are kept.
 const ROOM: usize = 32;
 const LONGEST: usize = 4096;
@@ -164,7 +165,7 @@ impl Service {
 
     /// Waits until it says that it is ready; fails if it ends before.
     pub fn wait_until_ready(&mut self) -> io::Result<()> {
-        let deadline = Instant::now() + READY_WITHIN;
+        let deadline = Instant::now() + PATIENCE;
         loop {
             {
                 let mut state = self.shared.state.lock();
@@ -183,8 +184,17 @@ impl Service {
     }
 
     /// Waits until its process has ended.
-    pub fn wait(&mut self) -> io::Result<std::process::ExitStatus> {
-        self.child.wait()
+    pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                return Err(io::Error::other("the service does not end"));
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
