@@ -15,6 +15,9 @@ pub const STATE_DEFAULT: &str = "/var/lib/inlay";
 /// Variables with these beginnings configure and authorise object stores.
 const PREFIXES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 
+/// The most descriptors that a service manager may give.
+const GIVEN_MAX: u32 = 1024;
+
 /// The configuration of the store at `url`, with what the environment says of it.
 ///
 /// For `s3://`, the shared files of AWS (`~/.aws/credentials` and `~/.aws/config`, or those that
@@ -41,6 +44,30 @@ pub fn store_variables() -> Vec<(String, String)> {
 /// Where the service manager wants to be told that the daemon is ready.
 pub fn notify_socket() -> Option<OsString> {
     env::var_os("NOTIFY_SOCKET")
+}
+
+/// How many descriptors the service manager keeps for this service, if it says so (systemd does from
+/// version 254 on).
+pub fn descriptor_store_size() -> Option<usize> {
+    env::var("FDSTORE").ok()?.parse().ok()
+}
+
+/// The names of the descriptors that the service manager has given to this process, in their order,
+/// the first of them number 3: the protocol of sd_listen_fds(3).
+pub fn given_descriptors() -> Vec<String> {
+    given(std::process::id(), |name| env::var(name).ok())
+}
+
+fn given(process: u32, variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let number = |name| variable(name)?.parse::<u32>().ok();
+    // Variables that were meant for this process's parent are of no account.
+    if number("LISTEN_PID") != Some(process) {
+        return Vec::new();
+    }
+    let count = number("LISTEN_FDS").unwrap_or(0).min(GIVEN_MAX);
+    let names = variable("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':').map(str::to_owned);
+    (0..count).map(|_| names.next().unwrap_or_default()).collect()
 }
 
 type Variables = BTreeMap<String, String>;
@@ -125,6 +152,24 @@ mod tests {
 
     fn variables(of: &[(&str, &str)]) -> Variables {
         of.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn descriptors_have_names_if_they_are_for_this_process() {
+        let given = |of: &[(&str, &str)]| {
+            let variables = variables(of);
+            given(7, |name| variables.get(name).cloned())
+        };
+        let pid = ("LISTEN_PID", "7");
+        let names = ("LISTEN_FDNAMES", "a:b");
+        assert_eq!(given(&[pid, ("LISTEN_FDS", "2"), names]), ["a", "b"]);
+        assert_eq!(given(&[pid, ("LISTEN_FDS", "3"), names]), ["a", "b", ""]);
+        assert_eq!(given(&[pid, ("LISTEN_FDS", "1"), names]), ["a"]);
+        assert_eq!(given(&[pid, ("LISTEN_FDS", "4000000000")]).len(), 1024);
+        for nothing in [("LISTEN_FDS", "-1"), ("LISTEN_FDS", "x"), ("PATH", "")] {
+            assert!(given(&[pid, nothing, names]).is_empty());
+        }
+        assert!(given(&[("LISTEN_PID", "8"), ("LISTEN_FDS", "2"), names]).is_empty());
     }
 
     const CREDENTIALS: &str = "[default]\naws_access_key_id = file-key\n\

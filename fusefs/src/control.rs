@@ -3,10 +3,18 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
+use rustix::fs::{
+    AtFlags, CWD, FsWord, Mode, OFlags, StatxAttributes, StatxFlags, openat, statfs, statx,
+};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+
+/// What the kernel tells of FUSE's filesystems.
+const FUSE_MAGIC: FsWord = 0x6573_5546;
 
 /// The minor number of the mounted filesystem's device; the major one is 0. Asks the kernel only
 /// for what it knows: no request to the server.
@@ -17,6 +25,42 @@ pub(crate) fn device_minor(mountpoint: &Path) -> Option<u32> {
             tracing::warn!(%error, mountpoint = %mountpoint.display(), "no device number");
             None
         }
+    }
+}
+
+/// The minor number of the filesystem that is mounted on `path`, if one is. Asks its server nothing.
+pub(crate) fn mounted_minor(path: &Path) -> Option<u32> {
+    let stat = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::empty()).ok()?;
+    let is_root = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    // The kernel gives filesystems without a disk the major number 0.
+    (is_root && stat.stx_dev_major == 0).then_some(stat.stx_dev_minor)
+}
+
+/// What becomes of a request to a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// It is answered.
+    Answered,
+    /// It fails at once: nobody holds the connection.
+    Dead,
+    /// It waits: somebody holds the connection, and nobody serves it.
+    Waits,
+}
+
+/// Asks something of the FUSE mount at `path`, and waits for at most `limit`. Then a thread is left
+/// behind that waits on, until the process ends.
+pub(crate) fn ask(path: &Path, limit: Duration) -> io::Result<Asked> {
+    let (sender, answer) = mpsc::sync_channel(1);
+    let path = path.to_owned();
+    thread::Builder::new().name("inlay-ask".into()).spawn(move || {
+        // Nobody may wait for it any more.
+        let _ = sender.send(statfs(&path).is_ok_and(|stat| stat.f_type == FUSE_MAGIC));
+    })?;
+    match answer.recv_timeout(limit) {
+        Ok(true) => Ok(Asked::Answered),
+        Ok(false) => Ok(Asked::Dead),
+        Err(mpsc::RecvTimeoutError::Timeout) => Ok(Asked::Waits),
+        Err(error) => Err(io::Error::other(error)),
     }
 }
 

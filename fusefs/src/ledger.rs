@@ -6,6 +6,7 @@
 //! least what the kernel was told. A record that does not check is taken for an empty one.
 
 mod record;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,6 +17,7 @@ use rustix::io::{pread, pwrite};
 
 pub(crate) use record::{Backing, Entry, Handle, Mode, SlotEntry, Visibility};
 use record::{Header, RECORD_LEN, decode, decode_header, encode, encode_header};
+pub(crate) use writer::writer;
 
 /// How many records there may be: 64 MiB.
 const RECORDS_MAX: u32 = 1 << 20;
@@ -39,6 +41,9 @@ pub enum LedgerError {
     /// All slot numbers have been used.
     #[error("all slot numbers of this session have been used; stop the keeper and start anew")]
     NoSlots,
+    /// Another process writes it.
+    #[error("another process serves the session")]
+    Served,
 }
 
 /// The records, in memory and in the file. One process at a time writes it.
@@ -108,6 +113,11 @@ impl Ledger {
         write_all(&self.file, 0, &encode_header(Header { next_slot: slot + 1 }))?;
         self.next_slot = slot + 1;
         Ok(slot)
+    }
+
+    /// Whether a snapshot was ever attached, which takes a server that has answered the kernel.
+    pub(crate) fn was_served(&self) -> bool {
+        self.next_slot > 1
     }
 
     /// Writes a new record.

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use inlay_fusefs::keeper::{self, Claim, Keeper};
+use inlay_fusefs::keeper::{self, Begin, Claim, Keeper};
 use inlay_store::cache::{Budget, CacheOptions};
 use serde::Serialize;
 
@@ -107,6 +107,9 @@ pub(super) struct StopArgs {
 pub(super) struct KeeperArgs {
     #[arg(long, value_parser = duration::parse)]
     wait_for_daemon: Duration,
+    /// Go on with the descriptors of an earlier keeper, which come through standard input
+    #[arg(long)]
+    with_stored: bool,
     /// What is started when a daemon has died
     #[arg(last = true)]
     respawn: Vec<OsString>,
@@ -121,6 +124,8 @@ pub(super) fn daemon(global: &Global, args: &DaemonArgs) -> Result<(), CliError>
 }
 
 fn serve(global: &Global, args: &DaemonArgs) -> Result<(), CliError> {
+    // First, while nothing else is open.
+    let stored = daemon::given();
     let mut readiness = args.in_background.then(Readiness::new);
     let outcome = options(global, args).and_then(|options| {
         let ready = || {
@@ -128,7 +133,7 @@ fn serve(global: &Global, args: &DaemonArgs) -> Result<(), CliError> {
                 tracing::warn!(%error, "whoever started the daemon has gone");
             }
         };
-        Ok(daemon::run(&options, ready)?)
+        Ok(daemon::run(&options, stored, ready)?)
     });
     if let (Err(error), Some(readiness)) = (&outcome, readiness) {
         readiness.failed(error)?;
@@ -177,7 +182,9 @@ pub(super) fn common_words(global: &Global, word: &str) -> Result<Vec<OsString>,
 }
 
 pub(super) fn keeper(global: &Global, args: &KeeperArgs) -> Result<(), CliError> {
-    let options = keeper_options(&global.paths()?, args.wait_for_daemon, args.respawn.clone());
+    let begin = if args.with_stored { Begin::WithStored } else { Begin::Afresh };
+    let respawn = args.respawn.clone();
+    let options = keeper_options(&global.paths()?, args.wait_for_daemon, respawn, begin);
     Ok(keeper::run(options).map_err(DaemonError::from)?)
 }
 
@@ -221,6 +228,10 @@ fn stop(global: &Global, args: &StopArgs) -> Result<(), CliError> {
             let answer = Stopped { pid: None, unmounted: Vec::new() };
             output::print(global.format(), &answer, |out| writeln!(out, "no daemon runs"))?;
             return Ok(());
+        }
+        if args.force && !kept {
+            // A service manager may hold it, and then nothing new can be in its place.
+            keeper::give_up(&paths.fuse());
         }
         // What a daemon has left behind, a daemon clears up.
         client = super::client::ensure(global, &paths, None)?.0;

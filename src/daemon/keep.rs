@@ -1,4 +1,4 @@
-//! Finds the keeper of a state directory, or starts one.
+//! Finds the keeper of a state directory, or starts one; has the service manager keep what it keeps.
 
 use std::ffi::OsString;
 use std::fs;
@@ -8,23 +8,29 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use inlay_fusefs::keeper::{Keeper, KeeperError, KeeperOptions};
+use inlay_fusefs::keeper::{Begin, Keeper, KeeperError, KeeperOptions, Kept, Stored, stored_names};
 
 use super::error::DaemonError;
 use super::launch::{open_log, own_program};
+use super::notify::{self, Told, tell};
 use super::paths::Paths;
+use crate::config;
 
 /// How long a keeper may take until it answers: it makes a few mounts.
 const START_WITHIN: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// The option of a keeper that gets the descriptors of one before it.
+const WITH_STORED: &str = "--with-stored";
 
 /// The options that a keeper is run with.
 pub fn keeper_options(
     paths: &Paths,
     wait_for_daemon: Duration,
     respawn: Vec<OsString>,
+    begin: Begin,
 ) -> KeeperOptions {
     KeeperOptions {
+        begin,
         dir: paths.fuse(),
         socket: paths.keeper_socket(),
         deadline: wait_for_daemon,
@@ -34,8 +40,12 @@ pub fn keeper_options(
 }
 
 /// Connects to the keeper of `paths`. If there is none, this program is started with `words`, which
-/// make it one.
-pub(super) fn find_or_start(paths: &Paths, words: &[OsString]) -> Result<Keeper, DaemonError> {
+/// make it one, and goes on with the session in `stored`, if there is one.
+pub(super) fn find_or_start(
+    paths: &Paths,
+    words: &[OsString],
+    stored: &Stored,
+) -> Result<Keeper, DaemonError> {
     let socket = paths.keeper_socket();
     if let Ok(keeper) = Keeper::connect(&socket) {
         return Ok(keeper);
@@ -45,11 +55,20 @@ pub(super) fn find_or_start(paths: &Paths, words: &[OsString]) -> Result<Keeper,
     let before = output.metadata().map_or(0, |meta| meta.len());
     let program = own_program()?;
     let mut command = Command::new(&program);
-    command.args(words).current_dir("/").stdin(Stdio::null());
+    let (word, options) = words.split_at(words.len().min(1));
+    command.args(word);
+    if stored.is_empty() {
+        command.stdin(Stdio::null());
+    } else {
+        command.arg(WITH_STORED).stdin(stored.hand_over()?);
+    }
+    command.args(options).current_dir("/");
     let stdout = output.try_clone().map_err(DaemonError::io("open", &log))?;
     command.stdout(stdout).stderr(output);
     // The keeper serves other daemons than this one: it is not to be told through what is theirs.
-    command.env_remove("NOTIFY_SOCKET");
+    for variable in notify::VARIABLES {
+        command.env_remove(variable);
+    }
     let mut child = command.spawn().map_err(DaemonError::io("start", &program))?;
     let start = Instant::now();
     loop {
@@ -63,6 +82,47 @@ pub(super) fn find_or_start(paths: &Paths, words: &[OsString]) -> Result<Keeper,
             return Keeper::connect(&socket).map_err(|_| error);
         }
         thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// Has the service manager keep the session, so that it goes on should keeper and daemon both end.
+/// `given` is what the manager kept already.
+pub(super) fn store(kept: &mut Kept, given: &Stored) {
+    let Some(manager) = config::notify_socket() else { return };
+    if given.is_all_of(kept) {
+        return kept.note_stored();
+    }
+    if !given.is_empty() && given.session().as_ref() != Some(kept.session()) {
+        tracing::warn!(
+            "the session that the service manager kept does not go on: its keeper's log may say why"
+        );
+    }
+    forget();
+    let (wanted, room) = (stored_names().len(), config::descriptor_store_size());
+    if room.is_some_and(|room| room < wanted) {
+        tracing::warn!(
+            ?room,
+            wanted,
+            "the service manager keeps too few descriptors for the mounts to outlive the keeper: \
+             see FileDescriptorStoreMax="
+        );
+        return;
+    }
+    let stored =
+        kept.store(|name, descriptor| tell(Some(&manager), Told::Store { name, descriptor }));
+    if let Err(error) = stored {
+        tracing::warn!(%error, "the service manager does not keep the mounts");
+        forget();
+    }
+}
+
+/// Has the service manager keep nothing of a session any longer.
+pub(super) fn forget() {
+    let manager = config::notify_socket();
+    for name in stored_names() {
+        if let Err(error) = tell(manager.as_deref(), Told::Remove { name: &name }) {
+            tracing::warn!(%error, name, "the service manager can't be told to let go of something");
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use rustix::stdio::dup2_stdout;
 use super::api::StatusAnswer;
 use super::client::Client;
 use super::error::DaemonError;
+use super::notify;
 use super::paths::Paths;
 use crate::mount::make_private_dirs;
 
@@ -82,6 +83,10 @@ fn spawn(paths: &Paths, words: &[OsString], deadline: Instant) -> Result<(), Dae
     let program = own_program()?;
     let mut command = Command::new(&program);
     command.args(words).stderr(open_log(paths)?);
+    // It is no part of the service that this command may be of.
+    for variable in notify::VARIABLES {
+        command.env_remove(variable);
+    }
     start(command, paths, deadline)
 }
 

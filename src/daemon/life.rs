@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::error::DaemonError;
+use super::keep;
 use super::listener::Listener;
 use super::memory;
 use super::metrics::{Metrics, Scrapes};
@@ -130,7 +131,10 @@ impl Daemon {
                 );
                 Ok(())
             }
-            Ok(End::Lost) => Err(DaemonError::Lost),
+            Ok(End::Lost) => {
+                keep::forget();
+                Err(DaemonError::Lost)
+            }
             Err(error) => {
                 self.server.leave();
                 Err(error)
@@ -155,12 +159,13 @@ impl Daemon {
 
     fn end_session(&self) -> Result<(), DaemonError> {
         let outcome = self.server.unmount();
+        keep::forget();
         self.service.forget_all();
         outcome
     }
 }
 
-fn told(told: Told) {
+fn told(told: Told<'_>) {
     if let Err(error) = tell(config::notify_socket().as_deref(), told) {
         tracing::warn!(%error, ?told, "the service manager can't be told");
     }

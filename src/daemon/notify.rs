@@ -1,38 +1,80 @@
-//! Tells systemd how the daemon is: the protocol of sd_notify(3), if `NOTIFY_SOCKET` is set.
+//! Tells the service manager how the daemon is, and has it keep descriptors: the protocol of
+//! sd_notify(3), if `NOTIFY_SOCKET` is set.
 
 use std::ffi::OsStr;
-use std::io;
-use std::os::linux::net::SocketAddrExt;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, sendmsg_addr, socket_with,
+};
+
+/// What a service manager sets for the process that it starts, and what is not for those that this
+/// one starts.
+pub(super) const VARIABLES: [&str; 6] =
+    ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "FDSTORE"];
 
 /// What is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Told {
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Told<'a> {
     /// It serves.
     Ready,
     /// It is about to end.
     Stopping,
+    /// Keep this descriptor for the next one that is started.
+    Store { name: &'a str, descriptor: BorrowedFd<'a> },
+    /// Keep none of this name any longer.
+    Remove { name: &'a str },
 }
 
 /// Tells it to whoever listens at `socket`, the value of `NOTIFY_SOCKET`.
-pub(super) fn tell(socket: Option<&OsStr>, told: Told) -> io::Result<()> {
-    let Some(socket) = socket.filter(|socket| !socket.is_empty()) else { return Ok(()) };
-    let address = match socket.as_bytes().strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name)?,
-        None => SocketAddr::from_pathname(socket)?,
+pub(super) fn tell(socket: Option<&OsStr>, told: Told<'_>) -> io::Result<()> {
+    let Some(to) = socket.filter(|socket| !socket.is_empty()) else { return Ok(()) };
+    let address = match to.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddrUnix::new_abstract_name(name)?,
+        None => SocketAddrUnix::new(to)?,
     };
     let text = match told {
         Told::Ready => format!("READY=1\nMAINPID={}\n", std::process::id()),
         Told::Stopping => "STOPPING=1\n".to_owned(),
+        // Not polled: the kernel would wake the service manager at each request to a FUSE device.
+        Told::Store { name, .. } => format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n"),
+        Told::Remove { name } => format!("FDSTOREREMOVE=1\nFDNAME={name}\n"),
     };
-    UnixDatagram::unbound()?.send_to_addr(text.as_bytes(), &address)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptor = match &told {
+        Told::Store { descriptor, .. } => Some(std::slice::from_ref(descriptor)),
+        _ => None,
+    };
+    if let Some(descriptor) = descriptor
+        && !control.push(SendAncillaryMessage::ScmRights(descriptor))
+    {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let text = [IoSlice::new(text.as_bytes())];
+    sendmsg_addr(&socket, &address, &text, &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+    fn hear(listener: &UnixDatagram) -> String {
+        let mut text = [0; 256];
+        let len = listener.recv(&mut text).unwrap();
+        String::from_utf8(text[..len].to_vec()).unwrap()
+    }
 
     #[test]
     fn who_listens_is_told() {
@@ -40,11 +82,48 @@ mod tests {
         let path = dir.path().join("notify");
         let listener = UnixDatagram::bind(&path).unwrap();
         tell(Some(path.as_os_str()), Told::Ready).unwrap();
-        let mut text = [0; 64];
-        let len = listener.recv(&mut text).unwrap();
-        assert!(text[..len].starts_with(b"READY=1\n"));
+        let ready = format!("READY=1\nMAINPID={}\n", std::process::id());
+        assert_eq!(hear(&listener), ready);
+        tell(Some(path.as_os_str()), Told::Remove { name: "a" }).unwrap();
+        assert_eq!(hear(&listener), "FDSTOREREMOVE=1\nFDNAME=a\n");
         tell(None, Told::Stopping).unwrap();
         drop(listener);
         assert!(tell(Some(path.as_os_str()), Told::Stopping).is_err());
+    }
+
+    #[test]
+    fn a_name_may_be_abstract() {
+        let name = format!("inlay-test-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let listener = UnixDatagram::bind_addr(&address).unwrap();
+        tell(Some(OsStr::new(&format!("@{name}"))), Told::Stopping).unwrap();
+        assert_eq!(hear(&listener), "STOPPING=1\n");
+    }
+
+    #[test]
+    fn a_descriptor_goes_with_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let listener = UnixDatagram::bind(&path).unwrap();
+        let file = std::fs::File::open(dir.path()).unwrap();
+        let told = Told::Store { name: "dir", descriptor: file.as_fd() };
+        tell(Some(path.as_os_str()), told).unwrap();
+        let mut text = [0; 256];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut into = [io::IoSliceMut::new(&mut text)];
+        let got = recvmsg(&listener, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
+        let descriptors: Vec<_> = control
+            .drain()
+            .filter_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        assert_eq!(&text[..got.bytes], b"FDSTORE=1\nFDNAME=dir\nFDPOLL=0\n");
+        assert_eq!(descriptors.len(), 1);
+        let same = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).unwrap().st_ino;
+        assert_eq!(same(descriptors[0].as_fd()), same(file.as_fd()));
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use inlay_fusefs::keeper::{Claim, KeeperError, Kept};
+use inlay_fusefs::keeper::{Claim, KeeperError, Kept, Stored};
 use inlay_fusefs::{HostServer, ServeOptions};
 use inlay_store::cache::{Cache, CacheOptions};
 use tokio::runtime::{Builder, Runtime};
@@ -69,9 +69,13 @@ pub(super) enum End {
     Lost,
 }
 
-/// Serves the mounts of a state directory until it is told to stop. Calls `ready` when clients can
-/// talk to it. Afterwards the process must end.
-pub fn run(options: &DaemonOptions, ready: impl FnOnce()) -> Result<(), DaemonError> {
+/// Serves the mounts of a state directory until it is told to stop; `stored` is what the service
+/// manager kept of them. Calls `ready` when clients can talk to it. Afterwards the process must end.
+pub fn run(
+    options: &DaemonOptions,
+    stored: Stored,
+    ready: impl FnOnce(),
+) -> Result<(), DaemonError> {
     let state = State::open(&options.state)?;
     let paths = Paths::of(state.root());
     for dir in [paths.run(), paths.fuse()] {
@@ -98,7 +102,7 @@ pub fn run(options: &DaemonOptions, ready: impl FnOnce()) -> Result<(), DaemonEr
         environment: environment::fingerprint()
             .map_err(DaemonError::io("read", "/dev/urandom".as_ref()))?,
     };
-    let kept = claim(&paths, options)?;
+    let kept = claim(&paths, options, stored)?;
     let mut daemon = Daemon::start(state, paths, about, cache, kept, options, &runtime)?;
     let end = runtime.block_on(daemon.serve(ready));
     daemon.finish(end, runtime)
@@ -113,10 +117,11 @@ fn nobody_runs(paths: &Paths) -> Result<(), DaemonError> {
     }
 }
 
-/// Waits for this process's turn. If it turns out to be another daemon's, that is an error.
-fn claim(paths: &Paths, options: &DaemonOptions) -> Result<Kept, DaemonError> {
+/// Waits for this process's turn. If it turns out to be another daemon's, that is an error. What was
+/// `stored` is closed afterwards: a server may have one descriptor of the ledger only.
+fn claim(paths: &Paths, options: &DaemonOptions, stored: Stored) -> Result<Kept, DaemonError> {
     for _ in 0..KEEPERS {
-        let keeper = keep::find_or_start(paths, &options.keeper)?;
+        let keeper = keep::find_or_start(paths, &options.keeper, &stored)?;
         let (sender, turn) = mpsc::sync_channel(1);
         let how = options.claim;
         // Not joined: should the turn never come, it ends with the process.
@@ -129,7 +134,11 @@ fn claim(paths: &Paths, options: &DaemonOptions) -> Result<Kept, DaemonError> {
             .map_err(DaemonError::io("start a thread for", paths.state()))?;
         loop {
             match turn.recv_timeout(LOOK_AGAIN) {
-                Ok(Ok(kept)) => return Ok(kept),
+                Ok(Ok(mut kept)) => {
+                    keep::store(&mut kept, &stored);
+                    drop(stored);
+                    return Ok(kept);
+                }
                 // The keeper of a daemon that was just ending.
                 Ok(Err(KeeperError::Ended | KeeperError::Socket(_))) => break,
                 Ok(Err(error)) => return Err(error.into()),

@@ -2,10 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use inlay_testkit::content;
+use inlay_testkit::service::Manager;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::place::{Place, ends_within};
@@ -209,6 +211,45 @@ fn what_nothing_serves_is_cleared_away() {
             place.assert_nothing_left();
             drop(mounted);
         }
+    }
+}
+
+#[test]
+fn a_service_goes_on_after_the_death_of_daemon_and_keeper() {
+    let bytes = content::random("x", 2 << 20);
+    let place = Place::with(&[("file", &bytes), ("other", b"other")]);
+    let manager = Manager::new().unwrap();
+    let start = || {
+        let mut command = place.inlay.command();
+        command.args(["daemon", "--takeover", "--state"]).arg(place.inlay.state());
+        let mut service = manager.start(&command).unwrap();
+        service.wait_until_ready().unwrap();
+        service
+    };
+    for options in VIEWS {
+        let mut service = start();
+        let mounted = place.mount("base", options);
+        let mut open = File::open(mounted.path("file")).unwrap();
+        let mut read = vec![0; 1 << 16];
+        open.read_exact(&mut read).unwrap();
+        let inode = fs::metadata(mounted.path("other")).unwrap().ino();
+        let (daemon, keeper) = place.inlay.daemon_pids().unwrap();
+        kill(keeper);
+        mounted.wait_for_end(|| kill(daemon));
+        // Whoever reads now waits.
+        let mut cat = Command::new("cat");
+        let cat = cat.arg(mounted.path("other")).stdout(Stdio::piped()).spawn().unwrap();
+        drop(std::mem::replace(&mut service, start()));
+        assert_eq!(cat.wait_with_output().unwrap().stdout, b"other");
+        assert_eq!(fs::metadata(mounted.path("other")).unwrap().ino(), inode);
+        open.read_to_end(&mut read).unwrap();
+        assert!(read == bytes);
+        drop(open);
+        mounted.unmount();
+        place.run(["daemon", "stop"]);
+        assert!(service.wait().unwrap().success());
+        assert!(manager.names().is_empty());
+        place.assert_nothing_left();
     }
 }
 

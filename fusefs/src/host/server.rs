@@ -125,6 +125,7 @@ impl HostServer {
     ) -> Result<Self, HostError> {
         let session = kept.session().clone();
         let Kept { connections, ledger, left, link, .. } = kept;
+        ledger.become_writer()?;
         let mut devices = BTreeMap::new();
         let mut adopted = Vec::new();
         let mut mountpoints = BTreeMap::new();

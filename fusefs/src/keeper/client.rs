@@ -119,7 +119,7 @@ impl Keeper {
                 })
             })
             .collect::<Result<Vec<_>, KeeperError>>()?;
-        let link = Link { socket: self.socket };
+        let link = Link { socket: self.socket, stored: false };
         Ok(Kept { session: SessionId(session), connections, ledger, left, link })
     }
 
@@ -162,6 +162,12 @@ impl Kept {
         &self.session
     }
 
+    /// Something else keeps the session's descriptors, too: the keeper is told so as soon as they are
+    /// served, and from then on a signal ends the keeper and not the session.
+    pub fn note_stored(&mut self) {
+        self.link.stored = true;
+    }
+
     /// The slots that earlier servers of this session have left: the next one must be able to serve
     /// them.
     pub fn slots(&self) -> Vec<KeptSlot> {
@@ -180,6 +186,8 @@ impl Kept {
 #[derive(Debug)]
 pub(crate) struct Link {
     socket: OwnedFd,
+    /// Something else keeps the session's descriptors, too.
+    stored: bool,
 }
 
 /// What a server hears from its keeper.
@@ -194,7 +202,7 @@ pub(crate) enum LinkEvent {
 impl Link {
     /// Tells the keeper that the kernel has its answers again.
     pub(crate) fn serving(&self) -> Result<(), KeeperError> {
-        Ok(socket::send(&self.socket, &encode(Ask::Serving)?, &[])?)
+        Ok(socket::send(&self.socket, &encode(Ask::Serving { stored: self.stored })?, &[])?)
     }
 
     /// Tells the keeper that this process is about to end.

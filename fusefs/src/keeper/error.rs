@@ -32,6 +32,20 @@ pub enum KeeperError {
     /// The kernel refuses the mount for lack of rights.
     #[error("mounting on {} needs root (CAP_SYS_ADMIN)", .0.display())]
     NotPermitted(PathBuf),
+    /// What is mounted waits for a server, and this is none of its keepers.
+    #[error(
+        "what is mounted below {} waits for a daemon that was started as a service, whose service \
+         manager holds it: start the service, or give it up with `inlay daemon stop --force`",
+        .0.display()
+    )]
+    Held(PathBuf),
+    /// What is mounted is served by a process that has no keeper any more.
+    #[error(
+        "a daemon that has lost its keeper serves what is mounted below {}: end it with `inlay daemon \
+         stop` first, or restart the service that it is",
+        .0.display()
+    )]
+    Served(PathBuf),
     /// The connection to the keeper broke.
     #[error("the keeper does not answer: {0}")]
     Socket(#[from] io::Error),

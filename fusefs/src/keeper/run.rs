@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -16,12 +16,12 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, se
 use super::device::{Connection, failed};
 use super::error::KeeperError;
 use super::refuse::Refuser;
+use super::session::{Begin, Past, Session, nobody_is_there};
 use super::signals::{Signalled, Signals};
 use super::turns::{Action, Limits, PeerId, Turns};
 use super::wire::{Ask, ConnectionNote, KeeperStatus, Tell, decode, encode};
 use super::{Claim, socket};
 use crate::kind::ConnectionKind;
-use crate::ledger::Ledger;
 
 /// How many may be connected at once. More are turned away.
 const PEERS_MAX: usize = 64;
@@ -45,6 +45,8 @@ pub struct KeeperOptions {
     pub respawn_pause: Duration,
     /// The connections to mount.
     pub kinds: Vec<ConnectionKind>,
+    /// What to begin with.
+    pub begin: Begin,
 }
 
 impl KeeperOptions {
@@ -58,6 +60,7 @@ impl KeeperOptions {
             respawn: None,
             respawn_pause: Duration::from_millis(100),
             kinds: ConnectionKind::ALL.to_vec(),
+            begin: Begin::Afresh,
         }
     }
 }
@@ -67,7 +70,7 @@ impl KeeperOptions {
 /// root.
 pub fn run(options: KeeperOptions) -> Result<(), KeeperError> {
     let mut run = Run::start(options)?;
-    while run.goes_on {
+    while run.course == Course::On {
         run.turn()?;
     }
     run.end();
@@ -76,18 +79,27 @@ pub fn run(options: KeeperOptions) -> Result<(), KeeperError> {
 
 #[derive(Debug)]
 struct Peer {
-    socket: OwnedFd,
+    /// `None` when it is at its end, but the process still matters.
+    socket: Option<OwnedFd>,
     process: OwnedFd,
     pid: Pid,
-    /// The socket is at its end, but the process still matters.
-    closed: bool,
+}
+
+/// How the keeper goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Course {
+    On,
+    /// It ends, and the session with it.
+    End,
+    /// It ends; something else keeps the session.
+    Leave,
 }
 
 struct Run {
     options: KeeperOptions,
-    session: String,
-    connections: Vec<Connection>,
-    ledger: OwnedFd,
+    session: Session,
+    /// Something else keeps the session's descriptors, too.
+    stored: bool,
     listener: OwnedFd,
     signals: Signals,
     /// Held for as long as the keeper lives: a second one for the same directory finds it taken.
@@ -97,7 +109,7 @@ struct Run {
     turns: Turns,
     refuser: Option<Refuser>,
     child: Option<Child>,
-    goes_on: bool,
+    course: Course,
 }
 
 /// What a descriptor that is polled belongs to.
@@ -120,29 +132,23 @@ impl Run {
         let owner_only = std::fs::Permissions::from_mode(0o700);
         std::fs::set_permissions(&options.dir, owner_only)
             .map_err(failed("protect", &options.dir))?;
-        let lock = lock(&options)?;
-        let session = session_id()?;
-        let mut connections: Vec<Connection> = Vec::new();
-        let unmount = |connections: &[Connection]| connections.iter().for_each(Connection::unmount);
-        for kind in &options.kinds {
-            match Connection::open(*kind, &options.dir) {
-                Ok(connection) => connections.push(connection),
-                Err(error) => {
-                    unmount(&connections);
-                    return Err(error);
-                }
-            }
+        let afresh = options.begin == Begin::Afresh;
+        if afresh {
+            // Before the lock, too: whoever may go on with the session must not find it taken.
+            nobody_is_there(&options.dir)?;
         }
-        let made = Ledger::create().map_err(KeeperError::from).and_then(|ledger| {
-            let listener =
-                socket::listen_at(&options.socket).map_err(failed("listen at", &options.socket))?;
-            Ok((ledger, listener))
-        });
-        let (ledger, listener) = match made {
-            Ok(made) => made,
+        let lock = lock(&options)?;
+        if afresh {
+            nobody_is_there(&options.dir)?;
+        }
+        let session = Session::begin(options.begin, &options.dir, &options.kinds)?;
+        let listener = match socket::listen_at(&options.socket) {
+            Ok(listener) => listener,
             Err(error) => {
-                unmount(&connections);
-                return Err(error);
+                if matches!(session.past, Past::None) {
+                    session.unmount();
+                }
+                return Err(failed("listen at", &options.socket)(error));
             }
         };
         let limits = Limits {
@@ -151,12 +157,11 @@ impl Run {
             respawns: RESPAWNS_MAX,
             pause: options.respawn_pause,
         };
-        Ok(Self {
+        let mut run = Self {
             turns: Turns::new(limits, Instant::now()),
+            stored: matches!(session.past, Past::Another { .. }),
             options,
             session,
-            connections,
-            ledger,
             listener,
             signals,
             _lock: lock,
@@ -164,8 +169,31 @@ impl Run {
             next_peer: 0,
             refuser: None,
             child: None,
-            goes_on: true,
-        })
+            course: Course::On,
+        };
+        run.remember();
+        Ok(run)
+    }
+
+    /// What was before this keeper decides whose turn it is.
+    fn remember(&mut self) {
+        let Past::Another { was_served, server } =
+            std::mem::replace(&mut self.session.past, Past::None)
+        else {
+            return;
+        };
+        let server = server.map(|(pid, process)| {
+            tracing::warn!(%pid, "a server of the keeper before this one still serves");
+            self.add_peer(Peer { socket: None, process, pid })
+        });
+        self.turns.resume(was_served, server);
+    }
+
+    fn add_peer(&mut self, peer: Peer) -> PeerId {
+        let id = PeerId(self.next_peer);
+        self.next_peer += 1;
+        self.peers.insert(id, peer);
+        id
     }
 
     /// Waits for something, and does what it asks for.
@@ -194,8 +222,8 @@ impl Run {
             (Watched::Listener, self.listener.as_fd()),
         ];
         for (id, peer) in &self.peers {
-            if !peer.closed {
-                watched.push((Watched::Socket(*id), peer.socket.as_fd()));
+            if let Some(socket) = &peer.socket {
+                watched.push((Watched::Socket(*id), socket.as_fd()));
             }
             if self.turns.server() == Some(*id) {
                 watched.push((Watched::Process(*id), peer.process.as_fd()));
@@ -224,7 +252,8 @@ impl Run {
     fn signalled(&mut self) {
         while let Some(signalled) = self.signals.next() {
             match signalled {
-                Signalled::Stop => self.goes_on = false,
+                Signalled::Stop if self.stored => self.course = Course::Leave,
+                Signalled::Stop => self.course = Course::End,
                 Signalled::Child => self.reap(),
                 Signalled::Nothing => {}
             }
@@ -251,9 +280,7 @@ impl Run {
             // The socket's other end is open, so its process lives and its number is its own.
             match pidfd_open(pid, PidfdFlags::empty()) {
                 Ok(process) if self.peers.len() < PEERS_MAX => {
-                    let id = PeerId(self.next_peer);
-                    self.next_peer += 1;
-                    self.peers.insert(id, Peer { socket, process, pid, closed: false });
+                    self.add_peer(Peer { socket: Some(socket), process, pid });
                 }
                 Ok(_) => tracing::warn!("too many are connected to the keeper"),
                 Err(error) => tracing::warn!(%error, "a process that is gone"),
@@ -262,8 +289,10 @@ impl Run {
     }
 
     fn message(&mut self, id: PeerId) {
-        let Some(peer) = self.peers.get(&id) else { return };
-        let received = match socket::receive(&peer.socket) {
+        let Some(socket) = self.peers.get(&id).and_then(|peer| peer.socket.as_ref()) else {
+            return;
+        };
+        let received = match socket::receive(socket) {
             Ok(Some(received)) => received,
             Ok(None) => return self.close(id),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -276,7 +305,7 @@ impl Run {
         match decode::<Ask>(&received.bytes) {
             Ok(ask) => self.ask(id, &ask),
             Err(error) => {
-                self.tell(id, &Tell::Refused { why: error.to_string() }, &[]);
+                self.tell(id, &Tell::Refused { why: error.to_string() });
                 self.close(id);
             }
         }
@@ -286,13 +315,16 @@ impl Run {
         let now = Instant::now();
         match ask {
             Ask::Claim { how } => self.claim(id, *how, now),
-            Ask::Serving => self.turns.serving(id),
+            Ask::Serving { stored } => {
+                self.stored |= *stored && self.turns.server() == Some(id);
+                self.turns.serving(id);
+            }
             Ask::Goodbye => self.turns.goodbye(id, now),
             Ask::Status => {
                 let status = self.status();
-                self.tell(id, &Tell::Status(status), &[]);
+                self.tell(id, &Tell::Status(status));
             }
-            Ask::Stop => self.goes_on = false,
+            Ask::Stop => self.course = Course::End,
         }
     }
 
@@ -301,7 +333,7 @@ impl Run {
         let server = self.turns.server();
         if server.is_some_and(|server| server != id && pid(server) == pid(id)) {
             let why = "this process serves already, or has not ended since it did".to_owned();
-            return self.tell(id, &Tell::Refused { why }, &[]);
+            return self.tell(id, &Tell::Refused { why });
         }
         let actions = self.turns.claim(id, how, now);
         self.act(actions);
@@ -311,7 +343,7 @@ impl Run {
         let number = |pid: Pid| u32::try_from(pid.as_raw_nonzero().get()).unwrap_or(0);
         let server = self.turns.server().and_then(|id| self.peers.get(&id));
         KeeperStatus {
-            session: self.session.clone(),
+            session: self.session.id.to_string(),
             pid: std::process::id(),
             server: server.map(|peer| number(peer.pid)),
             waiting: self.turns.waiting(),
@@ -325,7 +357,7 @@ impl Run {
         self.turns.closed(id, Instant::now());
         if self.turns.server() == Some(id) {
             if let Some(peer) = self.peers.get_mut(&id) {
-                peer.closed = true;
+                peer.socket = None;
             }
         } else {
             self.peers.remove(&id);
@@ -342,14 +374,16 @@ impl Run {
 
     /// Ends the keeper when there is nothing to keep.
     fn look_at_mounts(&mut self) {
-        self.goes_on &= !self.connections.iter().all(Connection::has_ended);
+        if self.session.connections.iter().all(Connection::has_ended) {
+            self.course = Course::End;
+        }
     }
 
     fn act(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
                 Action::Grant(id) => self.grant(id),
-                Action::AskToLeave(id) => self.tell(id, &Tell::Leave, &[]),
+                Action::AskToLeave(id) => self.ask_to_leave(id),
                 Action::Kill(id) => self.kill(id),
                 Action::Respawn => self.respawn(),
                 Action::BeginRefusing => self.begin_refusing(),
@@ -359,36 +393,50 @@ impl Run {
     }
 
     fn grant(&mut self, id: PeerId) {
-        let connections = self.connections.iter().map(|connection| ConnectionNote {
+        let connections = self.session.connections.iter().map(|connection| ConnectionNote {
             kind: connection.kind,
             init: hex::encode(&connection.init),
             mountpoint: path_bytes(&connection.mountpoint),
         });
-        let kept = Tell::Kept { session: self.session.clone(), connections: connections.collect() };
-        let devices = self.connections.iter().map(|connection| connection.device.as_fd());
-        let descriptors: Vec<_> = std::iter::once(self.ledger.as_fd()).chain(devices).collect();
-        let sent = encode(&kept).and_then(|bytes| {
-            let peer = self.peers.get(&id).ok_or(KeeperError::Ended)?;
-            Ok(socket::send(&peer.socket, &bytes, &descriptors)?)
-        });
-        if let Err(error) = sent {
+        let connections = connections.collect();
+        let kept = Tell::Kept { session: self.session.id.to_string(), connections };
+        let devices = self.session.connections.iter().map(|connection| connection.device.as_fd());
+        let descriptors: Vec<_> =
+            std::iter::once(self.session.ledger.as_fd()).chain(devices).collect();
+        if let Err(error) = self.send(id, &kept, &descriptors) {
             tracing::warn!(%error, "the next server can't be told that it is its turn");
         }
     }
 
-    fn tell(&mut self, id: PeerId, tell: &Tell, descriptors: &[BorrowedFd<'_>]) {
-        let sent = encode(tell).and_then(|bytes| {
-            let peer = self.peers.get(&id).ok_or(KeeperError::Ended)?;
-            Ok(socket::send(&peer.socket, &bytes, descriptors)?)
-        });
-        if let Err(error) = sent {
+    fn tell(&self, id: PeerId, tell: &Tell) {
+        if let Err(error) = self.send(id, tell, &[]) {
             tracing::debug!(%error, "a message of the keeper was lost");
         }
     }
 
-    fn kill(&mut self, id: PeerId) {
+    fn send(
+        &self,
+        id: PeerId,
+        tell: &Tell,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), KeeperError> {
+        let bytes = encode(tell)?;
+        let socket = self.peers.get(&id).and_then(|peer| peer.socket.as_ref());
+        Ok(socket::send(socket.ok_or(KeeperError::Ended)?, &bytes, descriptors)?)
+    }
+
+    fn ask_to_leave(&self, id: PeerId) {
+        if self.peers.get(&id).is_some_and(|peer| peer.socket.is_none()) {
+            // Nobody can be asked without a line. What it leaves unanswered comes again.
+            self.kill(id);
+        } else {
+            self.tell(id, &Tell::Leave);
+        }
+    }
+
+    fn kill(&self, id: PeerId) {
         let Some(peer) = self.peers.get(&id) else { return };
-        tracing::warn!(pid = %peer.pid, "the server does not end: it is killed");
+        tracing::warn!(pid = %peer.pid, "a server that does not end is killed");
         if let Err(error) = pidfd_send_signal(&peer.process, Signal::KILL) {
             tracing::error!(%error, "the server can't be killed");
         }
@@ -415,8 +463,8 @@ impl Run {
     }
 
     fn begin_refusing(&mut self) {
-        let ledger = self.ledger.try_clone().map_err(Into::into);
-        match ledger.and_then(|ledger| Refuser::begin(&self.connections, ledger)) {
+        let ledger = self.session.ledger.try_clone().map_err(Into::into);
+        match ledger.and_then(|ledger| Refuser::begin(&self.session.connections, ledger)) {
             Ok(refuser) => {
                 tracing::error!("no server came back in time: requests get errors");
                 self.refuser = Some(refuser);
@@ -425,8 +473,10 @@ impl Run {
         }
     }
 
-    fn end(&mut self) {
-        self.connections.iter().for_each(Connection::unmount);
+    fn end(&self) {
+        if self.course == Course::End {
+            self.session.unmount();
+        }
         if let Err(error) = std::fs::remove_file(&self.options.socket) {
             tracing::debug!(%error, "the keeper's socket");
         }
@@ -443,12 +493,6 @@ fn lock(options: &KeeperOptions) -> Result<OwnedFd, KeeperError> {
         Err(rustix::io::Errno::WOULDBLOCK) => Err(KeeperError::Running(path.clone())),
         Err(errno) => Err(failed("lock", path)(errno.into())),
     }
-}
-
-fn session_id() -> io::Result<String> {
-    let mut bytes = [0; 16];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(hex::encode(bytes))
 }
 
 fn path_bytes(path: &std::path::Path) -> Vec<u8> {

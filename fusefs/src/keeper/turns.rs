@@ -83,6 +83,16 @@ impl Turns {
         }
     }
 
+    /// The session is not new: whether somebody has served it, and who does still, having been granted
+    /// its turn by another keeper.
+    pub(super) fn resume(&mut self, was_served: bool, server: Option<PeerId>) {
+        self.has_served = was_served || server.is_some();
+        if let Some(peer) = server {
+            self.state = State::Serving { peer };
+            self.parting = Parting::Unexpected;
+        }
+    }
+
     /// Who serves, or has not yet ended.
     pub(super) fn server(&self) -> Option<PeerId> {
         match self.state {

@@ -30,7 +30,11 @@ pub(super) enum Ask {
     /// Let me serve.
     Claim { how: Claim },
     /// I serve: the kernel has its answers again.
-    Serving,
+    Serving {
+        /// Whether something else keeps the session's descriptors, too.
+        #[serde(default)]
+        stored: bool,
+    },
     /// I am about to end, and that is well.
     Goodbye,
     /// How are you?
@@ -120,13 +124,19 @@ mod tests {
     fn messages_go_there_and_back() {
         for ask in [
             Ask::Claim { how: Claim::TakeOver },
-            Ask::Serving,
+            Ask::Serving { stored: true },
             Ask::Goodbye,
             Ask::Status,
             Ask::Stop,
         ] {
             assert_eq!(decode::<Ask>(&encode(&ask).unwrap()).unwrap(), ask);
         }
+    }
+
+    #[test]
+    fn a_server_that_says_nothing_of_what_is_stored_is_understood() {
+        let old = decode::<Ask>(br#"{"v":1,"ask":"serving"}"#).unwrap();
+        assert_eq!(old, Ask::Serving { stored: false });
     }
 
     #[test]

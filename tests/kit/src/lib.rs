@@ -16,6 +16,7 @@ pub mod proxy;
 pub mod registry;
 pub mod rootfs;
 pub mod scratch;
+pub mod service;
 pub mod shaped_store;
 pub mod tree;
 pub mod weed;

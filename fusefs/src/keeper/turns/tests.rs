@@ -185,3 +185,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_server_that_another_keeper_had_is_followed_when_its_process_has_ended() {
+    let (mut turns, now) = turns();
+    turns.resume(true, Some(A));
+    assert_eq!(turns.claim(B, Claim::WhenFree, now), []);
+    // It can't be asked any more, so it is killed in the end.
+    assert_eq!(turns.claim(C, Claim::TakeOver, now), [Action::AskToLeave(A)]);
+    assert_eq!(turns.tick(now + LIMITS.grace), [Action::Kill(A)]);
+    assert_eq!(turns.dead(A, now + LIMITS.grace), [Action::Grant(C)]);
+}
+
+#[test]
+fn requests_to_a_session_that_goes_on_are_refused_from_the_deadline() {
+    for was_served in [false, true] {
+        let (mut turns, now) = turns();
+        turns.resume(was_served, None);
+        let actions = turns.tick(now + LIMITS.deadline);
+        assert_eq!(actions, if was_served { vec![Action::BeginRefusing] } else { vec![] });
+        assert_eq!(
+            turns.claim(A, Claim::WhenFree, now + LIMITS.deadline).last(),
+            Some(&Action::Grant(A))
+        );
+    }
+}
