@@ -139,7 +139,8 @@ fn groups(dice: &mut Dice) -> Vec<inlay_prefetch::GroupRef> {
     let mut stored = Vec::new();
     let (mut blob, mut offset) = (dice.0.u32(1..1_000_000), 0);
     let raw_max = dice.between(10_000.0, 4e6);
-    for _ in 0..dice.0.usize(1..160) {
+    let most = if dice.is(0.1) { 800 } else { 160 };
+    for _ in 0..dice.0.usize(1..most) {
         if dice.is(0.02) {
             (blob, offset) = (dice.0.u32(1..1_000_000), 0);
         }

@@ -15,7 +15,8 @@ use crate::want::{Class, GroupRef, Key};
 /// How many groups are looked up at a time, and how few are left when the next are.
 const LOOK: usize = 64;
 const LOOK_BELOW: usize = 24;
-/// So many groups that were looked up may wait: more of them are forgotten until the rest comes.
+/// So many groups that were looked up may wait: above that, the oldest neighbours are forgotten until the
+/// rest comes. What is planned to come first is not.
 const READY_MAX: usize = 192;
 /// An image's rest waits until nothing new was read for so long: a start has the link and the host's
 /// cores for itself,
@@ -271,10 +272,19 @@ impl Work {
             self.ready.push_back(Ready { number, want, class, why, tries: 0, look: self.looks });
         }
         self.sort();
-        while self.ready.len() > READY_MAX
-            && let Some(last) = self.ready.pop_back()
-        {
-            self.later(last.number);
+        self.forget_neighbours();
+    }
+
+    /// Leaves the oldest neighbours to the rest, if there are too many.
+    fn forget_neighbours(&mut self) {
+        while self.ready.len() > READY_MAX {
+            let first = &self.plan.first;
+            let oldest = self
+                .ready
+                .iter()
+                .rposition(|ready| ready.why == Why::Beside && !first.contains(&ready.number));
+            let Some(oldest) = oldest.and_then(|place| self.ready.remove(place)) else { return };
+            self.later(oldest.number);
         }
     }
 
