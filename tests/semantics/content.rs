@@ -84,6 +84,8 @@ fn damage_in_the_cache_is_noticed_and_mended() {
     let mounted = place.mount("base", &[]);
     assert!(mounted.read("file") == bytes);
     mounted.unmount();
+    // A daemon that has looked at the files once, and is still there, need not look again.
+    place.inlay.wait_until_quiet().unwrap();
     let mut cached = place.files_in_state("cache/groups");
     cached.extend(place.files_in_state("cache/contents"));
     assert!(!cached.is_empty());

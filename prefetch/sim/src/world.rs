@@ -244,6 +244,9 @@ impl World {
             Event::See(work, groups, class) => self.see(work, &groups, class),
             Event::Looked(work, looked) => {
                 self.books.looks -= 1;
+                if looked.room == Room::None {
+                    self.books.no_room(self.now, work);
+                }
                 self.scheduler.looked(moment(self.now), work, looked);
                 self.pump();
             }
@@ -351,9 +354,6 @@ impl World {
             }
             None => Looked::default(),
         };
-        if looked.room == Room::None {
-            self.books.no_room(self.now, work);
-        }
         let delay = self.draw(nanos(self.scenario.host.look) / 2);
         self.after(delay, Event::Looked(work, looked));
     }
