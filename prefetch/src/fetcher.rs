@@ -26,7 +26,7 @@ use crate::source::RangeSource;
 use crate::stats::{Counters, FetchFigures, Gauged, count};
 use crate::table::{Table, Waiter, Wanted};
 use crate::want::{Class, GroupRef};
-use crate::work::{GroupList, Loading, look};
+use crate::work::{GroupList, Loading, Mounting, look};
 use crate::workers::Workers;
 
 /// Fetches groups. Clones share everything.
@@ -205,6 +205,12 @@ impl Fetcher {
     pub fn load(&self, urgency: Urgency, list: Arc<dyn GroupList>) -> Option<Loading> {
         self.shared.cache.as_ref()?;
         Some(Loading::begin(&self.shared, urgency, list))
+    }
+
+    /// A snapshot is about to be mounted: until what is returned is dropped, nothing is begun that nobody
+    /// waits for, so that its index does not queue behind it.
+    pub fn mounting(&self) -> Mounting {
+        Mounting::begin(&self.shared)
     }
 
     /// Gives every reader that waits an error, stops every request, and waits until no task is left.

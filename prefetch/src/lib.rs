@@ -25,7 +25,7 @@ pub use sequential::{ReadAheadLimits, SequentialReads, StreamId};
 pub use source::RangeSource;
 pub use stats::FetchFigures;
 pub use want::{Class, GroupRef, Key};
-pub use work::{GroupList, Loading};
+pub use work::{GroupList, Loading, Mounting};
 
 #[cfg(test)]
 mod doubles;

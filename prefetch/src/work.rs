@@ -67,6 +67,29 @@ impl Drop for Loading {
     }
 }
 
+/// A mount under way. Until it is dropped, nothing is begun that nobody waits for.
+pub struct Mounting(Arc<Shared>);
+
+impl Mounting {
+    pub(crate) fn begin(shared: &Arc<Shared>) -> Self {
+        shared.table.lock().scheduler.mounting();
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Mounting {
+    fn drop(&mut self) {
+        self.0.table.lock().scheduler.mounted();
+        self.0.pump();
+    }
+}
+
+impl std::fmt::Debug for Mounting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Mounting")
+    }
+}
+
 impl std::fmt::Debug for Loading {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Loading").field(&self.id).finish()

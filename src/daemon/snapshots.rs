@@ -154,6 +154,7 @@ impl Snapshots {
     ) -> Result<Attached, DaemonError> {
         let inner = &self.inner;
         let opened = inner.stores.get(store, cache)?;
+        let _mounting = opened.mounting();
         let snapshot = resolve(&opened.remote, reference).await?;
         // It comes while the index does.
         let mut early = Some(inner.trackings.fetch(&opened.remote, snapshot, load));

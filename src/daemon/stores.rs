@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
 use inlay_prefetch::scheduler::{LinkEstimate, Urgency};
-use inlay_prefetch::{FetchFigures, FetchLimits, Fetcher, GroupList, Loading};
+use inlay_prefetch::{FetchFigures, FetchLimits, Fetcher, GroupList, Loading, Mounting};
 use inlay_store::cache::{Cache, CacheFigures};
 use inlay_store::format::Index;
 use inlay_store::remote::{PlainHttp, Remote};
@@ -60,6 +60,11 @@ impl Store {
     /// Loads a snapshot ahead of its readers: see [`Fetcher::load`].
     pub(super) fn load(&self, urgency: Urgency, groups: Arc<dyn GroupList>) -> Option<Loading> {
         self.fetcher.load(urgency, groups)
+    }
+
+    /// A snapshot is about to be mounted: see [`Fetcher::mounting`].
+    pub(super) fn mounting(&self) -> Mounting {
+        self.fetcher.mounting()
     }
 
     /// What was fetched, and what the link is taken to be.

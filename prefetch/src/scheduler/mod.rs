@@ -23,13 +23,13 @@
 //!
 //! **What is loaded** of an image is first what earlier runs have read, in their order; then the rest,
 //! in the order of the tree. Where nothing is known, reads themselves are the best guess: groups
-//! are packed in the order of the tree, so those behind one that was read belong to the same directory,
-//! mostly to the same package. They come before everything that is only guessed, the more of them the
+//! are packed in the order of the tree, so those beside one that was read belong to the same directory,
+//! mostly to the same package (see `neighbours.rs`). They come before everything that is only guessed, the more of them the
 //! more often that was right.
 //!
-//! **Size.** A snapshot costs a bit for each of its groups, four bytes for each that is named to come
-//! first, and at most 88 groups that are known by what they are. Queues of readers and of read-ahead are
-//! bounded by the limits.
+//! **Size.** A snapshot costs three bits for each of its groups, four bytes for each that is named to
+//! come first, and at most 192 groups that are known by what they are. Queues of readers and of read-ahead
+//! are bounded by the limits.
 
 mod flights;
 mod link;

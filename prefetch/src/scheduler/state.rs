@@ -37,6 +37,8 @@ pub struct Scheduler {
     pub(super) looks: usize,
     next_request: u64,
     next_flight: u64,
+    /// Mounts under way, for which nothing may be in the way that nobody waits for.
+    mounting: usize,
     pub(super) closed: bool,
 }
 
@@ -68,8 +70,20 @@ impl Scheduler {
             looks: 0,
             next_request: 0,
             next_flight: 0,
+            mounting: 0,
             closed: false,
         }
+    }
+
+    /// A snapshot is about to be mounted: what has to be fetched before it can be attached is waited
+    /// for. Until [`Self::mounted`], nothing is begun that nobody waits for.
+    pub fn mounting(&mut self) {
+        self.mounting += 1;
+    }
+
+    /// It is mounted, or will not be.
+    pub fn mounted(&mut self) {
+        self.mounting = self.mounting.saturating_sub(1);
     }
 
     /// A snapshot is attached. What is less urgent waits for its plan, for 2 s at most.
@@ -346,6 +360,9 @@ impl Scheduler {
     /// The next of what no reader has asked for: the most urgent class alone, even if that has to be
     /// waited for.
     fn background(&mut self, now: Moment) -> Option<Action> {
+        if self.mounting > 0 {
+            return None;
+        }
         self.active.retain(|id| {
             let work = self.works.get_mut(id);
             work.is_some_and(|work| {
