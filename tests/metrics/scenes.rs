@@ -75,7 +75,6 @@ pub(crate) fn readers(proxy: &Proxy) -> BTreeSet<String> {
         watch.scrape();
     }
     base.unmount().unwrap();
-    watch.until("nothing is attached", |watch| watch.sum("inlay_attached_snapshots") == 0.0);
     watch.end()
 }
 
@@ -130,6 +129,8 @@ pub(crate) fn loading_ahead(proxy: &Proxy) -> BTreeSet<String> {
     // Anew, on a cache that has nothing: what nobody waits for is given up.
     host.succeed(["cache", "prune", "--all"]).unwrap();
     let fetched = watch.sum("inlay_prefetch_fetched_bytes_total");
+    let no_profiles = || proxy.inject(Rule::new(Fault::Status(403)).path("profile"));
+    no_profiles();
     proxy.inject(blobs(Fault::Stall).after(3));
     let mounted = host.mount("ahead", &options).unwrap();
     watch.until_above("inlay_prefetch_fetched_bytes_total", fetched);
@@ -142,7 +143,7 @@ pub(crate) fn loading_ahead(proxy: &Proxy) -> BTreeSet<String> {
         watch.until_above("inlay_fetch_cancelled_requests_total", 0.0);
         watch.until_above("inlay_prefetch_wasted_bytes_total", 0.0);
         proxy.heal();
-        proxy.inject(Rule::new(Fault::Status(403)).path("profile"));
+        no_profiles();
     });
     drop(mounted);
     watch.until_above("inlay_profiles_failed_total", 0.0);

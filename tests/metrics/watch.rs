@@ -86,7 +86,8 @@ impl<'a> Watch<'a> {
 
     /// Ends the daemon, on which nothing may be mounted. What has moved?
     pub(crate) fn end(mut self) -> BTreeSet<String> {
-        self.scrape();
+        // With something attached, it would leave that to the next daemon.
+        self.until("all is let go", |watch| watch.sum("inlay_attached_snapshots") == 0.0);
         kill_process(Pid::from_child(&self.daemon), Signal::TERM).unwrap();
         assert!(self.daemon.wait().unwrap().success());
         self.inlay.wait_until_quiet().unwrap();
