@@ -232,3 +232,25 @@ fn a_terminal_that_is_closed_does_not_end_the_daemon() {
     inlay.succeed(["umount".as_ref(), mnt.as_os_str()]).unwrap();
     inlay.wait_until_quiet().unwrap();
 }
+
+#[test]
+fn a_keeper_that_hears_of_the_end_late_starts_nobody() {
+    let inlay = local();
+    let _dir = base(&inlay);
+    inlay.mount("base", &[]).unwrap().unmount().unwrap();
+    inlay.wait_until_quiet().unwrap();
+    let mut daemon = inlay.command();
+    daemon.args(["daemon", "--state"]).arg(inlay.state());
+    let mut daemon = Running(daemon.stdout(Stdio::null()).spawn().unwrap());
+    inlay.wait_for_daemon().unwrap();
+    let (pid, keeper) = inlay.daemon_pids().unwrap();
+    // It finds its orders and the daemon's death at once.
+    kill_process(keeper, Signal::STOP).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    let ended = daemon.0.wait().unwrap();
+    kill_process(keeper, Signal::CONT).unwrap();
+    assert!(ended.success());
+    inlay.wait_until_quiet().unwrap();
+    let log = inlay.daemon_log();
+    assert!(!log.contains("another was started"), "{log}");
+}

@@ -211,8 +211,11 @@ impl Run {
                 }
             }
         }
-        let actions = self.turns.tick(Instant::now());
-        self.act(actions);
+        // A keeper that ends starts nobody.
+        if self.course == Course::On {
+            let actions = self.turns.tick(Instant::now());
+            self.act(actions);
+        }
         Ok(())
     }
 
@@ -366,10 +369,25 @@ impl Run {
     }
 
     fn process_ended(&mut self, id: PeerId) {
+        // Its last words may not have been read yet, and make a difference.
+        self.last_words(id);
         let actions = self.turns.dead(id, Instant::now());
         self.peers.remove(&id);
         self.look_at_mounts();
         self.act(actions);
+    }
+
+    /// Reads what a server whose process has ended had said of its end.
+    fn last_words(&mut self, id: PeerId) {
+        while let Some(socket) = self.peers.get(&id).and_then(|peer| peer.socket.as_ref())
+            && let Ok(Some(received)) = socket::receive(socket)
+        {
+            match decode::<Ask>(&received.bytes) {
+                Ok(ask @ (Ask::Serving { .. } | Ask::Goodbye | Ask::Stop)) => self.ask(id, &ask),
+                // Nobody is there to be answered.
+                Ok(Ask::Claim { .. } | Ask::Status) | Err(_) => {}
+            }
+        }
     }
 
     /// Ends the keeper when there is nothing to keep.
