@@ -21,7 +21,8 @@ use inlay_testkit::weed::Weed;
 use inlayfs::daemon::METRICS;
 use watch::{Watch, get_tcp};
 
-/// What these scenes do not move, and why not. The unit tests of `src/daemon/metrics` move them.
+/// What these scenes do not move, and why not. The unit tests of `src/daemon/metrics` move all but the
+/// version, which never changes within one program.
 const STILL: [(&str, &str); 3] = [
     ("inlay_build_info", "another version is another program"),
     ("inlay_cache_contradictions_total", "it takes an index that lies about its own contents"),
