@@ -479,9 +479,15 @@ fn a_service_manager_is_told() {
     let state = host.inlay.state().display().to_string();
     let words = ["daemon", "--state", &state].map(str::to_owned);
     let told = || {
-        let mut text = [0; 100];
-        let len = listener.recv(&mut text).unwrap();
-        String::from_utf8_lossy(&text[..len]).into_owned()
+        loop {
+            let mut text = [0; 100];
+            let len = listener.recv(&mut text).unwrap();
+            let text = String::from_utf8_lossy(&text[..len]).into_owned();
+            // What it is to keep is tests/service.rs's matter.
+            if !text.starts_with("FDSTORE") {
+                return text;
+            }
+        }
     };
     let server =
         Server::start_with(&program, &words, &host.path("log"), [("NOTIFY_SOCKET", &socket)]);
