@@ -242,8 +242,7 @@ fn listen(socket: &UnixDatagram, shared: &Shared) -> io::Result<bool> {
     Ok(true)
 }
 
-/// The words of a unit's `ExecStart=`, the values of `[Service]` by their names: as much of
-/// systemd.syntax(7) as a plain unit needs.
+/// The names and values of a unit's `section`: as much of systemd.syntax(7) as a plain unit needs.
 pub fn unit_values<'u>(unit: &'u str, section: &str) -> Vec<(&'u str, &'u str)> {
     let mut inside = false;
     let mut values = Vec::new();
