@@ -5,7 +5,7 @@
 
 use std::thread::{self, JoinHandle};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use rustix::process::setpriority_process;
 use rustix::thread::gettid;
 use tokio::sync::oneshot;
@@ -26,7 +26,6 @@ pub(crate) struct Workers {
 impl Workers {
     /// Starts `count` threads, one at least. Fewer come if the system has no more.
     pub(crate) fn start(count: usize) -> Self {
-        // Whoever gives a job has a permit or a buffer for it: the queue is never longer than these.
         let (queue, jobs) = bounded(1024);
         let threads = (0..count.max(1)).filter_map(|_| spawn(jobs.clone())).collect();
         Self { queue: Some(queue), threads }
@@ -42,11 +41,14 @@ impl Workers {
             // Nobody may wait any more.
             drop(sender.send(job()));
         });
-        if self.threads.is_empty() {
+        // Many small groups of one request may be more than the queue holds: a reader may have joined
+        // one of them, so none is dropped.
+        let refused = match &self.queue {
+            Some(queue) if !self.threads.is_empty() => queue.try_send(job).err(),
+            _ => Some(TrySendError::Disconnected(job)),
+        };
+        if let Some(TrySendError::Full(job) | TrySendError::Disconnected(job)) = refused {
             tokio::task::spawn_blocking(job).await.ok()?;
-        } else {
-            // Full is when a thousand jobs wait; then the disk is the matter, not the queue.
-            self.queue.as_ref()?.try_send(job).ok()?;
         }
         done.await.ok()
     }
@@ -91,6 +93,9 @@ mod tests {
         assert_ne!(workers.run(move || thread::current().id()).await, Some(here));
         assert_eq!(workers.run(|| -> u32 { panic!("on purpose") }).await, None);
         assert_eq!(workers.run(|| 7).await, Some(7));
+        // More than the queue holds: each has its answer.
+        let all = futures::future::join_all((0..3000).map(|n| workers.run(move || n))).await;
+        assert!(all.into_iter().eq((0..3000).map(Some)));
         let priority = workers.run(|| rustix::process::getpriority_process(Some(gettid())));
         assert_eq!(priority.await, Some(Ok(NICE)));
     }
