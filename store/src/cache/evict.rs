@@ -123,7 +123,7 @@ impl Inner {
         // Others may evict and store meanwhile, so it is looked again at what there is.
         for _ in 0..64 {
             self.room.look();
-            if self.room.used() <= target || self.worker.is_stopping() {
+            if self.room.used() <= target || self.worker.is_out_of_time() {
                 break;
             }
             let pinned = match spare {
@@ -179,14 +179,19 @@ impl Inner {
     /// One process evicts at a time; who pins keeps eviction out.
     pub(super) fn eviction_lock(&self) -> io::Result<File> {
         let lock = self.disk.open(&self.dir.join("evicting"), Open::ReadWrite)?;
-        lock.lock()?;
+        if self.worker.is_stopping() {
+            // Whoever evicts makes room for this process, too.
+            lock.try_lock()?;
+        } else {
+            lock.lock()?;
+        }
         Ok(lock)
     }
 
     fn evict_these(&self, oldest: &[Candidate], target: u64, pinned: &Pinned) -> Evicted {
         let mut evicted = Evicted::default();
         for candidate in oldest {
-            if self.room.used() <= target || self.worker.is_stopping() {
+            if self.room.used() <= target || self.worker.is_out_of_time() {
                 break;
             }
             let gone = match candidate.what {
@@ -264,6 +269,7 @@ impl Inner {
         let mut inventory = Inventory::default();
         for_each_file(&self.groups, &mut |path, name| {
             let Ok(digest) = name.parse::<Digest>() else { return Ok(()) };
+            self.check_time()?;
             let Some(stamp) = there(self.disk.stamp_at(path))? else { return Ok(()) };
             let cost = file_cost(stamp.len);
             inventory.groups += 1;
@@ -274,6 +280,7 @@ impl Inner {
         })?;
         for_each_file(self.contents.dir(), &mut |path, name| {
             let Some((id, role)) = parse_name(name) else { return Ok(()) };
+            self.check_time()?;
             let (marker, what, cost) = match role {
                 FileRole::Sealed => {
                     (with_end(path, ".seal"), What::Sealed(id.digest, id.size), sealed_cost(&id))
@@ -306,6 +313,13 @@ impl Inner {
             Ok(())
         })?;
         Ok(inventory)
+    }
+
+    fn check_time(&self) -> io::Result<()> {
+        if self.worker.is_out_of_time() {
+            return Err(io::Error::new(ErrorKind::TimedOut, "the cache is being closed"));
+        }
+        Ok(())
     }
 
     fn clear_orphan(&self, path: &Path, of: &str) -> io::Result<()> {

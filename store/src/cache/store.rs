@@ -32,8 +32,9 @@ use crate::ids::{Digest, GroupDigest, SnapshotId};
 /// One thread of its own seals and evicts; the last clone joins it.
 #[derive(Debug, Clone)]
 pub struct Cache {
-    inner: Arc<Inner>,
+    // First, so that its last work finds all that it needs.
     _thread: Arc<WorkerThread>,
+    inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
@@ -121,7 +122,7 @@ impl Cache {
         drop(opening);
         let thread = WorkerThread::start(worker, Arc::downgrade(&inner))
             .map_err(CacheError::io("starting a thread for", dir))?;
-        Ok(Self { inner, _thread: Arc::new(thread) })
+        Ok(Self { _thread: Arc::new(thread), inner })
     }
 
     /// Fills `buf` with the decoded bytes of `group` from `offset`, if a file of that group is there.

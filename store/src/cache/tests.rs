@@ -200,6 +200,20 @@ fn the_budget_is_shared_and_never_exceeded() {
 }
 
 #[test]
+fn a_cache_that_only_short_lived_owners_use_makes_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let budget = Some(Budget::Bytes(ByteSize(100 << 10)));
+    let options = CacheOptions { budget, ..CacheOptions::default() };
+    for name in 0..60 {
+        let cache = Cache::open(dir.path(), options).unwrap();
+        let insert = cache.insert(&digest(name), &bytes(name, 5000));
+        assert!(matches!(insert, Insert::Stored), "{name}: {insert:?}");
+    }
+    let cache = Cache::open(dir.path(), options).unwrap();
+    assert!(cache.figures().disk_bytes <= 90 << 10);
+}
+
+#[test]
 fn what_a_dead_process_left_is_removed_and_counted_anew() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());

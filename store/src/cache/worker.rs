@@ -2,7 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,9 @@ const TICK: Duration = Duration::from_secs(20);
 const ADOPTIONS_MAX: usize = 512;
 /// Contents that wait to be sealed; more are sealed when they are next used.
 const SEALS_MAX: usize = 4096;
+/// How long an eviction that is due may still take once the cache is closed. Without it a cache
+/// that only short-lived processes use would stay full for ever.
+const LAST_EVICTION: Duration = Duration::from_millis(500);
 
 /// What the thread has to do. Whoever finds work says so here, and never waits.
 #[derive(Debug, Default)]
@@ -25,6 +28,7 @@ pub(super) struct Worker {
     work: Mutex<Work>,
     changed: Condvar,
     stopping: AtomicBool,
+    stopped_at: OnceLock<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -73,8 +77,14 @@ impl Worker {
         }
     }
 
+    /// Whether work that can as well be done another time is to end.
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Whether even an eviction is to end.
+    pub(super) fn is_out_of_time(&self) -> bool {
+        self.stopped_at.get().is_some_and(|at| at.elapsed() > LAST_EVICTION)
     }
 
     /// Waits until nothing is left to do.
@@ -89,7 +99,7 @@ impl Worker {
         let mut work = self.work.lock();
         work.busy = false;
         loop {
-            if self.is_stopping() {
+            if self.is_stopping() && (!work.evict || self.is_out_of_time()) {
                 // So that nobody waits for what is not done any more.
                 *work = Work::default();
                 self.changed.notify_all();
@@ -118,6 +128,7 @@ impl Worker {
 
     fn stop(&self) {
         let _work = self.work.lock();
+        self.stopped_at.get_or_init(Instant::now);
         self.stopping.store(true, Ordering::Relaxed);
         self.changed.notify_all();
     }
@@ -144,7 +155,7 @@ impl Drop for WorkerThread {
     fn drop(&mut self) {
         self.worker.stop();
         if let Some(thread) = self.thread.take() {
-            // It ends by itself at the next block that it hashes or file that it removes.
+            // It ends by itself at the next block that it hashes, or after the last eviction.
             let _ = thread.join();
         }
     }

@@ -89,7 +89,8 @@ pub enum FormatError {
 
 impl FormatError {
     /// A contradiction, and the record it was found in.
-    pub(crate) fn corrupt(what: &'static str, at: impl TryInto<u64>) -> Self {
+    /// Something that the format does not allow, `at` some place of its kind.
+    pub fn corrupt(what: &'static str, at: impl TryInto<u64>) -> Self {
         Self::Corrupt { what, at: at.try_into().unwrap_or(u64::MAX) }
     }
 }

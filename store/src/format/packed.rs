@@ -7,6 +7,8 @@
 //! and 5.5; the crate's `hazmat` module.)
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use blake3::hazmat::{self, HasherExt, Mode};
 use zerocopy::little_endian::{U32, U64};
@@ -25,7 +27,23 @@ pub const SEGMENT_LEN: u32 = 128 << 10;
 /// The most bytes of an index that are taken: what 16 million inodes with long names need.
 pub const INDEX_LEN_MAX: u64 = 8 << 30;
 
-const LEVEL: i32 = 9;
+/// How hard it is tried to make a packed index short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// As short as is sensible: zstd level 9.
+    Thorough,
+    /// Somewhat longer, in less time: zstd level 3.
+    Quick,
+}
+
+impl Effort {
+    const fn level(self) -> i32 {
+        match self {
+            Self::Thorough => 9,
+            Self::Quick => 3,
+        }
+    }
+}
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -65,27 +83,17 @@ pub struct SegmentTable {
     segments: Vec<(hazmat::ChainingValue, u32)>,
 }
 
-/// Packs the index that `raw` holds from its start into `out`.
-pub fn pack_index(raw: &mut dyn Read, raw_len: u64, out: &mut Vec<u8>) -> io::Result<PackedIndex> {
-    let count = raw_len.div_ceil(u64::from(SEGMENT_LEN));
-    let mut compressor = zstd::bulk::Compressor::new(LEVEL)?;
-    let mut table = Vec::new();
-    let mut body = Vec::new();
-    let mut segment = Vec::with_capacity(SEGMENT_LEN as usize);
-    let mut only = None;
-    for place in 0..count {
-        segment.clear();
-        raw.take(u64::from(SEGMENT_LEN)).read_to_end(&mut segment)?;
-        let stored = compressor.compress(&segment)?;
+/// Packs the index `raw` into `out`, on all cores.
+pub fn pack_index(raw: &[u8], effort: Effort, out: &mut Vec<u8>) -> io::Result<PackedIndex> {
+    let segments: Vec<&[u8]> = raw.chunks(SEGMENT_LEN as usize).collect();
+    let packed = pack_segments(&segments, effort)?;
+    let mut table = Vec::with_capacity(packed.len());
+    for (chaining_value, stored) in &packed {
         let stored_len = u32::try_from(stored.len()).map_err(io::Error::other)?;
-        let chaining_value = chaining_value(place, count, &segment);
-        if count == 1 {
-            only = Some(Digest::of(&segment));
-        }
-        table.push((chaining_value, stored_len));
-        body.extend_from_slice(&stored);
+        table.push((*chaining_value, stored_len));
     }
-    let digest = only.unwrap_or_else(|| root_of(raw_len, &table));
+    let raw_len = raw.len() as u64;
+    let digest = if segments.len() <= 1 { Digest::of(raw) } else { root_of(raw_len, &table) };
     let header = RawPackedHeader {
         magic: PACKED_MAGIC,
         version: PACKED_VERSION.into(),
@@ -99,12 +107,43 @@ pub fn pack_index(raw: &mut dyn Read, raw_len: u64, out: &mut Vec<u8>) -> io::Re
         let raw = RawSegment { chaining_value: *chaining_value, stored_len: (*stored_len).into() };
         out.extend_from_slice(raw.as_bytes());
     }
-    out.extend_from_slice(&body);
+    for (_, stored) in &packed {
+        out.extend_from_slice(stored);
+    }
     Ok(PackedIndex {
         digest: IndexDigest(digest),
         raw_len,
         packed_len: (out.len() - before) as u64,
     })
+}
+
+type PackedSegment = (hazmat::ChainingValue, Vec<u8>);
+
+/// Compresses and hashes each segment; each thread takes the next one that nobody has.
+fn pack_segments(segments: &[&[u8]], effort: Effort) -> io::Result<Vec<PackedSegment>> {
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(segments.len());
+    let next = AtomicUsize::new(0);
+    let work = || -> io::Result<Vec<(usize, PackedSegment)>> {
+        let mut compressor = zstd::bulk::Compressor::new(effort.level())?;
+        let mut done = Vec::new();
+        loop {
+            let place = next.fetch_add(1, Ordering::Relaxed);
+            let Some(segment) = segments.get(place) else { return Ok(done) };
+            let value = chaining_value(place as u64, segments.len() as u64, segment);
+            done.push((place, (value, compressor.compress(segment)?)));
+        }
+    };
+    let mut packed = thread::scope(|scope| {
+        let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut packed = work()?;
+        for helper in helpers {
+            let panicked = || io::Error::other("a thread that compresses has panicked");
+            packed.extend(helper.join().map_err(|_| panicked())??);
+        }
+        Ok::<_, io::Error>(packed)
+    })?;
+    packed.sort_unstable_by_key(|(place, _)| *place);
+    Ok(packed.into_iter().map(|(_, segment)| segment).collect())
 }
 
 impl SegmentTable {
@@ -331,7 +370,7 @@ mod tests {
         for len in [1, 1024, unit - 1, unit, unit + 1, 2 * unit, 3 * unit + 5, 9 * unit + 1000] {
             let raw = sample(len);
             let mut packed = Vec::new();
-            let info = pack_index(&mut raw.as_slice(), len as u64, &mut packed).unwrap();
+            let info = pack_index(&raw, Effort::Thorough, &mut packed).unwrap();
             assert_eq!(info.digest.0, Digest::of(&raw), "{len} bytes");
             let mut back = Vec::new();
             unpack_index(&packed, info.digest, &mut back).unwrap();
@@ -345,7 +384,7 @@ mod tests {
         fn no_changed_byte_passes(len in 1usize..400_000, at in any::<prop::sample::Index>(), flip in 1u8..) {
             let raw = sample(len);
             let mut packed = Vec::new();
-            let info = pack_index(&mut raw.as_slice(), len as u64, &mut packed).unwrap();
+            let info = pack_index(&raw, Effort::Thorough, &mut packed).unwrap();
             let at = at.index(packed.len());
             packed[at] ^= flip;
             let mut out = Vec::new();
@@ -360,7 +399,7 @@ mod tests {
         fn no_shorter_one_passes(len in 1usize..300_000, cut in any::<prop::sample::Index>()) {
             let raw = sample(len);
             let mut packed = Vec::new();
-            let info = pack_index(&mut raw.as_slice(), len as u64, &mut packed).unwrap();
+            let info = pack_index(&raw, Effort::Thorough, &mut packed).unwrap();
             let cut = cut.index(packed.len());
             prop_assert!(unpack_index(&packed[..cut], info.digest, &mut Vec::new()).is_err());
         }

@@ -548,6 +548,14 @@ impl Extents<'_> {
         self.len() == 0
     }
 
+    /// The one piece of a file that the index says to be one.
+    pub(crate) fn single(&self) -> Option<Result<Extent, FormatError>> {
+        match self.source {
+            ExtentSource::Single { .. } => self.get(0),
+            ExtentSource::Many { .. } => None,
+        }
+    }
+
     /// The extent at `place`; `None` past the last.
     pub fn get(&self, place: usize) -> Option<Result<Extent, FormatError>> {
         match self.source {

@@ -16,7 +16,7 @@ use super::layout::{
     CONFIG_LEN_MAX, DataTag, INDEX_MAGIC, INDEX_VERSION, RawBlob, RawDirent, RawExtent, RawGroup,
     RawHeader, RawInode, RawSection, SECTIONS, Section,
 };
-use super::model::{Blob, FileKind};
+use super::model::{Blob, FileKind, InodeIdx};
 use crate::ids::{Digest, Kind};
 use crate::pack::{Content, PackedExtent, PackedGroups, Pieces};
 use crate::tree::{Node, NodeId, NodeKind, Tree};
@@ -53,8 +53,27 @@ pub struct IndexParts<'a> {
     pub config: &'a [u8],
 }
 
+/// Which inode of an index each node of its tree became.
+#[derive(Debug, Clone, Default)]
+pub struct Numbering(Vec<u32>);
+
+impl Numbering {
+    /// The inode that `node` became; none if it has no name.
+    pub fn inode(&self, node: NodeId) -> Option<InodeIdx> {
+        self.0.get(node.place()).copied().filter(|number| *number != u32::MAX).map(InodeIdx)
+    }
+}
+
 /// Writes the index to `out`. Returns its length in bytes.
 pub fn write_index(parts: IndexParts<'_>, out: &mut dyn Write) -> Result<u64, WriteError> {
+    Ok(write_numbered(parts, out)?.0)
+}
+
+/// The same, and tells how the nodes were numbered.
+pub fn write_numbered(
+    parts: IndexParts<'_>,
+    out: &mut dyn Write,
+) -> Result<(u64, Numbering), WriteError> {
     if parts.config.len() as u64 > CONFIG_LEN_MAX {
         return Err(WriteError::TooLarge { what: "bytes of configuration", limit: CONFIG_LEN_MAX });
     }
@@ -71,7 +90,7 @@ pub fn write_index(parts: IndexParts<'_>, out: &mut dyn Write) -> Result<u64, Wr
     }
     debug_assert_eq!(out.len, total);
     out.out.flush()?;
-    Ok(total)
+    Ok((total, Numbering(plan.inode_of)))
 }
 
 struct Counted<W: Write> {

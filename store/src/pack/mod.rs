@@ -1,5 +1,8 @@
 //! From bytes to blobs: chunking, deduplication, grouping, compression.
 
+mod adopt;
+#[cfg(test)]
+mod adopt_tests;
 mod compress;
 mod content;
 mod known;
@@ -12,6 +15,7 @@ mod toc;
 use std::io;
 use std::ops::Range;
 
+pub use adopt::Adopter;
 pub use compress::PackedGroup;
 pub use content::{Content, PackedExtent, Pieces};
 pub use known::KnownChunks;
@@ -19,6 +23,7 @@ pub use options::{ChunkLen, PackOptions};
 pub use packer::{PackStats, PackedGroups, Packer};
 pub use toc::{TOC_LEN_MAX, TocChunk, TocGroup, read_toc, write_toc};
 
+use crate::format::FormatError;
 use crate::ids::BlobId;
 
 /// Why a file could not be packed.
@@ -58,6 +63,17 @@ pub enum PackError {
         /// How many are allowed.
         limit: u64,
     },
+}
+
+/// Why a file of an earlier snapshot could not be adopted.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// Its index.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The packer.
+    #[error(transparent)]
+    Pack(#[from] PackError),
 }
 
 /// Takes files' bytes and says where they went. Importers write into it.

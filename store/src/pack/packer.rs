@@ -70,7 +70,7 @@ struct OpenGroup {
 /// Packs files into blobs. One at a time; its threads compress behind it.
 pub struct Packer {
     options: PackOptions,
-    known: KnownChunks,
+    pub(super) known: KnownChunks,
     pipeline: Pipeline,
     small: OpenGroup,
     large: OpenGroup,
@@ -163,7 +163,7 @@ impl Packer {
         Ok(number)
     }
 
-    fn next_number(&mut self, foreign: Option<u32>) -> Result<u32, PackError> {
+    pub(super) fn next_number(&mut self, foreign: Option<u32>) -> Result<u32, PackError> {
         let number = u32::try_from(self.foreign.len())
             .map_err(|_| PackError::Limit { what: "groups", limit: u32::MAX.into() })?;
         self.foreign.push(foreign);
@@ -193,20 +193,7 @@ impl Packer {
         let found = match self.known.find(digest, len) {
             None => return Ok(None),
             Some(Place::Numbered { group, offset }) => (group, offset),
-            Some(Place::Foreign { group: foreign, offset }) => {
-                let numbered =
-                    self.known.groups.get(foreign as usize).and_then(|group| group.number);
-                let number = if let Some(number) = numbered {
-                    number
-                } else {
-                    let number = self.next_number(Some(foreign))?;
-                    if let Some(group) = self.known.groups.get_mut(foreign as usize) {
-                        group.number = Some(number);
-                    }
-                    number
-                };
-                (number, offset)
-            }
+            Some(Place::Foreign { group, offset }) => (self.numbered(group)?, offset),
         };
         self.stats.known_bytes += u64::from(len);
         Ok(Some(found))
@@ -302,6 +289,25 @@ impl Packer {
         result
     }
 
+    fn add_ranges(
+        &mut self,
+        content: u64,
+        data: &[Range<u64>],
+        reader: &mut dyn Read,
+        pieces: &mut Collected,
+    ) -> Result<(), PackError> {
+        for range in data.iter().filter(|range| !range.is_empty()) {
+            let len = range.end - range.start;
+            if content <= small_max(&self.options) as u64 {
+                let place = self.add_small(len, reader)?;
+                pieces.place(range.start, count(usize::try_from(len).unwrap_or(0)), place);
+            } else {
+                self.add_range(range.start, len, reader, pieces)?;
+            }
+        }
+        Ok(())
+    }
+
     fn add_inline(size: u64, reader: &mut dyn Read) -> Result<Content, PackError> {
         let mut bytes = Vec::new();
         let have = reader.take(size).read_to_end(&mut bytes).map_err(PackError::Read)? as u64;
@@ -335,16 +341,10 @@ impl FileSink for Packer {
         }
         // The digest is for files that may be served whole; a hole may be endless.
         let mut pieces = Collected::new(whole);
-        for range in data.iter().filter(|range| !range.is_empty()) {
-            let len = range.end - range.start;
-            if content <= small_max(&self.options) as u64 {
-                let place = self.add_small(len, reader)?;
-                pieces.place(range.start, count(usize::try_from(len).unwrap_or(0)), place);
-            } else {
-                self.add_range(range.start, len, reader, &mut pieces)?;
-            }
-        }
+        let added = self.add_ranges(content, data, reader, &mut pieces);
+        // Of a file that ended early, too: the next one does not share a group with it.
         self.close(Lane::Large)?;
+        added?;
         Ok(Content::Pieces(Box::new(pieces.finish())))
     }
 }

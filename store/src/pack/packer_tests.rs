@@ -10,9 +10,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::ids::Digest;
 
-type Stored = Arc<Mutex<HashMap<BlobId, Vec<u8>>>>;
+pub(super) type Stored = Arc<Mutex<HashMap<BlobId, Vec<u8>>>>;
 
-struct Memory(Stored);
+pub(super) struct Memory(pub(super) Stored);
 
 impl BlobStore for Memory {
     fn put(&mut self, id: BlobId, bytes: Vec<u8>) -> Result<(), PackError> {
@@ -35,7 +35,7 @@ impl BlobStore for Broken {
     }
 }
 
-fn options() -> PackOptions {
+pub(super) fn options() -> PackOptions {
     PackOptions {
         group_len: 16 << 10,
         blob_len: 64 << 10,
@@ -47,14 +47,14 @@ fn options() -> PackOptions {
     }
 }
 
-fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(super) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut reader = blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof();
     let mut bytes = vec![0; len];
     reader.fill(&mut bytes);
     bytes
 }
 
-fn pack(files: &[Vec<u8>], known: KnownChunks) -> (Vec<Content>, PackedGroups, Stored) {
+pub(super) fn pack(files: &[Vec<u8>], known: KnownChunks) -> (Vec<Content>, PackedGroups, Stored) {
     let stored = Stored::default();
     let mut packer = Packer::new(options(), known, Box::new(Memory(stored.clone()))).unwrap();
     let contents = files
@@ -103,7 +103,7 @@ fn unpack(content: &Content, size: usize, groups: &PackedGroups, stored: &Stored
 }
 
 /// What an earlier packing left, as a later one learns it: from the tables of its blobs.
-fn known_from(groups: &PackedGroups, stored: &Stored) -> KnownChunks {
+pub(super) fn known_from(groups: &PackedGroups, stored: &Stored) -> KnownChunks {
     let mut known = KnownChunks::new();
     for number in 0.. {
         let Some(blob) = groups.blob(number) else { break };

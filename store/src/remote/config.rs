@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::near::Near;
 use super::retry::RetryPolicy;
 
 /// Where the store is and how it is talked to.
@@ -21,6 +22,8 @@ pub struct StoreConfig {
     pub retry: RetryPolicy,
     /// Whether bytes may pass unencrypted to other machines.
     pub plain_http: PlainHttp,
+    /// A directory of this host that is looked into first.
+    pub near: Option<Near>,
 }
 
 impl StoreConfig {
@@ -32,6 +35,7 @@ impl StoreConfig {
             refresh: None,
             retry: RetryPolicy::default(),
             plain_http: PlainHttp::LoopbackOnly,
+            near: None,
         }
     }
 }

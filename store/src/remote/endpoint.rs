@@ -24,6 +24,16 @@ impl Endpoint {
         Self { store: Mutex::new(store), reopen: Some(reopen) }
     }
 
+    /// The same, with each client put into `layer`.
+    pub(super) fn below(
+        self,
+        layer: impl Fn(Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> + Send + Sync + 'static,
+    ) -> Self {
+        let store = Mutex::new(layer(self.store.into_inner()));
+        let reopen = self.reopen.map(|reopen| -> Reopen { Box::new(move || reopen().map(&layer)) });
+        Self { store, reopen }
+    }
+
     pub(super) fn current(&self) -> Arc<dyn ObjectStore> {
         Arc::clone(&self.store.lock())
     }

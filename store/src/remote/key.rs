@@ -155,6 +155,11 @@ impl ObjectKey {
         parts.iter().fold(root.clone(), |path, part| path.join(PathPart::from(part.as_str())))
     }
 
+    /// Where the object is if the store is the directory `dir`.
+    pub fn file(&self, dir: &std::path::Path) -> std::path::PathBuf {
+        dir.join(self.path(&Path::default()).to_string())
+    }
+
     /// Below the store's root, where the profiles of `snapshot` are.
     pub(super) fn profiles_of(snapshot: &SnapshotId) -> Path {
         Path::from(PROFILES).join(snapshot.to_string())

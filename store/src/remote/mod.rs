@@ -12,6 +12,9 @@ mod failure;
 mod http;
 mod key;
 mod local;
+mod near;
+#[cfg(test)]
+mod near_tests;
 mod open;
 mod profiles;
 mod records;
@@ -24,6 +27,7 @@ pub use error::StoreError;
 pub use failure::Failure;
 pub use http::ServerAnswer;
 pub use key::{Name, NameError, ObjectKey};
+pub use near::{Near, Used, Writes};
 pub use records::{NameRecord, RecordError, SnapshotRecord, TreeCounts};
 pub use retry::{Jitter, Operation, RetryBudget, RetryPolicy};
 

@@ -20,6 +20,7 @@ use super::endpoint::Endpoint;
 use super::error::StoreError;
 use super::http::Connector;
 use super::local::LocalDirectory;
+use super::near::NearFirst;
 
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 
@@ -43,6 +44,20 @@ pub(super) struct Opened {
 
 /// Opens the store that `config` describes. Reads and writes no object.
 pub(super) fn open(config: &StoreConfig) -> Result<Opened, StoreError> {
+    let opened = far(config)?;
+    let Some(options) = &config.near else { return Ok(opened) };
+    let dir = options.dir();
+    let near = LocalDirectory::open(dir);
+    let near = Arc::new(near.map_err(|e| cannot_open(&dir.display().to_string(), &e))?);
+    let (root, options) = (opened.root.clone(), options.clone());
+    let endpoint = opened.endpoint.below(move |far| {
+        let near: Arc<dyn ObjectStore> = near.clone();
+        Arc::new(NearFirst::new(near, far, root.clone(), options.clone()))
+    });
+    Ok(Opened { endpoint, ..opened })
+}
+
+fn far(config: &StoreConfig) -> Result<Opened, StoreError> {
     if config.url == "memory:" {
         let store = Arc::new(InMemory::new());
         return Ok(opened(Endpoint::fixed(store), Path::default(), "memory:".to_owned()));

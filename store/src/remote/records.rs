@@ -72,6 +72,9 @@ pub struct SnapshotRecord {
     /// The user's own remarks.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// How many seconds after its last use it may be removed; nothing is said if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_s: Option<u64>,
 }
 
 /// How many of each there are in a tree.

@@ -21,6 +21,7 @@ pub(crate) fn record(number: u8) -> SnapshotRecord {
         blobs: 1,
         tool: "inlay 0.1.0".to_owned(),
         labels: BTreeMap::from([("team".to_owned(), "data".to_owned())]),
+        ttl_s: Some(2_592_000),
     }
 }
 
@@ -39,7 +40,7 @@ fn changed(change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
 fn records_survive_being_written_and_read() {
     let whole = record(1);
     assert_eq!(SnapshotRecord::decode(&whole.encode().unwrap(), &id(1)).unwrap(), whole);
-    let bare = SnapshotRecord { parent: None, labels: BTreeMap::new(), ..whole };
+    let bare = SnapshotRecord { parent: None, labels: BTreeMap::new(), ttl_s: None, ..whole };
     assert_eq!(SnapshotRecord::decode(&bare.encode().unwrap(), &id(1)).unwrap(), bare);
     let name = name_record("team/app:1", 2);
     assert_eq!(NameRecord::decode(&name.encode().unwrap(), &name.name).unwrap(), name);
