@@ -18,6 +18,7 @@ use crate::fetcher::Shared;
 use crate::scheduler::{Failed, Request, RequestId, Settled};
 use crate::stats::{Gauged, count};
 use crate::want::{Class, GroupRef};
+use crate::watch::{Failure, FetchEvent, Sent};
 
 /// Bytes that come are told of when they are so many: not for each packet.
 const TELL_BYTES: u64 = 64 << 10;
@@ -43,10 +44,12 @@ pub(crate) async fn run(shared: Arc<Shared>, request: Request, stop: Cancellatio
     let fetched = fetch(&shared, id, class, &unsettled, range.clone(), &stop).await;
     let stored = match fetched {
         Ok((stored, waited)) => {
+            shared.tell(|| FetchEvent::Received(id));
             running.ended(Some((waited, stored.len() as u64)));
             stored
         }
         Err(why) => {
+            shared.tell(|| FetchEvent::Over(id, why.as_told()));
             unsettled.into_iter().for_each(Unsettled::leave_to_request);
             // After them, so that buffers are there for what is tried again.
             drop(buffers);
@@ -68,6 +71,9 @@ pub(crate) async fn run(shared: Arc<Shared>, request: Request, stop: Cancellatio
     }))
     .await;
     drop(stored);
+    let all = landed.iter().all(Option::is_some);
+    let told = if all { FetchEvent::Ready(id) } else { FetchEvent::Over(id, Failure::Failed) };
+    shared.tell(|| told);
     let landed = landed.into_iter().flatten().collect();
     insert(&shared, class, &mut buffers, landed).await;
 }
@@ -105,6 +111,15 @@ enum NoBytes {
     Cancelled,
 }
 
+impl NoBytes {
+    fn as_told(&self) -> Failure {
+        match self {
+            Self::Error(_) => Failure::Failed,
+            Self::Cancelled => Failure::Cancelled,
+        }
+    }
+}
+
 /// The bytes, and how long they took.
 async fn fetch(
     shared: &Arc<Shared>,
@@ -117,6 +132,11 @@ async fn fetch(
     let Some(Unsettled { want: first, .. }) = unsettled.first() else {
         return Err(NoBytes::Cancelled);
     };
+    if let Some(watch) = shared.watched() {
+        let groups: Vec<GroupRef> = unsettled.iter().map(|one| one.want).collect();
+        let (blob, range) = (first.blob, range.clone());
+        watch.told(&FetchEvent::Sent(Sent { id, class, blob, range, groups: &groups }));
+    }
     let (start, limits, began) = (range.start, &shared.limits, Instant::now());
     let arrivals = Arc::new(Watch {
         shared: Arc::clone(shared),
@@ -168,6 +188,7 @@ impl Arrivals for Watch {
         if !self.answered.swap(true, Ordering::Relaxed) {
             let (now, after) = (self.shared.now(), self.began.elapsed());
             self.shared.table.lock().scheduler.answered(now, after);
+            self.shared.tell(|| FetchEvent::FirstByte(self.id));
         }
         if self.untold.fetch_add(bytes, Ordering::Relaxed) + bytes >= TELL_BYTES {
             self.tell();

@@ -25,7 +25,8 @@ use crate::scheduler::{
 use crate::source::RangeSource;
 use crate::stats::{Counters, FetchFigures, Gauged, count};
 use crate::table::{Table, Waiter, Wanted};
-use crate::want::{Class, GroupRef};
+use crate::want::{Class, GroupRef, Key};
+use crate::watch::{FetchEvent, FetchWatch};
 use crate::work::{GroupList, Loading, Mounting, look};
 use crate::workers::Workers;
 
@@ -52,6 +53,7 @@ pub(crate) struct Shared {
     pub(crate) coming: AtomicU64,
     /// In KiB.
     pub(crate) insert_backlog: Semaphore,
+    watch: Option<Arc<dyn FetchWatch>>,
     pub(crate) runtime: Handle,
     pub(crate) stop: CancellationToken,
     tasks: TaskTracker,
@@ -85,6 +87,27 @@ impl Fetcher {
         limits: FetchLimits,
         runtime: Handle,
     ) -> Self {
+        Self::build(source, cache, limits, runtime, None)
+    }
+
+    /// The same, and `watch` is told of its requests.
+    pub fn watched(
+        source: Box<dyn RangeSource>,
+        cache: Option<Cache>,
+        limits: FetchLimits,
+        runtime: Handle,
+        watch: Arc<dyn FetchWatch>,
+    ) -> Self {
+        Self::build(source, cache, limits, runtime, Some(watch))
+    }
+
+    fn build(
+        source: Box<dyn RangeSource>,
+        cache: Option<Cache>,
+        limits: FetchLimits,
+        runtime: Handle,
+        watch: Option<Arc<dyn FetchWatch>>,
+    ) -> Self {
         let decoders = limits.decoders.max(1);
         let backlog = usize::try_from(limits.insert_backlog_bytes >> 10).unwrap_or(usize::MAX);
         let shared = Shared {
@@ -98,6 +121,7 @@ impl Fetcher {
             inserters: Semaphore::new(limits.inserters.max(1)),
             coming: AtomicU64::new(0),
             insert_backlog: Semaphore::new(backlog.min(Semaphore::MAX_PERMITS)),
+            watch,
             runtime,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -167,6 +191,7 @@ impl Fetcher {
             }
         }
         drop(table);
+        shared.tell_queued(coming.iter().filter_map(Coming::queued));
         Ok(coming)
     }
 
@@ -189,6 +214,7 @@ impl Fetcher {
         if missing.is_empty() {
             return;
         }
+        shared.tell_queued(missing.iter().map(GroupRef::key));
         {
             let mut table = shared.table.lock();
             for want in &missing {
@@ -238,10 +264,43 @@ enum Coming {
     Later(Joined, Waiting, Waiter),
 }
 
+impl Coming {
+    /// What is queued only now, or only now for a reader.
+    fn queued(&self) -> Option<Key> {
+        match self {
+            Self::Later(Joined::Queued | Joined::Promoted(_), waiting, _) => {
+                Some(*waiting.ticket.key())
+            }
+            Self::Later(Joined::Flying(_), ..) | Self::Here(_) => None,
+        }
+    }
+}
+
 impl Shared {
     /// The time, as the scheduler counts it.
     pub(crate) fn now(&self) -> Moment {
         Moment(self.began.elapsed())
+    }
+
+    /// Tells whoever watches, if somebody does now.
+    pub(crate) fn tell(&self, event: impl FnOnce() -> FetchEvent<'static>) {
+        if let Some(watch) = self.watched() {
+            watch.told(&event());
+        }
+    }
+
+    /// Who watches now, if anybody does.
+    pub(crate) fn watched(&self) -> Option<&Arc<dyn FetchWatch>> {
+        self.watch.as_ref().filter(|watch| watch.is_on())
+    }
+
+    fn tell_queued(&self, keys: impl Iterator<Item = Key>) {
+        if let Some(watch) = self.watched() {
+            let keys: Vec<Key> = keys.collect();
+            if !keys.is_empty() {
+                watch.told(&FetchEvent::Queued(&keys));
+            }
+        }
     }
 
     /// Does all that the scheduler wants done.

@@ -14,6 +14,7 @@ mod source;
 mod stats;
 mod table;
 mod want;
+mod watch;
 mod work;
 mod workers;
 
@@ -25,6 +26,7 @@ pub use sequential::{ReadAheadLimits, SequentialReads, StreamId};
 pub use source::RangeSource;
 pub use stats::FetchFigures;
 pub use want::{Class, GroupRef, Key};
+pub use watch::{Failure, FetchEvent, FetchWatch, Sent};
 pub use work::{GroupList, Loading, Mounting};
 
 #[cfg(test)]

@@ -181,3 +181,19 @@ fn reads_from_before_a_plan_count() {
     assert!(found.contains(&(1, 11)) && found.contains(&(1, 9)), "{found:?}");
     assert!(!found.contains(&(1, 90)), "{found:?}");
 }
+
+#[test]
+fn what_was_put_off_comes_first_when_a_new_plan_says_so() {
+    let mut scheduler = scheduler();
+    attach(&mut scheduler, 1, Urgency::Image, plan(60, &(0..60).collect::<Vec<_>>()));
+    let begun = pump(&mut scheduler, NOW);
+    let (joined, ticket) = scheduler.demand(&group(1, 55));
+    assert_eq!(joined, Joined::Promoted(Class::Profile));
+    // Its turn comes again last.
+    scheduler.leave(&ticket);
+    scheduler.plan(WorkId(1), plan(60, &[55]));
+    for request in begun {
+        came(&mut scheduler, &request);
+    }
+    assert_eq!(order(&mut scheduler, NOW), [(1, 55)]);
+}

@@ -119,7 +119,8 @@ impl Work {
         self.figures.looked = self.figures.looked.saturating_sub(small(self.ready.len()));
         let queued = self.ready.drain(..).map(|ready| ready.number);
         let asked = self.unanswered.drain(..).map(|(number, ..)| number);
-        for number in queued.chain(asked) {
+        // What was put off may be named to come first now.
+        for number in queued.chain(asked).chain(self.again.drain(..)) {
             self.taken.clear(number);
         }
         (self.first_next, self.rest_next) = (0, 0);
