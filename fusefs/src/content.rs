@@ -49,6 +49,18 @@ pub trait ContentSource: Send + Sync + 'static {
         let _ = inode;
         None
     }
+
+    /// Bytes were read that the source is not asked for: they are in the index, or a hole. It may
+    /// want to know; it must return at once.
+    fn read_elsewhere(&self, inode: InodeIdx, offset: u64, len: u32) {
+        let _ = (inode, offset, len);
+    }
+
+    /// The file was opened so that the kernel reads it by itself. It may want to know; it must
+    /// return at once.
+    fn passed_through(&self, inode: InodeIdx) {
+        let _ = inode;
+    }
 }
 
 /// A file on this host that holds all of a large file's contents.

@@ -76,6 +76,11 @@ impl SnapshotFs {
         Self { index, view, source, content_bytes: OnceLock::new() }
     }
 
+    /// Whether only a part of the snapshot is shown, as it is done below overlays alone.
+    pub(crate) fn is_part(&self) -> bool {
+        !matches!(self.view, View::Whole)
+    }
+
     /// Whether anything that is shown may have an extended attribute.
     pub fn has_xattrs(&self) -> bool {
         !matches!(self.view, View::Common) && self.index.has_xattrs()

@@ -26,14 +26,16 @@ use inlay_store::format::InodeIdx;
 use crate::counters::{RequestCounters, count};
 use crate::errno::errno;
 use crate::error::FsError;
-use crate::fs::{Answered, DirOffset, Found, READ_LEN_MAX, Seek, SnapshotFs, Viewer};
+use crate::fs::{Answered, DirOffset, Found, READ_LEN_MAX, Seek, SnapshotFs};
 use crate::host::{Attached, Host};
 use crate::inode::{self, Slot};
 use crate::kind::ConnectionKind;
 use crate::ledger::Mode;
 use crate::limiter::{Line, LogLimiter};
+use crate::meter::RequestMeter;
 use crate::opens::{Opened, Opening};
 use crate::raw::opened_passthrough;
+use crate::viewer::viewer;
 use attr::{ABSENT, file_attr, file_type, taken, xattr_reply};
 
 /// 35,000 years. The kernel adds it to its clock in ticks, so the longest `Duration` would overflow.
@@ -51,13 +53,15 @@ const GENERATION: Generation = Generation(0);
 const SMALL_FILE: FileHandle = FileHandle(0);
 
 /// What the kernel should do, where it can.
-const WANTED: [InitFlags; 6] = [
+const WANTED: [InitFlags; 7] = [
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_PASSTHROUGH,
+    // The kernel checks permissions here (`default_permissions`), so views may map owners.
+    InitFlags::FUSE_ALLOW_IDMAP,
 ];
 
 /// One connection to the kernel: the slots of one kind.
@@ -71,6 +75,7 @@ pub(crate) struct Adapter {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) counters: Arc<RequestCounters>,
+    pub(crate) meter: Arc<RequestMeter>,
     limiter: LogLimiter,
     /// The process is about to end: who comes next answers what would only be an error here.
     leaving: AtomicBool,
@@ -116,6 +121,7 @@ impl Adapter {
 
     /// A panic is a defect; it must cost one request and not the thread that answers them.
     fn guard(&self, request: impl FnOnce()) {
+        let _timed = self.host.shared.meter.request();
         if catch_unwind(AssertUnwindSafe(request)).is_err() {
             count(&self.host.shared.counters.failed);
             tracing::error!("a request made its thread panic; it was answered with an I/O error");
@@ -150,7 +156,8 @@ impl Adapter {
 
 impl Shared {
     pub(crate) fn new(counters: Arc<RequestCounters>) -> Self {
-        Self { counters, limiter: LogLimiter::default(), leaving: AtomicBool::new(false) }
+        let (meter, limiter) = Default::default();
+        Self { counters, meter, limiter, leaving: AtomicBool::new(false) }
     }
 
     /// From now on, reads that fail are left to the next server.
@@ -315,7 +322,11 @@ impl Filesystem for Adapter {
                     let Some(content) = fs.content(inode)? else { return Ok(None) };
                     let (kind, unique) = (self.kind, request.unique().0);
                     let opening = Opening { kind, inode: ino.0, content, unique };
-                    self.host.open_large(fs, inode, &opening).map(Some)
+                    let opened = self.host.open_large(fs, inode, &opening)?;
+                    if matches!(opened.mode, Mode::Passthrough(_)) {
+                        fs.source().passed_through(inode);
+                    }
+                    Ok(Some(opened))
                 },
             );
             let plain = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
@@ -531,13 +542,14 @@ impl Filesystem for Adapter {
             if !self.kind.has_xattrs() {
                 return reply.error(Errno::ENOSYS);
             }
-            let viewer = if request.uid() == 0 { Viewer::Root } else { Viewer::User };
             match self.place(ino) {
                 Ok(Place::Root) if size == 0 => reply.size(0),
                 Ok(Place::Root) => reply.data(&[]),
                 Ok(Place::In(attached, inode)) => {
-                    let fs = attached.fs();
-                    let answer = fs.and_then(|fs| fs.xattr_names(inode, viewer, size));
+                    let answer = attached.fs().and_then(|fs| {
+                        let viewer = viewer(fs, request.uid(), request.pid());
+                        fs.xattr_names(inode, viewer, size)
+                    });
                     xattr_reply(answer.map_err(|e| self.host.shared.refuse(&e)), reply);
                 }
                 Err(error) => reply.error(self.host.shared.refuse(&error)),

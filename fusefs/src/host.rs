@@ -234,12 +234,6 @@ impl Host {
         }
     }
 
-    /// Lets go of the cached files that no open file needs. Returns how many.
-    pub(crate) fn close_idle(&self) -> usize {
-        let Book { ledger, opens, .. } = &mut *self.book.lock();
-        opens.close_idle(ledger, &self.devices, 0)
-    }
-
     /// Lets go of the cached files that were not needed since `mark`, which an earlier call returned.
     pub(crate) fn close_unused_since(&self, mark: u64) -> u64 {
         let Book { ledger, opens, .. } = &mut *self.book.lock();

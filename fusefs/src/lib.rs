@@ -18,9 +18,11 @@ pub mod keeper;
 mod kind;
 mod ledger;
 mod limiter;
+mod meter;
 mod notify;
 mod opens;
 mod raw;
+mod viewer;
 
 pub use content::{ContentError, ContentSource, ReadDone, ReadNow, WholeFile};
 pub use counters::{RequestCounters, RequestCounts};
@@ -35,3 +37,4 @@ pub use inode::Slot;
 pub use keeper::SOURCE;
 pub use kind::ConnectionKind;
 pub use ledger::LedgerError;
+pub use meter::{Metered, Metering, RequestMeter};

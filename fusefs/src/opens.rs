@@ -225,20 +225,11 @@ impl Opens {
     }
 
     /// Ends registrations without an open file, the longest unused first, until `most` are left.
-    /// Returns how many.
-    pub(crate) fn close_idle(
-        &mut self,
-        ledger: &mut Ledger,
-        registry: &impl Registry,
-        most: usize,
-    ) -> usize {
-        let mut closed = 0;
+    fn close_idle(&mut self, ledger: &mut Ledger, registry: &impl Registry, most: usize) {
         while self.idle.len() > most {
             let Some((_, key)) = self.idle.first_key_value() else { break };
             self.close(ledger, registry, *key);
-            closed += 1;
         }
-        closed
     }
 
     /// Ends registrations that no file has needed since `mark`, which an earlier call returned.

@@ -55,7 +55,12 @@ impl SnapshotFs {
         R: FnOnce(Answered, Result<&[u8], FsError>) + Send + 'static,
     {
         let len = match self.plan(inode, offset, len) {
-            Ok(Plan::Here(bytes)) => return reply(Answered::Now, Ok(bytes)),
+            Ok(Plan::Here(bytes)) => {
+                if let Ok(len @ 1..) = u32::try_from(bytes.len()) {
+                    self.source.read_elsewhere(inode, offset, len);
+                }
+                return reply(Answered::Now, Ok(bytes));
+            }
             Ok(Plan::Source { len }) => len,
             Err(error) => return reply(Answered::Now, Err(error)),
         };

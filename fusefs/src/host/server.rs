@@ -24,6 +24,7 @@ use crate::inode::Slot;
 use crate::keeper::{KeeperError, Kept, Link, LinkEvent, SessionId};
 use crate::kind::ConnectionKind;
 use crate::ledger::{LedgerError, Left, Visibility};
+use crate::meter::RequestMeter;
 use crate::notify::{Known, resend};
 
 /// How long a forced unmount may take before its threads are left behind. The kernel wakes them at
@@ -269,6 +270,11 @@ impl HostServer {
         &self.host.shared.counters
     }
 
+    /// How long requests of the kernel take, while somebody measures it.
+    pub fn meter(&self) -> &Arc<RequestMeter> {
+        &self.host.shared.meter
+    }
+
     /// Looks at once whether slots that were detached while they were in use still are, which is
     /// otherwise done every now and then. Returns how many are.
     pub fn sweep(&self) -> usize {
@@ -280,12 +286,6 @@ impl HostServer {
     pub fn open_files(&self) -> OpenFiles {
         let (open, passthrough) = self.host.open_counts();
         OpenFiles { open, passthrough }
-    }
-
-    /// Lets go of cached files that are registered with the kernel although no file is open that
-    /// needs them: their space can then be used for others. Returns how many.
-    pub fn let_go_of_idle_files(&self) -> usize {
-        self.host.close_idle()
     }
 
     /// Tells when the session is over, or this process can't serve it any more: end the process.
