@@ -19,6 +19,7 @@ pub mod scratch;
 pub mod service;
 pub mod shaped_store;
 pub mod tree;
+mod warm;
 pub mod weed;
 
 pub use compare::{Comparison, Holes};

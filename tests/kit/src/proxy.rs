@@ -54,6 +54,17 @@ pub struct Proxy {
 impl Proxy {
     /// Starts a proxy in front of the server at `upstream`.
     pub fn start(upstream: SocketAddr) -> io::Result<Self> {
+        Self::start_on(Arc::new(Link::new()), upstream)
+    }
+
+    /// Starts another proxy, in front of another server, on the same link: they share its
+    /// bandwidth and its sequence of latencies, and [`Proxy::shape`] of either shapes both. Each
+    /// has its own rules and counts; times are counted from the same moment.
+    pub fn start_beside(&self, upstream: SocketAddr) -> io::Result<Self> {
+        Self::start_on(Arc::clone(&self.link), upstream)
+    }
+
+    fn start_on(link: Arc<Link>, upstream: SocketAddr) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("proxy")
@@ -62,7 +73,6 @@ impl Proxy {
         let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
         let address = listener.local_addr()?;
         let state = Shared::default();
-        let link = Arc::new(Link::new());
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
         let upstream = Upstream {

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use crate::http;
 use crate::process::{Server, find_program, free_addresses, with_retries};
 use crate::scratch::scratch;
+use crate::warm::warm;
 
 /// The user whom a registry with passwords knows.
 pub const USER: &str = "inlay-test";
@@ -32,7 +33,7 @@ pub struct Registry {
     // Dropped before the directory that it writes to.
     server: Server,
     address: SocketAddr,
-    _scratch: TempDir,
+    scratch: TempDir,
 }
 
 impl Registry {
@@ -64,12 +65,17 @@ impl Registry {
         let log = scratch.path().join("log");
         let mut server = Server::start(&find_program("docker-registry")?, &arguments, &log)?;
         server.wait_until(|| matches!(http::status("GET", address, "/v2/", ""), Ok(200 | 401)))?;
-        Ok(Self { server, address, _scratch: scratch })
+        Ok(Self { server, address, scratch })
     }
 
     /// Where the registry is; image references begin with it.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Reads its files into the page cache, and says how many bytes that were.
+    pub fn warm(&self) -> io::Result<u64> {
+        warm(self.scratch.path())
     }
 
     /// The server process's id.

@@ -16,18 +16,24 @@ pub enum Fixture {
     /// directory `usr/share/doc` is replaced as a whole (opaque), `etc/motd` is gone, and
     /// `etc/inlay-layer` is new. The tag is `test`.
     OciLayout,
+    /// A Debian that work is done in: git, make, gcc, sqlite3, python3 with venv, node and npm.
+    Sandboxes,
+    /// Packages as pip and npm download them: bottle and click in `wheels`, ms and semver in `npm`.
+    Packages,
 }
 
 /// Where a fixture is. Fails, saying how to make it, if it has not been made.
 pub fn find(fixture: Fixture) -> io::Result<PathBuf> {
-    let name = match fixture {
-        Fixture::Directory => "debian-python",
-        Fixture::Tar => "debian-python.tar",
-        Fixture::OciLayout => "debian-python-oci",
+    let (name, make) = match fixture {
+        Fixture::Directory => ("debian-python", "scripts/fixtures"),
+        Fixture::Tar => ("debian-python.tar", "scripts/fixtures"),
+        Fixture::OciLayout => ("debian-python-oci", "scripts/fixtures"),
+        Fixture::Sandboxes => ("sandboxes", "scripts/fixtures sandboxes"),
+        Fixture::Packages => ("sandboxes-packages", "scripts/fixtures sandboxes"),
     };
     let path = source_root().join("target/fixtures").join(name);
     if path.exists() {
         return Ok(path);
     }
-    Err(io::Error::other(format!("{} is missing: run scripts/fixtures", path.display())))
+    Err(io::Error::other(format!("{} is missing: run {make}", path.display())))
 }

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use crate::http;
 use crate::process::{Server, find_program, free_addresses, with_retries};
 use crate::scratch::scratch;
+use crate::warm::warm;
 
 /// The bucket that every server has.
 pub const BUCKET: &str = "inlay-test";
@@ -26,7 +27,7 @@ pub struct Weed {
     server: Server,
     s3: SocketAddr,
     filer: SocketAddr,
-    _scratch: TempDir,
+    scratch: TempDir,
 }
 
 impl Weed {
@@ -76,7 +77,7 @@ impl Weed {
         server.wait_until(|| matches!(http::status("POST", filer, &bucket, ""), Ok(201)))?;
         // Without credentials, the answer of a server that is up is "forbidden".
         server.wait_until(|| matches!(http::status("GET", s3, "/", ""), Ok(403)))?;
-        Ok(Self { server, s3, filer, _scratch: scratch })
+        Ok(Self { server, s3, filer, scratch })
     }
 
     /// Where S3 is spoken.
@@ -88,6 +89,11 @@ impl Weed {
     /// read without a key.
     pub fn filer(&self) -> SocketAddr {
         self.filer
+    }
+
+    /// Reads its files into the page cache, and says how many bytes that were.
+    pub fn warm(&self) -> io::Result<u64> {
+        warm(self.scratch.path())
     }
 
     /// The server process's id.

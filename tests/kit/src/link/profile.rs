@@ -135,6 +135,11 @@ impl LinkProfile {
         self.bandwidth
     }
 
+    /// The latency of a request, in the middle of what the jitter makes of it.
+    pub const fn latency(&self) -> Duration {
+        self.latency
+    }
+
     /// The shortest latency that a request may have.
     pub fn shortest_latency(&self) -> Duration {
         self.latency.saturating_sub(self.jitter)

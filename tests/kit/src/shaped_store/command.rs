@@ -19,6 +19,8 @@ pub(super) enum Command {
     Stats,
     /// `requests`: all of them.
     Requests,
+    /// `warm`: the servers' files are read into the page cache.
+    Warm,
     /// `quit`: the end.
     Quit,
 }
@@ -26,7 +28,9 @@ pub(super) enum Command {
 /// What is wrong with a line.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub(super) enum CommandError {
-    #[error("{0:?} is not a command: write link PROFILE [SEED], forget, stats, requests or quit")]
+    #[error(
+        "{0:?} is not a command: write link PROFILE [SEED], forget, stats, requests, warm or quit"
+    )]
     Unknown(String),
     #[error(transparent)]
     Profile(#[from] ProfileError),
@@ -49,6 +53,7 @@ impl FromStr for Command {
             ["forget"] => Ok(Self::Forget),
             ["stats"] => Ok(Self::Stats),
             ["requests"] => Ok(Self::Requests),
+            ["warm"] => Ok(Self::Warm),
             ["quit"] => Ok(Self::Quit),
             _ => Err(CommandError::Unknown(line.trim().into())),
         }
@@ -103,6 +108,7 @@ mod tests {
         assert_eq!(read("forget"), Ok(Command::Forget));
         assert_eq!(read("stats\r"), Ok(Command::Stats));
         assert_eq!(read("requests"), Ok(Command::Requests));
+        assert_eq!(read("warm"), Ok(Command::Warm));
         assert_eq!(read("quit"), Ok(Command::Quit));
     }
 
