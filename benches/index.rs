@@ -9,11 +9,10 @@
 
 use std::fs::File;
 use std::hint::black_box;
-use std::io::BufReader;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use inlay_store::format::packed::pack_index;
+use inlay_store::format::packed::{Effort, pack_index};
 use inlay_store::format::write::{IndexParts, write_index};
 use inlay_store::format::{Index, InodeIdx, Timestamp};
 use inlay_store::ids::Kind;
@@ -119,7 +118,7 @@ fn main() {
         let parts = IndexParts { kind: Kind::Image, tree: &tree, groups: &groups, config: b"" };
         let raw = write_index(parts, &mut File::create(&path).unwrap()).unwrap();
         let mut packed = Vec::new();
-        pack_index(&mut BufReader::new(File::open(&path).unwrap()), raw, &mut packed).unwrap();
+        pack_index(&std::fs::read(&path).unwrap(), Effort::Thorough, &mut packed).unwrap();
         let (open, lookup) = measure(&path, files);
         println!(
             "{files:>9} {:>8.1}K {:>8.1} {:>8.1}K {:>8.1} {open:>9.1} {lookup:>17.1}",

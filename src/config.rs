@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -41,9 +42,45 @@ pub fn store_variables() -> Vec<(String, String)> {
     plain_options(&variables())
 }
 
+/// The variables of this process but for those about stores and this program: what another program is
+/// given that shall not depend on them.
+pub fn other_variables() -> Vec<(OsString, OsString)> {
+    let ours = |name: &OsString| {
+        let name = name.to_string_lossy();
+        name.starts_with("INLAY_") || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    };
+    env::vars_os().filter(|(name, _)| !ours(name)).collect()
+}
+
+/// Where the program `name` is: in the directories of `PATH`, or in those of the system's programs,
+/// which the `PATH` of a user may not have.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"];
+    let is_program = |path: &PathBuf| {
+        fs::metadata(path)
+            .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
+    env::split_paths(&path)
+        .filter(|dir| dir.is_absolute())
+        .chain(system.map(PathBuf::from))
+        .map(|dir| dir.join(name))
+        .find(is_program)
+}
+
+/// The variable `name` of this process, if it is text.
+pub fn variable(name: &str) -> Option<String> {
+    Some(format!("{name}={}", env::var(name).ok()?))
+}
+
 /// Where the service manager wants to be told that the daemon is ready.
 pub fn notify_socket() -> Option<OsString> {
     env::var_os("NOTIFY_SOCKET")
+}
+
+/// The fault that tests want this process to have (see [`crate::inject`]).
+pub fn injected_fault() -> Option<String> {
+    env::var("INLAY_INJECT").ok()
 }
 
 /// How many descriptors the service manager keeps for this service, if it says so (systemd does from

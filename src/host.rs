@@ -29,6 +29,24 @@ pub enum HostError {
     Runtime(#[source] io::Error),
 }
 
+/// What a snapshot is made with: borrowed from a [`Host`] or from the daemon.
+#[derive(Debug, Clone, Copy)]
+pub struct Site<'a> {
+    /// The store.
+    pub remote: &'a Remote,
+    /// The state directory.
+    pub state: &'a State,
+    /// The runtime that network work runs on.
+    pub runtime: &'a Handle,
+}
+
+impl Site<'_> {
+    /// Waits for `future`. Not to be called from the runtime itself.
+    pub fn wait<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+}
+
 /// A store and a state directory.
 #[derive(Debug)]
 pub struct Host {
@@ -67,6 +85,11 @@ impl Host {
     /// The runtime that network work runs on.
     pub fn handle(&self) -> &Handle {
         self.runtime.handle()
+    }
+
+    /// The host as what makes snapshots needs it.
+    pub fn site(&self) -> Site<'_> {
+        Site { remote: &self.remote, state: &self.state, runtime: self.runtime.handle() }
     }
 
     /// Waits for `future`. Not to be called from the runtime itself.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use inlayfs::cli::Cli;
+use inlayfs::{config, inject};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -18,10 +19,14 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    if let Err(error) = inject::arm(config::injected_fault().as_deref()) {
+        return fail(&format!("INLAY_INJECT: {error}"), 2);
+    }
     match cli.run() {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read the output has had enough: that is not for this program to complain about.
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
+        Err(error) if error.is_silent() => ExitCode::from(error.exit_code()),
         Err(error) => fail(&error.to_string(), error.exit_code()),
     }
 }

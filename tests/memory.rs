@@ -130,7 +130,9 @@ fn measure(snapshots: u32, files: u32) -> Measured {
             store: StoreRef { url: None, plain_http: false },
             cache: CacheUse::Kept,
             mountpoint: (&*mountpoint).into(),
+            pid: None,
             view: WantedView::ReadOnly,
+            chown: None,
             deadline_ms: 60_000,
         };
         let start = Instant::now();

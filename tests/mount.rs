@@ -124,6 +124,45 @@ fn the_whole_tree_is_one_device_so_that_nothing_is_skipped() {
 }
 
 #[test]
+fn owners_are_shown_as_others_wherever_a_snapshot_is_served() {
+    // One with attributes and a large file, which is attached in two parts below an overlay, and one
+    // without.
+    for large in [false, true] {
+        let host = Host::new(|tree| {
+            one_file(tree);
+            fs::write(tree.join("other"), "o").unwrap();
+            chown(tree.join("other"), Some(7), Some(8)).unwrap();
+            if large {
+                fs::write(tree.join("large"), content::random("x", 3 << 20)).unwrap();
+            }
+        });
+        for options in [&[][..], SCRATCH] {
+            let options = [options, &["--chown", "1000:1001"]].concat();
+            let mounted = host.inlay.mount("base", &options).unwrap();
+            let owner = |name: &str| {
+                let meta = fs::metadata(mounted.path().join(name)).unwrap();
+                (meta.uid(), meta.gid())
+            };
+            assert_eq!((owner(""), owner("file")), ((1000, 1001), (1000, 1001)));
+            assert_eq!(owner("other"), (7, 8));
+            assert_eq!(fs::read(mounted.path().join("file")).unwrap(), b"x");
+            if options.len() > 2 {
+                let mut append = Command::new("setpriv");
+                append.args(["--reuid", "1000", "--regid", "1001", "--clear-groups", "tee", "-a"]);
+                append.arg("file").current_dir(mounted.path()).stdin(Stdio::null());
+                assert!(append.stdout(Stdio::null()).status().unwrap().success());
+            }
+            if large {
+                assert_eq!(fs::read(mounted.path().join("large")).unwrap().len(), 3 << 20);
+                assert_eq!(owner("large"), (1000, 1001));
+            }
+            mounted.unmount().unwrap();
+        }
+        host.assert_clean();
+    }
+}
+
+#[test]
 fn changing_attributes_fetches_no_contents() {
     let host = Host::new(|tree| {
         fs::write(tree.join("file"), content::random("x", 3 << 20)).unwrap();
@@ -387,7 +426,9 @@ fn a_mount_whose_caller_gave_up_does_not_stay() {
         store: StoreRef { url: Some(format!("s3://{BUCKET}/{prefix}")), plain_http: false },
         cache: CacheUse::Kept,
         mountpoint: (&*other).into(),
+        pid: None,
         view: WantedView::ReadOnly,
+        chown: None,
         deadline_ms: 50,
     };
     let api = Client::new(&Paths::of(next.state())).unwrap();

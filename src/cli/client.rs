@@ -10,7 +10,7 @@ use super::Global;
 use super::daemon::common_words;
 use super::duration;
 use super::error::CliError;
-use crate::daemon::{self, Client, DaemonError, ErrorKind, Paths, StatusAnswer, StoreRef};
+use crate::daemon::{self, Client, DaemonError, ErrorKind, Keys, Paths, StatusAnswer, StoreRef};
 
 /// How often a command that meets a daemon at its end looks for the next.
 const TRIES: u32 = 5;
@@ -59,20 +59,22 @@ pub(super) fn with_daemon<T>(
     mut ask: impl FnMut(&Client, &StatusAnswer) -> Result<T, CliError>,
 ) -> Result<T, CliError> {
     let paths = global.paths()?;
+    // Tried again, a request has the key that it had before: nothing is done twice.
+    let keys = Keys::new()?;
     for _ in 1..TRIES {
         let (client, status) = ensure(global, &paths, cache_size)?;
-        match ask(&client, &status) {
+        match ask(&client.with_keys(&keys), &status) {
             Err(CliError::Daemon(error)) if is_passing(&error) => {}
             other => return other,
         }
         std::thread::sleep(PAUSE);
     }
     let (client, status) = ensure(global, &paths, cache_size)?;
-    ask(&client, &status)
+    ask(&client.with_keys(&keys), &status)
 }
 
-/// Whether it was only the wrong moment: mostly a daemon that was just ending, and had not done
-/// anything of what it was asked for.
+/// Whether it was only the wrong moment: mostly a daemon that was just ending.
+/// If it had done what it was asked for, the next one knows the key.
 fn is_passing(error: &DaemonError) -> bool {
     match error {
         DaemonError::NotRunning(_) | DaemonError::Conversation(_) => true,

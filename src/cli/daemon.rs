@@ -1,6 +1,7 @@
 //! `inlay daemon`, `daemon status`, `daemon stop`, and the hidden `inlay keeper`.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
@@ -78,7 +79,18 @@ pub(super) struct DaemonArgs {
 enum DaemonWord {
     Status(StatusArgs),
     Stop(StopArgs),
+    Openapi(OpenapiArgs),
 }
+
+/// Print the description of the daemon's API: an OpenAPI document.
+///
+/// A daemon that runs answers it at /v1/openapi.json.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  inlay daemon openapi | jq '.paths | keys'
+  curl --unix-socket /var/lib/inlay/run/daemon.sock http://inlay/v1/openapi.json")]
+pub(super) struct OpenapiArgs {}
 
 /// Show how the daemon is.
 #[derive(Debug, Args)]
@@ -119,6 +131,9 @@ pub(super) fn daemon(global: &Global, args: &DaemonArgs) -> Result<(), CliError>
     match &args.word {
         Some(DaemonWord::Status(_)) => status(global),
         Some(DaemonWord::Stop(args)) => stop(global, args),
+        Some(DaemonWord::Openapi(_)) => {
+            Ok(std::io::stdout().write_all(daemon::openapi()?.as_bytes())?)
+        }
         None => serve(global, args),
     }
 }
@@ -151,6 +166,7 @@ fn options(global: &Global, args: &DaemonArgs) -> Result<DaemonOptions, CliError
         metrics_listen: args.metrics_listen,
         threads: args.threads,
         keeper: keeper_words(global, args)?,
+        monitor: common_words(global, "monitor")?,
     })
 }
 
@@ -204,6 +220,7 @@ fn status(global: &Global) -> Result<(), CliError> {
         writeln!(out, "state     {}", status.state.to_path().display())?;
         writeln!(out, "mounts    {}", status.mounts)?;
         writeln!(out, "attached  {}", status.attached)?;
+        writeln!(out, "sealed    {}", status.sealed)?;
         writeln!(out, "cache     {cache}")?;
         writeln!(out, "ends      {idle}")
     })?;

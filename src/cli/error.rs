@@ -38,6 +38,12 @@ pub enum CliError {
     /// A mount.
     #[error(transparent)]
     Mount(#[from] crate::mount::MountError),
+    /// A sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] crate::sandbox::SandboxError),
+    /// A benchmark.
+    #[error(transparent)]
+    Bench(#[from] crate::bench::BenchError),
     /// A path inside a snapshot.
     #[error("{snapshot}:{path}: {why}")]
     Path {
@@ -60,6 +66,26 @@ pub enum CliError {
     /// Standard output.
     #[error("writing the output: {0}")]
     Output(#[from] io::Error),
+    /// The store takes longer than was waited.
+    #[error(
+        "{waiting} snapshots are not in their stores after {limit:?}; they wait on this host, \
+        and the daemon's log says why"
+    )]
+    NotDurable {
+        /// How many.
+        waiting: usize,
+        /// How long was waited.
+        limit: std::time::Duration,
+    },
+    /// The program that was run has ended with an exit code other than 0.
+    #[error("the program has ended with exit code {0}")]
+    Ended(u8),
+    /// What was to be traced, or a trace.
+    #[error("{0}")]
+    Trace(String),
+    /// A trace's file.
+    #[error(transparent)]
+    TraceFile(#[from] crate::trace::TraceError),
     /// The words of the command don't fit together.
     #[error("{0}")]
     Usage(String),
@@ -77,8 +103,26 @@ impl CliError {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
 
-    /// 2 for wrong words, otherwise 1.
+    /// How a program that was run has ended.
+    pub(super) fn ended(code: i32) -> Result<(), Self> {
+        match u8::try_from(code) {
+            Ok(0) => Ok(()),
+            Ok(code) => Err(Self::Ended(code)),
+            Err(_) => Err(Self::Ended(u8::MAX)),
+        }
+    }
+
+    /// Whether there is nothing to be said: the exit code is the program's that was run.
+    pub fn is_silent(&self) -> bool {
+        matches!(self, Self::Ended(_))
+    }
+
+    /// 2 for wrong words, a program's own if one was run, otherwise 1.
     pub fn exit_code(&self) -> u8 {
-        if matches!(self, Self::Usage(_)) { 2 } else { 1 }
+        match self {
+            Self::Usage(_) => 2,
+            Self::Ended(code) => *code,
+            _ => 1,
+        }
     }
 }

@@ -3,22 +3,36 @@
 //! 0: done. 1: failed, with one line on standard error that says what, on what, and what to do.
 //! 2: the words of the command are wrong.
 
+mod bench;
 mod cache;
 mod client;
+mod cp;
 mod daemon;
-mod duration;
 mod error;
+mod exec;
 mod export;
 mod import;
+mod inside;
 mod list;
+mod logs;
 mod look;
+mod monitor;
 mod mount;
+mod mount_into;
 mod output;
 mod path;
 mod prefetch;
 mod profile;
 mod progress;
 mod reader;
+mod run;
+mod sandbox;
+mod sandbox_options;
+mod snapshot;
+mod stream;
+mod terminal;
+mod top;
+mod trace;
 mod verify;
 
 use std::path::PathBuf;
@@ -31,6 +45,7 @@ pub use error::CliError;
 use output::Format;
 
 use crate::config::STATE_DEFAULT;
+use crate::duration;
 use crate::host::Host;
 
 /// Lazy-loading container images and snapshots.
@@ -93,6 +108,13 @@ pub struct Global {
 enum Command {
     Import(import::ImportArgs),
     Export(export::ExportArgs),
+    Run(run::RunArgs),
+    Sandbox(sandbox::SandboxArgs),
+    Exec(exec::ExecArgs),
+    Logs(logs::LogsArgs),
+    Cp(cp::CpArgs),
+    Snapshot(snapshot::SnapshotArgs),
+    Sync(snapshot::SyncArgs),
     Mount(mount::MountArgs),
     #[command(alias = "unmount")]
     Umount(mount::UmountArgs),
@@ -100,6 +122,8 @@ enum Command {
     Daemon(daemon::DaemonArgs),
     #[command(hide = true)]
     Keeper(daemon::KeeperArgs),
+    #[command(hide = true)]
+    Monitor(monitor::MonitorArgs),
     Ls(look::LsArgs),
     Cat(look::CatArgs),
     Stat(look::StatArgs),
@@ -114,6 +138,9 @@ enum Command {
     Profile(profile::ProfileArgs),
     Cache(cache::CacheArgs),
     Prefetch(prefetch::PrefetchArgs),
+    Bench(bench::BenchArgs),
+    Top(top::TopArgs),
+    Trace(trace::TraceArgs),
 }
 
 impl Global {
@@ -151,11 +178,19 @@ impl Cli {
         match self.command {
             Command::Import(args) => import::import(global, args),
             Command::Export(args) => export::export(global, &args),
+            Command::Run(args) => run::run(global, &args),
+            Command::Sandbox(args) => sandbox::sandbox(global, &args),
+            Command::Exec(args) => exec::exec(global, &args),
+            Command::Logs(args) => logs::logs(global, &args),
+            Command::Cp(args) => cp::cp(global, &args),
+            Command::Snapshot(args) => snapshot::snapshot(global, &args),
+            Command::Sync(args) => snapshot::sync(global, &args),
             Command::Mount(args) => mount::mount(global, &args),
             Command::Umount(args) => mount::umount(global, &args),
             Command::Mounts(args) => mount::mounts(global, &args),
             Command::Daemon(args) => daemon::daemon(global, &args),
             Command::Keeper(args) => daemon::keeper(global, &args),
+            Command::Monitor(args) => monitor::monitor(global, &args),
             Command::Ls(args) => look::ls(global, &args),
             Command::Cat(args) => look::cat(global, &args),
             Command::Stat(args) => look::stat(global, &args),
@@ -168,6 +203,9 @@ impl Cli {
             Command::Profile(args) => profile::profile(global, &args),
             Command::Cache(args) => cache::cache(global, &args),
             Command::Prefetch(args) => prefetch::prefetch(global, &args),
+            Command::Bench(args) => bench::bench(global, &args),
+            Command::Top(args) => top::top(global, &args),
+            Command::Trace(args) => trace::trace(global, &args),
         }
     }
 }

@@ -16,13 +16,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Global;
 use super::client::{warn_of_differences, with_daemon};
 use super::error::CliError;
+use super::inside::Where;
+use super::mount_into;
 use super::output::{self, shown};
 use crate::daemon::{
     CacheUse, Client, DaemonError, ErrorKind, GONE, GoneAnswer, GoneRequest, LoadOptions, MOUNTS,
     MountRequest, MountShown, Prefetch, RecordProfile, UmountAnswer, UmountRequest,
 };
 use crate::mount::{
-    Changes, Keep, MountError, PathText, Registry, Umount, UpperPlace, View, WantedView,
+    Changes, Keep, MountError, Owner, PathText, Registry, Umount, UpperPlace, View, WantedView,
 };
 
 /// How long a mount may take, most of it for the index, before the caller is told that it failed.
@@ -34,13 +36,17 @@ const WATCH_LIMIT: Duration = Duration::from_secs(30);
 /// The pause before a daemon that does not answer is asked again.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Mount a snapshot on a directory.
+/// Mount a snapshot on a directory, or into a sandbox that runs.
 ///
 /// Returns when it is there; files are fetched when they are read. The daemon serves it until it is
 /// unmounted; one is started in the background if none runs.
 ///
-/// With --rw, changes are kept in a directory beside and are there again when the same snapshot is
-/// mounted on the same directory; 'inlay umount --discard' throws them away.
+/// In a sandbox it replaces what is at the path, which is made if it is missing, and can be changed
+/// unless --read-only is given; 'empty' is a snapshot of nothing. On a directory of this host it is
+/// read-only unless --rw is given.
+///
+/// Changes are kept and are there again when the same snapshot is mounted at the same place; 'inlay
+/// umount --discard' throws them away. Those of a sandbox are kept as long as the sandbox is.
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools)] // each is a word of the command line
 #[command(after_help = "\
@@ -49,21 +55,37 @@ Examples:
   inlay mount --rw base /mnt/work
   inlay mount --rw --upper /srv/changes base /mnt/work
   inlay mount --rw --scratch base /mnt/try
+  inlay mount --chown 1000:1000 base /mnt/mine
+  inlay mount dir-3f9c… b:/project                 into the sandbox b
+  inlay mount --read-only deps b:/project/node_modules
+  inlay mount empty b:/scratch
+  inlay mount --pid 4711 --rw dir-3f9c… /project   into any container, by one of its processes
   inlay mount --foreground --log info base /mnt/base")]
 pub(super) struct MountArgs {
     /// Name or id
-    snapshot: String,
-    /// An existing directory
+    pub(super) snapshot: String,
+    /// An existing directory, or SANDBOX:/PATH
+    #[arg(value_name = "DIR|SANDBOX:/PATH")]
     dir: PathBuf,
-    /// Writable: changes go to a directory on this host
+    /// Writable: changes go to a directory on this host. In a sandbox that is so without it
     #[arg(long)]
     rw: bool,
+    /// As it is, in a sandbox, too
+    #[arg(long, conflicts_with = "rw")]
+    pub(super) read_only: bool,
+    /// Mount where this process of the host sees the directory, which is made if it is missing
+    #[arg(long, value_name = "PID")]
+    pid: Option<u32>,
     /// Where the changes go [default: below the state directory]
     #[arg(long, value_name = "DIR", requires = "rw", conflicts_with = "scratch")]
-    upper: Option<PathBuf>,
+    pub(super) upper: Option<PathBuf>,
     /// Throw the changes away when it is unmounted
     #[arg(long, requires = "rw")]
-    scratch: bool,
+    pub(super) scratch: bool,
+    /// Show what belongs to the owner of the snapshot's root directory as this user's and group's, by
+    /// their numbers. Everybody else stays; setuid bits are ignored
+    #[arg(long, value_name = "UID:GID", value_parser = owner)]
+    pub(super) chown: Option<Owner>,
     /// How much disk the host's cache may take, for a daemon that this starts: a size, a share of
     /// the disk such as 20%, or auto. It is remembered for this state [default: what was said last,
     /// or auto]
@@ -71,7 +93,7 @@ pub(super) struct MountArgs {
     cache_size: Option<Budget>,
     /// Keep nothing on this host's disk but the index
     #[arg(long, conflicts_with = "cache_size")]
-    no_cache: bool,
+    pub(super) no_cache: bool,
     /// How much is loaded ahead of readers
     #[arg(
         long,
@@ -103,10 +125,10 @@ pub(super) struct MountArgs {
     record_profile: RecordProfile,
     /// Stay until it is unmounted; SIGTERM and SIGINT unmount it
     #[arg(long)]
-    foreground: bool,
+    pub(super) foreground: bool,
 }
 
-/// Unmount a directory that 'inlay mount' has mounted.
+/// Unmount what 'inlay mount' has mounted, on a directory or in a sandbox.
 ///
 /// Returns when the mount is gone. A mount that is in use stays as it is, and the command
 /// fails; with --lazy it goes out of sight and ends with its last user.
@@ -115,17 +137,22 @@ pub(super) struct MountArgs {
 Examples:
   inlay umount /mnt/base
   inlay umount --lazy /mnt/base
-  inlay umount --discard /mnt/work")]
+  inlay umount --discard /mnt/work
+  inlay umount b:/project")]
 pub(super) struct UmountArgs {
-    /// The directory
+    /// The directory, or SANDBOX:/PATH
+    #[arg(value_name = "DIR|SANDBOX:/PATH")]
     dir: PathBuf,
+    /// The directory is as this process of the host sees it
+    #[arg(long, value_name = "PID")]
+    pid: Option<u32>,
     /// Also if files are open: it ends when the last one is closed
     #[arg(long, short)]
-    lazy: bool,
+    pub(super) lazy: bool,
     /// Throw away the changes that were kept below the state directory. Those that went where
     /// --upper said stay
     #[arg(long, conflicts_with = "lazy")]
-    discard: bool,
+    pub(super) discard: bool,
 }
 
 /// List what is mounted.
@@ -140,6 +167,11 @@ Examples:
 pub(super) struct MountsArgs {}
 
 pub(super) fn mount(global: &Global, args: &MountArgs) -> Result<(), CliError> {
+    if let Where::Inside(inside) = Where::parse(args.dir.as_os_str())
+        && args.pid.is_none()
+    {
+        return mount_into::mount(global, args, &inside);
+    }
     let request = request(global, args)?;
     with_daemon(global, args.cache_size, |client, status| {
         warn_of_differences(global, status, args.cache_size);
@@ -164,15 +196,33 @@ fn request(global: &Global, args: &MountArgs) -> Result<MountRequest, CliError> 
         store: global.store_ref()?,
         cache: if args.no_cache { CacheUse::None } else { CacheUse::Kept },
         mountpoint: absolute(&args.dir)?,
+        pid: args.pid,
         view,
-        load: LoadOptions {
-            prefetch: args.prefetch,
-            label: args.label.clone().unwrap_or_default(),
-            record: args.record_profile,
-            first: first(args)?,
-        },
+        chown: args.chown,
+        load: args.load()?,
         deadline_ms: u64::try_from(MOUNT_LIMIT.as_millis()).unwrap_or(u64::MAX),
     })
+}
+
+/// Numbers of a user and a group.
+fn owner(text: &str) -> Result<Owner, String> {
+    let numbers = text.split_once(':').and_then(|(uid, gid)| {
+        let number = |text: &str| text.parse().ok().filter(|number| *number != u32::MAX);
+        Some(Owner { uid: number(uid)?, gid: number(gid)? })
+    });
+    numbers.ok_or_else(|| "it must be two numbers, such as 1000:1000".to_owned())
+}
+
+impl MountArgs {
+    /// How it is loaded ahead.
+    pub(super) fn load(&self) -> Result<LoadOptions, CliError> {
+        Ok(LoadOptions {
+            prefetch: self.prefetch,
+            label: self.label.clone().unwrap_or_default(),
+            record: self.record_profile,
+            first: first(self)?,
+        })
+    }
 }
 
 /// The longest list of paths that a mount takes, in bytes: it goes in one request.
@@ -219,6 +269,7 @@ fn in_foreground(global: &Global, client: &Client, request: &MountRequest) -> Re
             () = &mut stop => {
                 let request = UmountRequest {
                     mountpoint: mounted.record.mountpoint,
+                    pid: request.pid,
                     how: Umount::Lazily,
                     changes: Changes::Stay,
                 };
@@ -237,7 +288,7 @@ async fn gone(client: &Client, mounted: &MountShown) -> Result<(), CliError> {
         deadline_ms: u64::try_from(WATCH_LIMIT.as_millis()).unwrap_or(u64::MAX),
     };
     loop {
-        match client.ask(Method::POST, GONE, &request, WATCH_LIMIT).await {
+        match client.look(GONE, &request, WATCH_LIMIT).await {
             Ok(GoneAnswer { gone: true }) => return Ok(()),
             Ok(GoneAnswer { gone: false }) => {}
             Err(_) if !mounted.record.seen.is_mounted()? => return Ok(()),
@@ -260,11 +311,31 @@ fn report(global: &Global, mounted: &MountShown) -> std::io::Result<()> {
     })
 }
 
+/// Where it is seen: on this host, or in a sandbox.
+fn place(mount: &MountShown) -> String {
+    let at = mount.record.mountpoint.to_path();
+    match (&mount.sandbox, &mount.record.owner) {
+        (None, None) => path(&at),
+        (Some(sandbox), _) | (None, Some(sandbox)) => {
+            let is_root = at.ends_with(format!(
+                "sandboxes/{}/rootfs",
+                mount.record.owner.as_deref().unwrap_or("")
+            ));
+            if is_root { format!("{sandbox}:/") } else { format!("{sandbox}:{}", path(&at)) }
+        }
+    }
+}
+
 fn path(path: &Path) -> String {
     shown(path.as_os_str().as_encoded_bytes())
 }
 
 pub(super) fn umount(global: &Global, args: &UmountArgs) -> Result<(), CliError> {
+    if let Where::Inside(inside) = Where::parse(args.dir.as_os_str())
+        && args.pid.is_none()
+    {
+        return mount_into::umount(global, args, &inside);
+    }
     let paths = global.paths()?;
     let dir = std::path::absolute(&args.dir)?;
     let recorded =
@@ -275,6 +346,7 @@ pub(super) fn umount(global: &Global, args: &UmountArgs) -> Result<(), CliError>
     }
     let request = UmountRequest {
         mountpoint: PathText::from(&*dir),
+        pid: args.pid,
         how: if args.lazy { Umount::Lazily } else { Umount::IfFree },
         changes: if args.discard { Changes::Discard } else { Changes::Stay },
     };
@@ -336,7 +408,9 @@ pub(super) fn mounts(global: &Global, _: &MountsArgs) -> Result<(), CliError> {
         Err(DaemonError::NotRunning(_)) if !paths.state().is_dir() => Vec::new(),
         Err(DaemonError::NotRunning(_)) => {
             let records = Registry::open(paths.state())?.list()?.into_iter();
-            records.map(|record| MountShown { record, server: None, served: false }).collect()
+            records
+                .map(|record| MountShown { record, sandbox: None, server: None, served: false })
+                .collect()
         }
         Err(error) => return Err(error.into()),
     };
@@ -351,7 +425,7 @@ pub(super) fn mounts(global: &Global, _: &MountsArgs) -> Result<(), CliError> {
                 View::ReadOnly => "ro",
                 View::Writable { .. } => "rw",
             };
-            let place = path(&mount.record.mountpoint.to_path());
+            let place = place(mount);
             let slots: Vec<_> = mount.record.slots.iter().map(u32::to_string).collect();
             let slots = slots.join("+");
             vec![place, id, mode.to_owned(), slots, pid]

@@ -9,6 +9,8 @@ use inlay_store::format::InodeIdx;
 
 use super::{Now, SnapshotContent};
 use crate::export::{CopyError, FileBytes};
+use crate::trace::Tier;
+use crate::trace::record::Read;
 
 /// How much of a file is copied at once.
 const COPY_LEN: usize = 1 << 20;
@@ -43,6 +45,20 @@ impl ContentSource for SnapshotContent {
         let (whole, content) = Self::whole(self, inode)?;
         let file = Arc::clone(whole.file());
         Some(WholeFile { file, content: content.digest, guard: Box::new(whole) })
+    }
+
+    fn read_elsewhere(&self, inode: InodeIdx, offset: u64, len: u32) {
+        if let Some(source) = &self.inner.source
+            && let Some(at) = source.begins(inode)
+        {
+            source.answered(Read { inode, offset, bytes: len }, Tier::Index, at);
+        }
+    }
+
+    fn passed_through(&self, inode: InodeIdx) {
+        if let Some(source) = &self.inner.source {
+            source.passed(inode);
+        }
     }
 }
 

@@ -18,13 +18,15 @@ use bytes::Bytes;
 use inlay_fusefs::ContentError;
 use inlay_prefetch::{Fetcher, GroupRef, ReadAheadLimits, SequentialReads, StreamId};
 use inlay_store::cache::{Cache, ContentId, Lookup, WholeContent};
-use inlay_store::format::{Index, InodeIdx};
+use inlay_store::format::{GroupIdx, Index, InodeIdx};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+use crate::trace::record::{Read, Source};
+use crate::trace::{Tier, clock};
 use error::{damaged_index, fetch_failed};
 pub use guess::guess;
 use pieces::{Piece, Place, Plan, content_id};
@@ -60,6 +62,8 @@ pub struct Observers {
     pub tracker: Arc<Tracker>,
     /// How long reads take that this host can answer.
     pub waits: Arc<CacheWaits>,
+    /// Who records it, if anybody may.
+    pub source: Option<Arc<Source>>,
 }
 
 /// Whether bytes are on this host.
@@ -85,6 +89,7 @@ struct Inner {
     fetcher: Fetcher,
     tracker: Option<Arc<Tracker>>,
     waits: Option<Arc<CacheWaits>>,
+    source: Option<Arc<Source>>,
     sequential: Option<Mutex<SequentialReads>>,
     turns: Semaphore,
     options: ContentOptions,
@@ -113,14 +118,15 @@ impl SnapshotContent {
         runtime: Handle,
         observers: Option<Observers>,
     ) -> Self {
-        let (tracker, waits) =
-            observers.map(|to| (Some(to.tracker), Some(to.waits))).unwrap_or_default();
+        let (tracker, waits, source) =
+            observers.map(|to| (Some(to.tracker), Some(to.waits), to.source)).unwrap_or_default();
         let inner = Inner {
             index,
             cache,
             fetcher,
             tracker,
             waits,
+            source,
             sequential: options.read_ahead.map(|limits| Mutex::new(SequentialReads::new(limits))),
             turns: Semaphore::new(options.waiting_reads.clamp(1, Semaphore::MAX_PERMITS)),
             options,
@@ -144,6 +150,7 @@ impl SnapshotContent {
         buf: &mut [u8],
     ) -> Result<Now, ContentError> {
         let inner = &self.inner;
+        let traced = inner.source.as_deref().and_then(|source| source.begins(inode));
         let timed = inner.waits.as_deref().and_then(CacheWaits::begin);
         let content = content_id(&inner.index, inode).map_err(|error| damaged_index(&error))?;
         if let Some(len) = content.and_then(|content| inner.read_whole(&content, offset, buf)) {
@@ -152,6 +159,7 @@ impl SnapshotContent {
             {
                 tracker.touch_file(&inner.index, inode, offset..offset.saturating_add(len as u64));
             }
+            inner.record_answer(inode, offset, len, traced);
             return Ok(Now::Filled(len));
         }
         let plan = Plan::new(&inner.index, inode, offset, buf.len())
@@ -166,6 +174,7 @@ impl SnapshotContent {
         if plan.pieces.iter().any(|piece| matches!(piece.from, Place::Group { .. })) {
             timed.inspect(waits::Timed::end);
         }
+        inner.record_answer(inode, offset, plan.len, traced);
         inner.touch(&plan);
         inner.read_ahead(inode, offset, &plan);
         Ok(Now::Filled(plan.len))
@@ -180,6 +189,8 @@ impl SnapshotContent {
         len: u32,
     ) -> Result<Bytes, ContentError> {
         let inner = &self.inner;
+        let source = inner.source.as_deref().filter(|source| source.is_on());
+        let traced = source.map(|source| (source, clock::now()));
         let Ok(turn) = timeout(inner.options.turn, inner.turns.acquire()).await else {
             return Err(ContentError::Timeout { object: "a turn to read from the store".into() });
         };
@@ -196,9 +207,17 @@ impl SnapshotContent {
                 missing.push(piece);
             }
         }
+        let pending = traced.map(|(source, at)| {
+            let groups: Vec<GroupIdx> = missing.iter().filter_map(|piece| piece.group()).collect();
+            source.waits(Read { inode, offset, bytes: len }, at, &groups)
+        });
         inner.touch(&plan);
         inner.read_ahead(inode, offset, &plan);
-        inner.fetch(inode, &missing, &mut buf).await?;
+        let fetched = inner.fetch(inode, &missing, &mut buf).await;
+        if let Some(pending) = pending {
+            pending.end();
+        }
+        fetched?;
         Ok(Bytes::from(buf))
     }
 
@@ -265,6 +284,14 @@ impl Inner {
                     // From memory it may have gone to the cache between the two looks.
                     || cache.is_some_and(|cache| has(cache) && cached(cache, to))
             }
+        }
+    }
+
+    /// A read that began `at` was answered from this host.
+    fn record_answer(&self, inode: InodeIdx, offset: u64, len: usize, at: Option<u64>) {
+        if let (Some(source), Some(at)) = (&self.source, at) {
+            let bytes = u32::try_from(len).unwrap_or(u32::MAX);
+            source.answered(Read { inode, offset, bytes }, Tier::Cache, at);
         }
     }
 

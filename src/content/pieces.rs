@@ -41,6 +41,16 @@ pub(super) enum Place {
     },
 }
 
+impl Piece {
+    /// The number of the group that it is in.
+    pub(super) fn group(&self) -> Option<GroupIdx> {
+        match self.from {
+            Place::Group { number, .. } => Some(number),
+            Place::Index(_) => None,
+        }
+    }
+}
+
 impl Place {
     /// Where a piece begins in its group's decoded bytes.
     pub(super) fn group_offset(extent: &CachePiece, skip: u32) -> u32 {

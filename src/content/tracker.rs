@@ -118,11 +118,19 @@ impl Tracker {
         }
     }
 
+    fn is_touched(&self, group: GroupIdx) -> bool {
+        let word = self.touched.get(group.0 as usize / 64);
+        word.is_some_and(|word| word.load(Ordering::Relaxed) & 1 << (group.0 % 64) != 0)
+    }
+
     /// A reader had bytes of a file that is whole in the cache.
     pub(super) fn touch_file(&self, index: &Index, inode: InodeIdx, range: Range<u64>) {
         let Ok(FileData::Extents(extents)) = index.data(inode) else { return };
         for extent in extents.within(range).flatten() {
-            if let Ok(group) = index.group(extent.group) {
+            // Most reads need not look the group up.
+            if !self.is_touched(extent.group)
+                && let Ok(group) = index.group(extent.group)
+            {
                 self.touch(index, extent.group, &group);
             }
         }

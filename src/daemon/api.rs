@@ -2,14 +2,21 @@
 //!
 //! Paths begin with the version. Within one version, fields are only added.
 
+pub(super) mod sandboxes;
+pub(super) mod traces;
+
 use std::collections::BTreeMap;
 
 use inlay_store::ids::SnapshotId;
 use inlay_store::profile::ProfileLabel;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+pub use sandboxes::*;
+pub use traces::*;
 
 use super::attached::Part;
-use crate::mount::{Changes, MountRecord, PathText, ProcessId, Umount, WantedView};
+use crate::mount::{Changes, MountRecord, Owner, PathText, ProcessId, Umount, WantedView};
 
 /// How the daemon is.
 pub const STATUS: &str = "/v1/status";
@@ -21,16 +28,25 @@ pub const GONE: &str = "/v1/mounts/gone";
 pub const ATTACHED: &str = "/v1/attached";
 /// What is loaded ahead of readers.
 pub const PREFETCH: &str = "/v1/prefetch";
+/// The description of all of it.
+pub const OPENAPI: &str = "/v1/openapi.json";
 /// Ends the daemon.
 pub const STOP: &str = "/v1/stop";
 
+/// The header that names a request to change something: the same key asks for the same thing.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// The header of an answer that was given before.
+pub const IDEMPOTENCY_REPLAYED: &str = "idempotency-replayed";
+/// The header that says how long the caller waits: `500ms`, `5s`, `2m`.
+pub const DEADLINE: &str = "inlay-deadline";
+
 /// The longest body of a request, in bytes.
-pub const REQUEST_LEN_MAX: usize = 64 << 10;
+pub const REQUEST_LEN_MAX: usize = 4 << 20;
 /// The longest body of an answer, in bytes.
 pub const ANSWER_LEN_MAX: usize = 64 << 20;
 
 /// A store, as the command line names it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct StoreRef {
     /// Its URL; without one, the store inside the daemon's state.
     pub url: Option<String>,
@@ -39,7 +55,9 @@ pub struct StoreRef {
 }
 
 /// Whether a snapshot's contents are kept on this host's disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum CacheUse {
     /// In the host's cache.
@@ -50,7 +68,17 @@ pub enum CacheUse {
 
 /// How much of a snapshot is loaded ahead of its readers.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, clap::ValueEnum,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    clap::ValueEnum,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Prefetch {
@@ -65,7 +93,17 @@ pub enum Prefetch {
 
 /// Whether what is read first is remembered in the store for the next start.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, clap::ValueEnum,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    ToSchema,
+    clap::ValueEnum,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum RecordProfile {
@@ -77,13 +115,14 @@ pub enum RecordProfile {
 }
 
 /// How a snapshot is loaded ahead of its readers.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct LoadOptions {
     /// How much.
     #[serde(default)]
     pub prefetch: Prefetch,
     /// Whose profile is used and learned: of all starts together, if there is no label.
     #[serde(default)]
+    #[schema(value_type = String)]
     pub label: ProfileLabel,
     /// Whether it is learned.
     #[serde(default)]
@@ -94,7 +133,7 @@ pub struct LoadOptions {
 }
 
 /// Mount a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MountRequest {
     /// Name or id.
     pub snapshot: String,
@@ -104,8 +143,16 @@ pub struct MountRequest {
     pub cache: CacheUse,
     /// An absolute path, as the caller sees it.
     pub mountpoint: PathText,
+    /// Mount for this process of the host instead of the caller: where it sees the path, which is made
+    /// if it is missing.
+    #[serde(default)]
+    pub pid: Option<u32>,
     /// How it is to be shown.
     pub view: WantedView,
+    /// Whose the snapshot's root directory, and all that has the same owner, is to be; not given:
+    /// as in the snapshot.
+    #[serde(default)]
+    pub chown: Option<Owner>,
     /// How it is loaded ahead. Of a snapshot that is mounted already, the first mount's counts.
     #[serde(default)]
     pub load: LoadOptions,
@@ -114,11 +161,14 @@ pub struct MountRequest {
 }
 
 /// A mount, as users see it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MountShown {
     /// What is recorded.
     #[serde(flatten)]
     pub record: MountRecord,
+    /// The name of the sandbox that it belongs to, if it is one's.
+    #[serde(default)]
+    pub sandbox: Option<String>,
     /// The daemon.
     pub server: Option<ProcessId>,
     /// Whether it answers.
@@ -126,10 +176,13 @@ pub struct MountShown {
 }
 
 /// Unmount.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UmountRequest {
     /// An absolute path, as the caller sees it.
     pub mountpoint: PathText,
+    /// The process of the host that sees the path, instead of the caller.
+    #[serde(default)]
+    pub pid: Option<u32>,
     /// What to do if it is in use.
     pub how: Umount,
     /// What becomes of kept changes.
@@ -137,7 +190,7 @@ pub struct UmountRequest {
 }
 
 /// What was unmounted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UmountAnswer {
     /// What it was.
     #[serde(flatten)]
@@ -149,7 +202,7 @@ pub struct UmountAnswer {
 }
 
 /// Wait until a mount is gone.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GoneRequest {
     /// The kernel's number of the mount, as its record has it.
     pub mount: u64,
@@ -158,14 +211,14 @@ pub struct GoneRequest {
 }
 
 /// Whether it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GoneAnswer {
     /// Nothing is mounted there any more.
     pub gone: bool,
 }
 
 /// How the daemon is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StatusAnswer {
     /// The program's version.
     pub version: String,
@@ -181,6 +234,9 @@ pub struct StatusAnswer {
     pub mounts: usize,
     /// How many snapshots are attached, those too that only their last users still see.
     pub attached: usize,
+    /// How many snapshots are sealed on this host and not in their stores yet.
+    #[serde(default)]
+    pub sealed: usize,
     /// The limit of the cache: a size in bytes, a share of the disk, or `auto`.
     pub cache_size: Option<String>,
     /// After how many milliseconds without a mount it ends; never if there is no number.
@@ -190,7 +246,7 @@ pub struct StatusAnswer {
 }
 
 /// A keyed digest of what must not be told.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Fingerprint {
     /// The key, in hexadecimal digits; another one for each daemon.
     pub key: String,
@@ -199,11 +255,12 @@ pub struct Fingerprint {
 }
 
 /// A snapshot that is attached.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AttachedShown {
     /// Its slot below the host's FUSE mount.
     pub slot: u32,
     /// Which.
+    #[schema(value_type = String)]
     pub snapshot: SnapshotId,
     /// Where it is stored.
     pub store: StoreRef,
@@ -216,7 +273,7 @@ pub struct AttachedShown {
 }
 
 /// What is loaded ahead of readers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PrefetchAnswer {
     /// The stores in use.
     pub stores: Vec<StoreShown>,
@@ -225,7 +282,7 @@ pub struct PrefetchAnswer {
 }
 
 /// What is known of the way to a store.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StoreShown {
     /// Which.
     pub store: StoreRef,
@@ -246,9 +303,10 @@ pub struct StoreShown {
 }
 
 /// How far the loading of one snapshot is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LoadingShown {
     /// Which.
+    #[schema(value_type = String)]
     pub snapshot: SnapshotId,
     /// Where it is stored.
     pub store: StoreRef,
@@ -279,7 +337,7 @@ pub struct LoadingShown {
 }
 
 /// What to do about mounts when the daemon is told to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum IfMounted {
     /// Refuse, and list them.
@@ -289,14 +347,14 @@ pub enum IfMounted {
 }
 
 /// End.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StopRequest {
     /// What to do about mounts.
     pub if_mounted: IfMounted,
 }
 
 /// It will end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StopAnswer {
     /// The daemon.
     pub server: ProcessId,
@@ -305,7 +363,7 @@ pub struct StopAnswer {
 }
 
 /// What went wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorAnswer {
     /// Which of the cases that callers tell apart.
     pub kind: ErrorKind,
@@ -316,7 +374,7 @@ pub struct ErrorAnswer {
 }
 
 /// The cases that callers tell apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ErrorKind {
     /// The request makes no sense.
@@ -333,6 +391,8 @@ pub enum ErrorKind {
     Ending,
     /// Too many requests at once.
     Busy,
+    /// The key was used for another request.
+    KeyReused,
     /// Everything else.
     Failed,
     /// A case that a newer daemon tells apart.

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use inlay_store::ids::SnapshotId;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::api::{CacheUse, LoadOptions, StoreRef};
 use super::error::DaemonError;
@@ -19,7 +20,7 @@ use crate::mount::{make_private_dirs, write_whole};
 const FILE_LEN_MAX: u64 = 64 << 10;
 
 /// How much of a snapshot a slot shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Part {
     /// All of it.

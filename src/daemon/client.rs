@@ -1,5 +1,8 @@
 //! A conversation with the daemon: one connection and one answer for each request.
 
+use std::cell::Cell;
+use std::fs::File;
+use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,7 +21,7 @@ use super::api::{self, ErrorAnswer, ErrorKind, StatusAnswer};
 use super::environment;
 use super::error::DaemonError;
 use super::paths::Paths;
-use super::socket;
+use crate::sockets;
 
 /// How much longer than the daemon may take its client waits for the answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -32,6 +35,32 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub struct Client {
     socket: PathBuf,
     runtime: Runtime,
+    keys: Keys,
+}
+
+/// Keys for the requests of one command, which ask for the same when the command is tried again.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    seed: String,
+    next: Cell<u64>,
+}
+
+impl Keys {
+    /// New ones.
+    pub fn new() -> Result<Self, DaemonError> {
+        let mut seed = [0; 16];
+        let source = std::path::Path::new("/dev/urandom");
+        File::open(source)
+            .and_then(|mut file| file.read_exact(&mut seed))
+            .map_err(DaemonError::io("read", source))?;
+        Ok(Self { seed: hex::encode(seed), next: Cell::new(0) })
+    }
+
+    fn next(&self) -> String {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        format!("{}-{number}", self.seed)
+    }
 }
 
 impl Client {
@@ -40,7 +69,14 @@ impl Client {
         let socket = paths.socket();
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(DaemonError::io("start a runtime for", &socket))?;
-        Ok(Self { socket, runtime })
+        Ok(Self { socket, runtime, keys: Keys::new()? })
+    }
+
+    /// With the keys of a command that is tried again, from the first on.
+    #[must_use]
+    pub fn with_keys(mut self, keys: &Keys) -> Self {
+        self.keys = Keys { seed: keys.seed.clone(), next: Cell::new(0) };
+        self
     }
 
     /// How the daemon is; `None` if there is none.
@@ -85,6 +121,18 @@ impl Client {
         self.wait(self.ask(Method::DELETE, path, body, limit))
     }
 
+    /// Reads the numbers for Prometheus, as text. To be waited for with [`Client::wait`].
+    pub async fn metrics(&self) -> Result<String, DaemonError> {
+        let asked = self.answer(Method::GET, super::metrics::PATH, Bytes::new(), None);
+        let asked = timeout(ANSWER_WITHIN, asked).await;
+        let (status, body) = asked.map_err(|_| DaemonError::Silent(ANSWER_WITHIN))??;
+        if !status.is_success() {
+            return Err(refusal(status, &body));
+        }
+        let text = String::from_utf8(body.into());
+        text.map_err(|error| DaemonError::Conversation(error.to_string()))
+    }
+
     /// Waits for `future` on this thread.
     pub fn wait<F: Future>(&self, future: F) -> F::Output {
         self.runtime.block_on(future)
@@ -99,9 +147,31 @@ impl Client {
         body: &impl Serialize,
         limit: Duration,
     ) -> Result<A, DaemonError> {
+        let key = (method != Method::GET).then(|| self.keys.next());
+        self.ask_with(method, path, body, key.as_deref(), limit).await
+    }
+
+    /// Asks how something is, with a body, each time anew.
+    pub async fn look<A: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        limit: Duration,
+    ) -> Result<A, DaemonError> {
+        self.ask_with(Method::POST, path, body, None, limit).await
+    }
+
+    async fn ask_with<A: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+        key: Option<&str>,
+        limit: Duration,
+    ) -> Result<A, DaemonError> {
         let bytes = serde_json::to_vec(body).map_err(|e| DaemonError::Request(e.to_string()))?;
         let limit = limit + ANSWER_WITHIN;
-        let asked = timeout(limit, self.exchange(method, path, bytes.into())).await;
+        let asked = timeout(limit, self.exchange(method, path, bytes.into(), key)).await;
         asked.map_err(|_| DaemonError::Silent(limit))?
     }
 
@@ -110,17 +180,21 @@ impl Client {
         method: Method,
         path: &str,
         body: Bytes,
+        key: Option<&str>,
     ) -> Result<A, DaemonError> {
-        let stream = socket::connect(&self.socket).and_then(|stream| {
-            stream.set_nonblocking(true)?;
-            UnixStream::from_std(stream)
-        });
-        let stream = stream.map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
-                DaemonError::NotRunning(self.state())
-            }
-            _ => DaemonError::io("connect to", &self.socket)(error),
-        })?;
+        let (status, body) = self.answer(method, path, body, key).await?;
+        understand(status, &body)
+    }
+
+    /// The answer as it comes.
+    async fn answer(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        key: Option<&str>,
+    ) -> Result<(StatusCode, Bytes), DaemonError> {
+        let stream = self.connect()?;
         let broken = |error: hyper::Error| DaemonError::Conversation(error.to_string());
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
@@ -128,7 +202,12 @@ impl Client {
             .method(method)
             .uri(path)
             .header("host", "inlay")
-            .header("content-type", "application/json")
+            .header("content-type", "application/json");
+        let request = match key {
+            Some(key) => request.header(api::IDEMPOTENCY_KEY, key),
+            None => request,
+        };
+        let request = request
             .body(Full::new(body))
             .map_err(|error| DaemonError::Conversation(error.to_string()))?;
         let talk = async {
@@ -136,7 +215,7 @@ impl Client {
             let status = answer.status();
             let body = Limited::new(answer.into_body(), api::ANSWER_LEN_MAX).collect().await;
             let body = body.map_err(|error| DaemonError::Conversation(error.to_string()))?;
-            understand(status, &body.to_bytes())
+            Ok((status, body.to_bytes()))
         };
         let mut talk = std::pin::pin!(talk);
         tokio::select! {
@@ -144,6 +223,20 @@ impl Client {
             // The connection may end with the last byte of the answer.
             _ = connection => talk.await,
         }
+    }
+
+    /// A connection to the daemon. To be called within [`Client::wait`].
+    pub(super) fn connect(&self) -> Result<UnixStream, DaemonError> {
+        let stream = sockets::connect(&self.socket).and_then(|stream| {
+            stream.set_nonblocking(true)?;
+            UnixStream::from_std(stream)
+        });
+        stream.map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
+                DaemonError::NotRunning(self.state())
+            }
+            _ => DaemonError::io("connect to", &self.socket)(error),
+        })
     }
 
     fn state(&self) -> PathBuf {
@@ -161,9 +254,14 @@ fn understand<A: DeserializeOwned>(status: StatusCode, body: &[u8]) -> Result<A,
         return serde_json::from_slice(body)
             .map_err(|error| DaemonError::Conversation(error.to_string()));
     }
+    Err(refusal(status, body))
+}
+
+/// What an answer that says no means.
+pub(super) fn refusal(status: StatusCode, body: &[u8]) -> DaemonError {
     let answer = serde_json::from_slice(body).unwrap_or_else(|_| {
         let text = String::from_utf8_lossy(body);
         ErrorAnswer::new(ErrorKind::Unknown, &format!("the daemon answers {status} {text}"))
     });
-    Err(DaemonError::Refused(answer))
+    DaemonError::Refused(answer)
 }

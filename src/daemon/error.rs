@@ -7,10 +7,14 @@ use std::time::Duration;
 use inlay_fusefs::HostError;
 use inlay_fusefs::keeper::KeeperError;
 use inlay_store::cache::CacheError;
+use inlay_store::ids::SnapshotId;
 use inlay_store::remote::StoreError;
 
 use super::api::{ErrorAnswer, ErrorKind};
+use crate::capture::CaptureError;
+use crate::copy::CopyError;
 use crate::mount::MountError;
+use crate::sandbox::SandboxError;
 use crate::snapshots::SnapshotError;
 use crate::state::StateError;
 
@@ -32,6 +36,62 @@ pub enum DaemonError {
     /// A mount.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// A sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// A snapshot of a sandbox.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// A copy from or to a sandbox.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// There is no such sandbox.
+    #[error("there is no sandbox {0:?}; `inlay sandbox ls` lists those there are")]
+    NoSandbox(String),
+    /// Two sandboxes can't have one name.
+    #[error("there is a sandbox {0:?} already; remove it, or choose another name")]
+    NameTaken(String),
+    /// A sandbox must have ended for this.
+    #[error("the sandbox {0:?} runs; stop it first, or use --force")]
+    Runs(String),
+    /// A sandbox must run for this.
+    #[error("the sandbox {0:?} does not run; `inlay sandbox ls` tells how each is")]
+    NotRunningSandbox(String),
+    /// Sandboxes are in the way of the daemon's end.
+    #[error("sandboxes run: {}; stop them first, or use --force", .0.join(", "))]
+    SandboxesRun(Vec<String>),
+    /// What was given as a root is none.
+    #[error(
+        "{0} is a {kind} snapshot and can't be a sandbox's root; mount it into a sandbox with \
+         `inlay mount`", kind = .0.kind
+    )]
+    NoRoot(SnapshotId),
+    /// Nothing is mounted there in a sandbox.
+    #[error("nothing is mounted at {sandbox}:{}; `inlay mounts` lists what is", path.display())]
+    NotMountedIn {
+        /// The sandbox.
+        sandbox: String,
+        /// The path in it.
+        path: PathBuf,
+    },
+    /// A captured directory belongs to somebody else.
+    #[error("{} is on a file system of the sandbox's own ({kind}), of which no snapshot can be taken; \
+        name a directory of its root, or of something mounted with `inlay mount`", path.display())]
+    NotOurs {
+        /// The path in the sandbox.
+        path: PathBuf,
+        /// The file system's type.
+        kind: String,
+    },
+    /// A snapshot would refer to what its store does not have.
+    #[error(
+        "{snapshot} is in another store, and a snapshot of changes to it must be in the same; \
+        take it without --store, or import the image into that store first"
+    )]
+    OtherStore {
+        /// What the changes are to.
+        snapshot: SnapshotId,
+    },
     /// The FUSE side.
     #[error(transparent)]
     Host(#[from] HostError),
@@ -72,6 +132,12 @@ pub enum DaemonError {
         /// Its log.
         log: PathBuf,
     },
+    /// As many traces are recorded as there may be.
+    #[error("{0} traces are being recorded, which is as many as there may be; end one, or wait")]
+    Traces(usize),
+    /// There is no such recording.
+    #[error("no trace {0:?} is being recorded; it ends with the connection that began it")]
+    NoTrace(String),
     /// The daemon says no.
     #[error("{0}")]
     Refused(ErrorAnswer),
@@ -132,16 +198,53 @@ impl DaemonError {
         match self {
             Self::Refused(answer) => answer.kind,
             Self::Mount(error) => mount_kind(error),
-            Self::Snapshot(SnapshotError::Unknown { .. }) => ErrorKind::NotFound,
-            Self::Snapshot(SnapshotError::BadReference { .. }) | Self::Request(_) => {
-                ErrorKind::Request
-            }
-            Self::Mounted(_) | Self::Running { .. } => ErrorKind::Conflict,
+            Self::Sandbox(error) => sandbox_kind(error),
+            Self::Capture(error) => capture_kind(error),
+            Self::Copy(error) if error.is_not_found() => ErrorKind::NotFound,
+            Self::NotMountedIn { .. } => ErrorKind::NotMounted,
+            Self::NameTaken(_)
+            | Self::Runs(_)
+            | Self::NotRunningSandbox(_)
+            | Self::SandboxesRun(_)
+            | Self::Mounted(_)
+            | Self::Running { .. } => ErrorKind::Conflict,
+            Self::NoSandbox(_)
+            | Self::NoTrace(_)
+            | Self::Snapshot(SnapshotError::Unknown { .. }) => ErrorKind::NotFound,
+            Self::NoRoot(_)
+            | Self::NotOurs { .. }
+            | Self::OtherStore { .. }
+            | Self::Snapshot(SnapshotError::BadReference { .. })
+            | Self::Request(_) => ErrorKind::Request,
             Self::Ending => ErrorKind::Ending,
             Self::Deadline(_) => ErrorKind::Deadline,
-            Self::Stores(_) | Self::Busy => ErrorKind::Busy,
+            Self::Stores(_) | Self::Traces(_) | Self::Busy => ErrorKind::Busy,
             _ => ErrorKind::Failed,
         }
+    }
+}
+
+fn sandbox_kind(error: &SandboxError) -> ErrorKind {
+    match error {
+        SandboxError::Option { .. }
+        | SandboxError::NoCommand
+        | SandboxError::User { .. }
+        | SandboxError::RuntimeMissing(_)
+        | SandboxError::Exec { .. } => ErrorKind::Request,
+        SandboxError::NotRunning(_) | SandboxError::Started(_) => ErrorKind::Conflict,
+        _ => ErrorKind::Failed,
+    }
+}
+
+fn capture_kind(error: &CaptureError) -> ErrorKind {
+    match error {
+        CaptureError::NoDirectory { .. } => ErrorKind::NotFound,
+        CaptureError::Pattern { .. } | CaptureError::Limit { .. } => ErrorKind::Request,
+        CaptureError::Subject { source, .. } => match source.downcast_ref::<DaemonError>() {
+            Some(error) => error.kind(),
+            None => ErrorKind::Failed,
+        },
+        _ => ErrorKind::Failed,
     }
 }
 
@@ -153,8 +256,12 @@ fn mount_kind(error: &MountError) -> ErrorKind {
         | MountError::UpperInUse(_)
         | MountError::UpperOfOther { .. }
         | MountError::Covered(_)
+        | MountError::HasMounts { .. }
+        | MountError::InTheWay { .. }
+        | MountError::Moved(_)
         | MountError::Busy(_) => ErrorKind::Conflict,
-        MountError::Mountpoint { .. } => ErrorKind::NotFound,
+        MountError::Mountpoint { .. } | MountError::NoProcess(_) => ErrorKind::NotFound,
+        MountError::NoSuchOwner(_) => ErrorKind::Request,
         _ => ErrorKind::Failed,
     }
 }

@@ -31,6 +31,8 @@ const START_WITHIN: Duration = Duration::from_mins(1);
 /// How long a daemon that is not wanted any more may clear up after itself.
 const CLEAR_UP_WITHIN: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(10);
+/// How often a start that fails is tried again.
+const TRIES: u32 = 2;
 
 /// The longest report that is read, in bytes.
 const REPORT_LEN_MAX: usize = 64 << 10;
@@ -45,20 +47,26 @@ pub fn ensure(paths: &Paths, words: &[OsString]) -> Result<(Client, StatusAnswer
     make_private_dirs(&paths.run())?;
     let deadline = Instant::now() + START_WITHIN;
     let lock = lock(paths, deadline)?;
-    // Who held the lock before may have started one.
-    let status = match client.status()? {
-        Some(status) => Some(status),
-        None => match (spawn(paths, words, deadline), client.status()?) {
+    let mut tries = TRIES;
+    let status = loop {
+        // Who held the lock before may have started one.
+        if let Some(status) = client.status()? {
+            break status;
+        }
+        match (spawn(paths, words, deadline), client.status()?) {
             // If it failed, then because the keeper had started one at the same time.
-            (_, Some(status)) => Some(status),
-            (spawned, None) => spawned.map(|()| None)?,
-        },
+            (_, Some(status)) => break status,
+            // That one may have found nothing to serve, and ended at once.
+            (Err(DaemonError::Start(_)), None) if tries > 0 => tries -= 1,
+            (spawned, None) => {
+                spawned?;
+                return Err(DaemonError::NotRunning(paths.state().to_owned()));
+            }
+        }
+        thread::sleep(PAUSE);
     };
     drop(lock);
-    match status {
-        Some(status) => Ok((client, status)),
-        None => Err(DaemonError::NotRunning(paths.state().to_owned())),
-    }
+    Ok((client, status))
 }
 
 fn lock(paths: &Paths, deadline: Instant) -> Result<File, DaemonError> {

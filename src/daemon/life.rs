@@ -14,6 +14,7 @@ use super::listener::Listener;
 use super::memory;
 use super::metrics::{Metrics, Scrapes};
 use super::notify::{Told, tell};
+use super::once::Once;
 use super::routes::{Peer, router};
 use super::run::{Daemon, End};
 use super::socket;
@@ -44,7 +45,10 @@ impl Daemon {
             .and_then(Listener::new)
             .map_err(DaemonError::io("listen at", &path))?;
         let metrics = Metrics::new(self.service.clone(), self.server.clone())?;
-        let app = router(self.service.clone(), metrics.clone())
+        let state = self.paths.state().to_owned();
+        let requests = spawn_blocking(move || Once::open(&state));
+        let requests = requests.await.map_err(|_| DaemonError::Panicked)??;
+        let app = router(self.service.clone(), metrics.clone(), requests)
             .into_make_service_with_connect_info::<Peer>();
         let enough = CancellationToken::new();
         let api =
@@ -58,6 +62,7 @@ impl Daemon {
         let end = self.live().await;
         told(Told::Stopping);
         // Nobody is let in any more; who is inside gets an answer.
+        self.service.drop_traces();
         drop(fs::remove_file(&path));
         enough.cancel();
         if let Some(scrapes) = scrapes {

@@ -21,6 +21,7 @@ use super::environment;
 use super::error::DaemonError;
 use super::keep;
 use super::paths::Paths;
+use super::sandboxes::Sandboxes;
 use super::server::Server;
 use super::service::{About, Service};
 use super::snapshots::{Snapshots, Use, Uses};
@@ -52,6 +53,8 @@ pub struct DaemonOptions {
     pub threads: Option<NonZeroUsize>,
     /// The words that make this program the keeper.
     pub keeper: Vec<OsString>,
+    /// The words that make this program a sandbox's monitor, without the sandbox.
+    pub monitor: Vec<OsString>,
 }
 
 /// Why the daemon ends.
@@ -185,7 +188,7 @@ impl Daemon {
         let session = kept.session().to_string();
         let changed = Arc::new(Notify::new());
         let server = Server::new();
-        let stores = Stores::new(state.clone(), cache, runtime.handle().clone());
+        let stores = Stores::new(state.clone(), cache, runtime.handle().clone())?;
         let files = AttachedFiles::open(&paths, &session)?;
         let handle = runtime.handle().clone();
         let snapshots =
@@ -203,12 +206,16 @@ impl Daemon {
         // What nothing is mounted of any more is let go.
         drop(uses);
         snapshots.resume()?;
+        snapshots.stores().outboxes().start(runtime.handle());
         tracing::info!(session, adopted, mounts = mounts.list().len(), "the daemon serves");
         let keeper = inlay_fusefs::keeper::Keeper::connect(&paths.keeper_socket())
             .and_then(|keeper| keeper.status())
             .map(|status| status.pid);
         let about = About { session, keeper: keeper.ok(), ..about };
-        let service = Service::new(about, snapshots, mounts, Arc::clone(&changed), adopted);
+        let sandboxes = Sandboxes::new(paths.state(), options.monitor.clone());
+        let changes = Arc::clone(&changed);
+        let service = Service::new(about, snapshots, mounts, sandboxes, changes, adopted);
+        service.find_sandboxes()?;
         Ok(Self {
             paths,
             server,

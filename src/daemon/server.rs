@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use inlay_fusefs::{Ended, HostError, HostServer, OpenFiles, RequestCounts, Slot, SnapshotFs};
+use inlay_fusefs::{
+    Ended, HostError, HostServer, Metering, OpenFiles, RequestCounts, Slot, SnapshotFs,
+};
 use parking_lot::RwLock;
 
 use super::error::DaemonError;
@@ -50,6 +52,17 @@ impl Server {
     /// What the kernel has asked for so far.
     pub(super) fn requests(&self) -> Result<RequestCounts, DaemonError> {
         self.with(|server| Ok(server.counters().snapshot()))
+    }
+
+    /// Measures requests from now on; and how many reads of files there were before.
+    pub(super) fn metering(&self) -> Result<(Metering, u64), DaemonError> {
+        let metering = self.with(|server| Ok(server.meter().start()))?;
+        Ok((metering, self.reads()?))
+    }
+
+    /// How many reads of files were answered so far.
+    pub(super) fn reads(&self) -> Result<u64, DaemonError> {
+        self.requests().map(|counts| counts.read_hit + counts.read_miss)
     }
 
     pub(super) fn open_files(&self) -> Result<OpenFiles, DaemonError> {

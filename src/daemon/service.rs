@@ -1,5 +1,6 @@
 //! What the daemon can be asked to do, whatever way it is asked.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,16 +13,25 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::api::{
-    AttachedShown, Fingerprint, IfMounted, MountRequest, MountShown, PrefetchAnswer, StatusAnswer,
-    StoreShown, UmountAnswer, UmountRequest,
+    AttachedShown, CacheUse, Fingerprint, IfMounted, LoadOptions, MountRequest, MountShown,
+    PrefetchAnswer, StatusAnswer, StoreRef, StoreShown, UmountAnswer, UmountRequest,
 };
 use super::error::DaemonError;
-use super::snapshots::{Shape, Snapshots, Use};
-use crate::mount::{Caller, Layer, MountRecord, Mounts, ProcessId, Wanted, WantedView};
+use super::metrics::Activity;
+use super::once::RequestKey;
+use super::sandboxes::Sandboxes;
+use super::snapshots::{Attached, Shape, Snapshots, Use};
+use super::traces::Traces;
+use crate::mount::{
+    Caller, Claim, Layer, MakePath, MountError, MountRecord, Mounts, Owner, ProcessId, Standing,
+    Wanted, WantedView,
+};
 
 /// How long the daemon's end waits for requests that are under way.
 const SETTLE_WITHIN: Duration = Duration::from_secs(30);
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// How often a mount point that somebody else is about to use is tried.
+const TRIES_OF_CLAIM: u32 = 100;
 
 /// What does not change while a daemon lives.
 #[derive(Debug, Clone)]
@@ -45,7 +55,10 @@ struct Inner {
     about: About,
     snapshots: Snapshots,
     mounts: Mounts,
+    sandboxes: Sandboxes,
+    traces: Traces,
     load: Mutex<Load>,
+    activity: Activity,
     /// Woken when something may have ended.
     changed: Arc<Notify>,
     /// Woken when a mount is gone.
@@ -71,7 +84,7 @@ enum Taking {
 }
 
 /// A request that the daemon does not end before.
-struct UnderWay(Arc<Inner>);
+pub(super) struct UnderWay(Arc<Inner>);
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
@@ -84,6 +97,23 @@ impl Drop for UnderWay {
     }
 }
 
+/// A mount point for a request.
+enum Place {
+    Free(Box<Claim>),
+    /// The same request has mounted it before.
+    Taken(Box<MountRecord>),
+}
+
+/// What is to be attached.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attach<'a> {
+    /// Name or id.
+    pub(super) snapshot: &'a str,
+    pub(super) store: &'a StoreRef,
+    pub(super) cache: CacheUse,
+    pub(super) load: &'a LoadOptions,
+}
+
 /// A mount that was just made. Dropped without being taken, it is undone: whoever wanted it is gone.
 struct Made {
     service: Service,
@@ -92,6 +122,14 @@ struct Made {
 }
 
 impl Made {
+    /// Has the mount outlive this daemon: its caller is about to be told. Blocks.
+    fn confirm(&mut self) -> Result<(), DaemonError> {
+        if let Some(record) = &mut self.record {
+            *record = self.service.inner.mounts.confirm(record)?;
+        }
+        Ok(())
+    }
+
     fn take(mut self) -> Option<MountRecord> {
         self.record.take()
     }
@@ -105,6 +143,8 @@ impl Drop for Made {
                 "a mount is undone, because its caller is gone"
             );
             let (service, under_way) = (self.service.clone(), self.under_way.take());
+            // Before anybody else can see that the caller is gone.
+            service.inner.mounts.doom(&record);
             spawn_blocking(move || {
                 if let Err(error) = service.inner.mounts.undo(&record) {
                     tracing::warn!(%error, "a mount that nobody wants stays");
@@ -121,6 +161,7 @@ impl Service {
         about: About,
         snapshots: Snapshots,
         mounts: Mounts,
+        sandboxes: Sandboxes,
         changed: Arc<Notify>,
         adopted: usize,
     ) -> Self {
@@ -129,7 +170,10 @@ impl Service {
             about,
             snapshots,
             mounts,
+            sandboxes,
+            traces: Traces::default(),
             load: Mutex::new(Load { under_way: 0, taking: Taking::More, done }),
+            activity: Activity::default(),
             changed,
             gone: Notify::new(),
             stop: CancellationToken::new(),
@@ -143,6 +187,29 @@ impl Service {
 
     pub(super) fn snapshots(&self) -> &Snapshots {
         &self.inner.snapshots
+    }
+
+    /// The host's mounts.
+    pub(super) fn mount_table(&self) -> &Mounts {
+        &self.inner.mounts
+    }
+
+    pub(super) fn sandboxes(&self) -> &Sandboxes {
+        &self.inner.sandboxes
+    }
+
+    /// What was asked for so far.
+    pub(super) fn activity(&self) -> &Activity {
+        &self.inner.activity
+    }
+
+    pub(super) fn traces(&self) -> &Traces {
+        &self.inner.traces
+    }
+
+    /// Whoever waits for the end of everything looks again.
+    pub(super) fn something_ended(&self) {
+        self.inner.changed.notify_one();
     }
 
     /// Done when somebody wants the daemon to end.
@@ -160,6 +227,7 @@ impl Service {
             state: about.state.as_path().into(),
             mounts: self.mounted(),
             attached: self.inner.snapshots.count(),
+            sealed: self.inner.snapshots.stores().outboxes().waiting(),
             cache_size: about.cache_size.clone(),
             idle_exit_ms: about
                 .idle_exit
@@ -213,11 +281,23 @@ impl Service {
     }
 
     /// Mounts for the process `caller`. Should this future be dropped, or take longer than `limit`,
-    /// nothing of the mount stays.
+    /// nothing of the mount stays. If the request with this `key` has made the mount before, it is that
+    /// mount.
     pub(super) async fn mount(
         &self,
         caller: Pid,
         request: MountRequest,
+        key: Option<RequestKey>,
+        limit: Duration,
+    ) -> Result<MountShown, DaemonError> {
+        self.activity().mounts.of(self.mount_within(caller, request, key, limit)).await
+    }
+
+    async fn mount_within(
+        &self,
+        caller: Pid,
+        request: MountRequest,
+        key: Option<RequestKey>,
         limit: Duration,
     ) -> Result<MountShown, DaemonError> {
         let given_up = CancellationToken::new();
@@ -226,12 +306,15 @@ impl Service {
         let service = self.clone();
         let work = tokio::spawn(async move {
             tokio::select! {
-                made = service.clone().make(caller, request, under_way) => made,
+                made = service.clone().make(caller, request, key, under_way) => made,
                 () = given_up.cancelled() => Err(DaemonError::Deadline(limit)),
             }
         });
         match timeout(limit, work).await {
             Ok(made) => {
+                let mut made = made.map_err(|_| DaemonError::Panicked)??;
+                // Should nobody wait for it any more, what comes of it is dropped, and so undone.
+                let made = spawn_blocking(move || made.confirm().map(|()| made)).await;
                 let made = made.map_err(|_| DaemonError::Panicked)??;
                 made.take().map(|record| self.shown(record)).ok_or(DaemonError::Panicked)
             }
@@ -243,38 +326,44 @@ impl Service {
         self,
         caller: Pid,
         request: MountRequest,
+        key: Option<RequestKey>,
         under_way: UnderWay,
     ) -> Result<Made, DaemonError> {
         let path = request.mountpoint.to_path();
         if !path.is_absolute() {
             return Err(DaemonError::Request("the mount point must be an absolute path".into()));
         }
-        let service = self.clone();
+        let key = key.map(|RequestKey(key)| key);
         // First, because it costs nothing and is what goes wrong most often.
-        let claim =
-            spawn_blocking(move || service.inner.mounts.claim(Caller::Process(caller), &path));
-        let claim = claim.await.map_err(|_| DaemonError::Panicked)??;
-        let MountRequest { snapshot, store, cache, view, load, .. } = request;
+        let (caller, make) = target(request.pid, caller)?;
+        let claim = match self.claim((caller, make), &path, key.as_deref()).await? {
+            Place::Free(claim) => *claim,
+            Place::Taken(record) => {
+                return Ok(Made {
+                    service: self,
+                    record: Some(*record),
+                    under_way: Some(under_way),
+                });
+            }
+        };
+        let MountRequest { snapshot, store, cache, view, chown, load, .. } = request;
         let shape = match view {
             WantedView::ReadOnly => Shape::Alone,
             WantedView::Writable(_) => Shape::Below,
         };
-        let attached = self.inner.snapshots.attach(&snapshot, &store, cache, shape, &load).await?;
-        let layer = |part: Arc<Use>| -> Result<Layer, DaemonError> {
-            let dir = self.inner.snapshots.dir(part.slot())?;
-            Ok(Layer { slot: part.slot().get(), dir, hold: Box::new(part) })
-        };
+        let what = Attach { snapshot: &snapshot, store: &store, cache, load: &load };
+        let attached = self.attach(what, shape).await?;
         let wanted = Wanted {
-            snapshot: attached.snapshot,
-            top: layer(attached.top)?,
-            below: attached.below.map(layer).transpose()?,
-            view,
+            chown,
+            key,
+            standing: Standing::Unconfirmed,
+            ..self.wanted(attached, view, None)?
         };
         let service = self.clone();
         let made = spawn_blocking(move || {
             let slots = [Some(wanted.top.slot), wanted.below.as_ref().map(|below| below.slot)];
-            let record = service.inner.mounts.create(&claim, wanted)?;
-            drop(claim);
+            let record = service.inner.mounts.create(claim, wanted)?;
+            service.mark("mounted", || record.mountpoint.to_path().display().to_string());
             // Many mounts are made and few are looked at.
             slots.into_iter().flatten().for_each(|slot| {
                 service.inner.snapshots.release_pages_of(slot);
@@ -283,6 +372,72 @@ impl Service {
             Ok(Made { service, record: Some(record), under_way: Some(under_way) })
         });
         made.await.map_err(|_| DaemonError::Panicked)?
+    }
+
+    /// Attaches a snapshot, so that it can be mounted.
+    pub(super) async fn attach(
+        &self,
+        what: Attach<'_>,
+        shape: Shape,
+    ) -> Result<Attached, DaemonError> {
+        let Attach { snapshot, store, cache, load } = what;
+        let attach = self.inner.snapshots.attach(snapshot, store, cache, shape, load);
+        self.activity().attaches.of(attach).await
+    }
+
+    /// What was attached, as the table of mounts wants it. It stays, unless that is changed.
+    pub(super) fn wanted(
+        &self,
+        attached: Attached,
+        view: WantedView,
+        owner: Option<String>,
+    ) -> Result<Wanted, DaemonError> {
+        let layer = |part: Arc<Use>| -> Result<Layer, DaemonError> {
+            let dir = self.inner.snapshots.dir(part.slot())?;
+            Ok(Layer { slot: part.slot().get(), dir, hold: Box::new(part) })
+        };
+        Ok(Wanted {
+            snapshot: attached.snapshot,
+            top: layer(attached.top)?,
+            below: attached.below.map(layer).transpose()?,
+            view,
+            owner,
+            chown: None,
+            key: None,
+            standing: Standing::Confirmed,
+        })
+    }
+
+    /// Takes `path` for a mount. One that is being undone is waited for.
+    async fn claim(
+        &self,
+        (caller, make): (Caller, MakePath),
+        path: &Path,
+        key: Option<&str>,
+    ) -> Result<Place, DaemonError> {
+        for _ in 0..TRIES_OF_CLAIM {
+            let (service, path, key) = (self.clone(), path.to_owned(), key.map(str::to_owned));
+            let claimed = spawn_blocking(move || {
+                let mounts = &service.inner.mounts;
+                match mounts.claim(caller, &path, make) {
+                    Ok(claim) => Ok(Some(Place::Free(Box::new(claim)))),
+                    Err(MountError::BeingMounted(_)) => Ok(None),
+                    Err(error @ MountError::AlreadyMounted { .. }) => {
+                        let Some(record) = mounts.find(caller, &path)? else { return Ok(None) };
+                        if key.is_some() && record.key == key {
+                            return Ok(Some(Place::Taken(Box::new(record))));
+                        }
+                        Err(error)
+                    }
+                    Err(error) => Err(error),
+                }
+            });
+            if let Some(place) = claimed.await.map_err(|_| DaemonError::Panicked)?? {
+                return Ok(place);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        Err(MountError::BeingMounted(path.to_owned()).into())
     }
 
     pub(super) async fn umount(
@@ -294,11 +449,11 @@ impl Service {
         if !path.is_absolute() {
             return Err(DaemonError::Request("the mount point must be an absolute path".into()));
         }
+        let (caller, _) = target(request.pid, caller)?;
         let under_way = self.under_way().ok_or(DaemonError::Ending)?;
         let service = self.clone();
         let ended = spawn_blocking(move || {
             let _under_way = under_way;
-            let caller = Caller::Process(caller);
             let ended = service.inner.mounts.unmount(caller, &path, request.how, request.changes);
             service.look();
             ended
@@ -344,12 +499,22 @@ impl Service {
         timeout(SETTLE_WITHIN, settled).await.map_err(|_| DaemonError::Busy)?;
         let mounts: Vec<MountRecord> =
             self.mounts().await?.into_iter().map(|shown| shown.record).collect();
+        let running = self.running_sandboxes();
+        if mounted == IfMounted::Refuse && !running.is_empty() {
+            return Err(DaemonError::SandboxesRun(running));
+        }
+        // Those of sandboxes that have ended are made again when they are needed.
+        let of_users = |record: &&MountRecord| record.owner.is_none();
+        let mounts: Vec<MountRecord> = mounts.iter().filter(of_users).cloned().collect();
         if mounted == IfMounted::Refuse && !mounts.is_empty() {
             let shown = |record: &MountRecord| record.mountpoint.to_path().display().to_string();
             return Err(DaemonError::Mounted(mounts.iter().map(shown).collect()));
         }
         let service = self.clone();
-        let unmounted = spawn_blocking(move || service.inner.mounts.unmount_all());
+        let unmounted = spawn_blocking(move || {
+            service.stop_all_sandboxes();
+            service.inner.mounts.unmount_all();
+        });
         unmounted.await.map_err(|_| DaemonError::Panicked)?;
         Ok(mounts)
     }
@@ -358,7 +523,7 @@ impl Service {
     /// it did.
     pub(super) fn close_if_idle(&self) -> bool {
         let mut load = self.inner.load.lock();
-        let idle = load.under_way == 0 && self.is_unused();
+        let idle = load.under_way == 0 && self.is_unused() && !self.inner.traces.any();
         if idle {
             load.taking = Taking::NoMore;
         }
@@ -373,7 +538,9 @@ impl Service {
 
     /// Whether nothing is mounted or attached.
     pub(super) fn is_unused(&self) -> bool {
-        self.inner.mounts.is_empty() && self.inner.snapshots.count() == 0
+        self.inner.mounts.is_empty()
+            && self.inner.snapshots.count() == 0
+            && self.inner.snapshots.stores().outboxes().waiting() == 0
     }
 
     /// Forgets everything, after the session has ended.
@@ -384,13 +551,14 @@ impl Service {
 
     /// Clears up after mounts that are gone. Blocks. Returns when to look again.
     pub(super) fn look(&self) -> Option<Duration> {
+        self.look_at_sandboxes();
         let mounts = self.inner.mounts.look();
         self.inner.gone.notify_waiters();
         let snapshots = self.inner.snapshots.look();
         [mounts, snapshots].into_iter().flatten().min()
     }
 
-    fn under_way(&self) -> Option<UnderWay> {
+    pub(super) fn under_way(&self) -> Option<UnderWay> {
         let mut load = self.inner.load.lock();
         if load.taking == Taking::NoMore {
             return None;
@@ -400,6 +568,18 @@ impl Service {
     }
 
     fn shown(&self, record: MountRecord) -> MountShown {
-        MountShown { record, server: Some(self.inner.about.process), served: true }
+        let owner = record.owner.as_deref();
+        let sandbox = owner.and_then(|id| self.inner.sandboxes.name(id));
+        MountShown { record, sandbox, server: Some(self.inner.about.process), served: true }
     }
+}
+
+/// Whose view a mount is for, and what is done if its place is missing.
+fn target(pid: Option<u32>, caller: Pid) -> Result<(Caller, MakePath), DaemonError> {
+    let Some(pid) = pid else { return Ok((Caller::Process(caller), MakePath::Never)) };
+    let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let process = process.filter(|_| ProcessId::of(pid).is_ok_and(|found| found.is_some()));
+    let process =
+        process.ok_or_else(|| DaemonError::Request(format!("there is no process {pid}")))?;
+    Ok((Caller::Process(process), MakePath::OwnedBy(Owner::ROOT)))
 }

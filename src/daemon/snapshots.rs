@@ -10,6 +10,7 @@ use inlay_fusefs::keeper::KeptSlot;
 use inlay_fusefs::{HostError, Opener, Parts, Restored, Slot, SnapshotFs, View};
 use inlay_store::format::Index;
 use inlay_store::ids::SnapshotId;
+use inlay_store::remote::Remote;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
@@ -23,8 +24,11 @@ use super::server::Server;
 use super::stores::{Store, Stores};
 use super::tracking::{Begins, Early, Tracking, Trackings};
 use crate::content::SnapshotContent;
-use crate::snapshots::{open_index, parts, resolve};
+use crate::inject::{self, Step};
+use crate::snapshots::{IndexFetch, SnapshotError, open_index_watched, parts, resolve};
 use crate::state::State;
+use crate::trace::record::{Fetched, Recorder};
+use crate::trace::{FetchClass, FetchOutcome, SegmentKind};
 
 /// How many may be attached at once.
 const ATTACHED_MAX: usize = 16_384;
@@ -128,12 +132,13 @@ impl Snapshots {
         changed: Arc<Notify>,
     ) -> Self {
         let tasks = TaskTracker::new();
+        let recorder = stores.recorder().clone();
         let inner = Inner {
             server,
             stores,
             state,
             files,
-            trackings: Trackings::new(runtime.clone(), tasks.clone()),
+            trackings: Trackings::new(runtime.clone(), tasks.clone(), recorder),
             runtime,
             tasks,
             changed,
@@ -154,8 +159,10 @@ impl Snapshots {
     ) -> Result<Attached, DaemonError> {
         let inner = &self.inner;
         let opened = inner.stores.get(store, cache)?;
+        let _span = self.recorder().span(SegmentKind::Attach, reference);
         let _mounting = opened.mounting();
         let snapshot = resolve(&opened.remote, reference).await?;
+        self.recorder().mark("resolved", || format!("{reference} is {snapshot}"));
         // It comes while the index does.
         let mut early = Some(inner.trackings.fetch(&opened.remote, snapshot, load));
         let key = |part| AttachKey { snapshot, store: store.clone(), cache, part };
@@ -165,6 +172,10 @@ impl Snapshots {
             Some(part) => Some(self.attach_part(key(part), &opened, load, &mut early).await?),
             None => None,
         };
+        if snapshot.to_string() != reference {
+            inner.call(top.slot(), reference);
+        }
+        self.recorder().mark("attached", || reference.to_owned());
         Ok(Attached { snapshot, top, below })
     }
 
@@ -187,7 +198,7 @@ impl Snapshots {
                  unmount something"
             )));
         }
-        let index = open_index(&opened.remote, &inner.state, key.snapshot).await?;
+        let index = inner.index(&opened.remote, key.snapshot).await?;
         let view = inner.view(&key);
         let (open, fs) = inner.open(opened, index, &key, load, Begins::Now, early.take(), view);
         let tracking = Arc::clone(&open.tracking);
@@ -195,8 +206,13 @@ impl Snapshots {
         let serving = Serving { key: key.clone(), open: Some(open), ending: None };
         inner.serving.lock().insert(slot.get(), serving);
         let made = Arc::new(Use { inner: Arc::downgrade(inner), slot });
+        let injected = |step| {
+            inject::point(step).map_err(DaemonError::io("attach a snapshot in", inner.state.root()))
+        };
+        injected(Step::SlotAttached)?;
         // Before anything can be mounted: the next daemon must be able to serve it.
         inner.files.add(slot.get(), &key, load)?;
+        injected(Step::SlotRecorded)?;
         *current = Arc::downgrade(&made);
         Ok(made)
     }
@@ -293,6 +309,34 @@ impl Snapshots {
         self.inner.trackings.totals()
     }
 
+    /// The state directory, where indexes are kept.
+    pub(super) fn state(&self) -> &State {
+        &self.inner.state
+    }
+
+    /// The configuration of an image, as its index has it; nothing if it has none.
+    pub(super) async fn image_config(
+        &self,
+        snapshot: SnapshotId,
+        store: &StoreRef,
+        cache: CacheUse,
+    ) -> Result<Option<Vec<u8>>, DaemonError> {
+        let opened = self.inner.stores.get(store, cache)?;
+        let index = self.inner.index(&opened.remote, snapshot).await?;
+        let config = index.config();
+        Ok((!config.is_empty()).then(|| config.to_vec()))
+    }
+
+    /// The FUSE side.
+    pub(super) fn server(&self) -> &Server {
+        &self.inner.server
+    }
+
+    /// What records reads and requests.
+    pub(super) fn recorder(&self) -> &Recorder {
+        self.inner.stores.recorder()
+    }
+
     /// The stores that they come from.
     pub(super) fn stores(&self) -> &Stores {
         &self.inner.stores
@@ -363,6 +407,7 @@ impl Snapshots {
     pub(super) async fn shutdown(&self) {
         let serving: Vec<Serving> =
             self.inner.serving.lock().drain().map(|(_, serving)| serving).collect();
+        self.inner.stores.outboxes().stop().await;
         let recent = self.inner.stores.take_recent();
         for open in serving.into_iter().filter_map(|serving| serving.open) {
             open.store.close().await;
@@ -393,7 +438,7 @@ impl Inner {
             return Ok((Part::Whole, None));
         }
         // Looking for the parts needs the index on this host.
-        open_index(&store.remote, &self.state, snapshot).await?;
+        self.index(&store.remote, snapshot).await?;
         let inner = Arc::clone(self);
         let found = self.runtime.spawn_blocking(move || parts(&inner.state, snapshot)).await;
         Ok(match found.map_err(|_| DaemonError::Panicked)? {
@@ -401,6 +446,31 @@ impl Inner {
             Parts::Common => (Part::Common, None),
             Parts::Two(_) => (Part::Common, Some(Part::Apart)),
         })
+    }
+
+    /// The index of a snapshot, fetched if it is not on this host.
+    async fn index(&self, remote: &Remote, snapshot: SnapshotId) -> Result<Index, SnapshotError> {
+        let mut seen = IndexFetch::default();
+        let opened = open_index_watched(remote, &self.state, snapshot, &mut seen).await;
+        let recorder = self.stores.recorder();
+        if seen.sent > 0 && recorder.is_on() {
+            let outcome = if opened.is_ok() { FetchOutcome::Ok } else { FetchOutcome::Failed };
+            recorder.fetched(&Fetched {
+                class: FetchClass::Index,
+                snapshot,
+                times: [seen.sent, seen.first, seen.received],
+                bytes: seen.bytes,
+                outcome,
+            });
+        }
+        opened
+    }
+
+    /// Says what a slot's snapshot is called, for whoever looks at a recording.
+    fn call(&self, slot: Slot, name: &str) {
+        if let Some(Serving { open: Some(open), .. }) = self.serving.lock().get(&slot.get()) {
+            open.tracking.source().call(name);
+        }
     }
 
     /// What a slot shows. May read a small file.
@@ -434,8 +504,7 @@ impl Inner {
         Box::new(move || {
             let inner = inner.upgrade().ok_or("the daemon is about to end")?;
             let store = inner.stores.get(&key.store, key.cache)?;
-            let index: Index =
-                inner.runtime.block_on(open_index(&store.remote, &inner.state, key.snapshot))?;
+            let index: Index = inner.runtime.block_on(inner.index(&store.remote, key.snapshot))?;
             let early = inner.trackings.fetch(&store.remote, key.snapshot, &load);
             let view = inner.view(&key);
             let begins = Begins::Earlier;
@@ -466,7 +535,8 @@ impl Inner {
     ) -> (Open, SnapshotFs) {
         let tracked = (key.snapshot, key.store.clone(), key.cache);
         let tracking = self.trackings.of(tracked, store, &index, load, begins, early);
-        let content = store.content(index.clone(), Arc::clone(tracking.tracker()));
+        let (tracker, source) = (Arc::clone(tracking.tracker()), Arc::clone(tracking.source()));
+        let content = store.content(index.clone(), tracker, source);
         let fs = SnapshotFs::with_view(index, Arc::new(content.clone()), view);
         (Open { content, store: Arc::clone(store), tracking }, fs)
     }
@@ -485,6 +555,7 @@ impl Inner {
             let Some(inner) = weak.upgrade() else { return };
             match inner.server.detach(slot) {
                 Ok(ended) => {
+                    injected(Step::SlotDetached);
                     let weak = Arc::downgrade(&inner);
                     ended.then(move || {
                         if let Some(inner) = weak.upgrade() {
@@ -507,6 +578,7 @@ impl Inner {
         if let Err(error) = inner.files.remove(slot.get()) {
             tracing::warn!(%error, "a file about an attached snapshot stays behind");
         }
+        injected(Step::SlotForgotten);
         if let Some(open) = serving.and_then(|serving| serving.open) {
             let close = async move {
                 open.content.shutdown().await;
@@ -515,5 +587,12 @@ impl Inner {
             inner.tasks.spawn_on(close, &inner.runtime);
         }
         inner.changed.notify_one();
+    }
+}
+
+/// Where nobody waits for an outcome.
+fn injected(step: Step) {
+    if let Err(error) = inject::point(step) {
+        tracing::warn!(%error, "going on");
     }
 }

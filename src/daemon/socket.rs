@@ -1,14 +1,12 @@
 //! The daemon's socket: made for one user (and a group), reachable however long its path is.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 
-/// The longest path that an address of a unix socket holds, with its final zero.
-const ADDRESS_LEN_MAX: usize = 108;
+use crate::sockets::with_short_path;
 
 /// Who may talk to the daemon besides its own user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,27 +50,10 @@ pub(super) fn let_through(dir: &Path, access: Access) -> io::Result<()> {
     }
 }
 
-/// Connects to who listens at `path`.
-pub(super) fn connect(path: &Path) -> io::Result<UnixStream> {
-    with_short_path(path, |short| UnixStream::connect(short))
-}
-
-fn with_short_path<T>(path: &Path, act: impl FnOnce(&Path) -> io::Result<T>) -> io::Result<T> {
-    if path.as_os_str().len() < ADDRESS_LEN_MAX {
-        return act(path);
-    }
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    // The directory under a short name, for as long as it is open.
-    let dir = File::open(parent)?;
-    let short = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name);
-    act(&short)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sockets::connect;
     use std::io::{Read, Write};
 
     #[test]

@@ -8,16 +8,18 @@ use inlay_prefetch::scheduler::{LinkEstimate, Urgency};
 use inlay_prefetch::{FetchFigures, FetchLimits, Fetcher, GroupList, Loading, Mounting};
 use inlay_store::cache::{Cache, CacheFigures};
 use inlay_store::format::Index;
-use inlay_store::remote::{PlainHttp, Remote};
+use inlay_store::remote::{Near, PlainHttp, Remote, StoreConfig, Writes};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::api::{CacheUse, StoreRef};
 use super::error::DaemonError;
 use super::metrics::{Books, Entry};
+use super::outbox::{Outboxes, Sealing};
 use crate::config;
 use crate::content::{CacheWaits, ContentOptions, Observers, SnapshotContent, Tracker};
 use crate::state::State;
+use crate::trace::record::{Recorder, Source, WatchId};
 
 /// How many may be open at once. Each has connections and buffers of its own.
 const STORES_MAX: usize = 64;
@@ -33,6 +35,7 @@ pub(super) struct Store {
     cache: Option<Cache>,
     runtime: Handle,
     waits: Arc<CacheWaits>,
+    watch: WatchId,
     entry: Arc<Entry>,
     closed: Arc<AtomicBool>,
 }
@@ -45,8 +48,14 @@ impl Store {
     }
 
     /// The contents of a snapshot of this store, whose reads `tracker` is told of.
-    pub(super) fn content(&self, index: Index, tracker: Arc<Tracker>) -> SnapshotContent {
-        let observers = Observers { tracker, waits: Arc::clone(&self.waits) };
+    pub(super) fn content(
+        &self,
+        index: Index,
+        tracker: Arc<Tracker>,
+        source: Arc<Source>,
+    ) -> SnapshotContent {
+        let waits = Arc::clone(&self.waits);
+        let observers = Observers { tracker, waits, source: Some(source) };
         SnapshotContent::observed(
             index,
             self.cache.clone(),
@@ -55,6 +64,11 @@ impl Store {
             self.runtime.clone(),
             Some(observers),
         )
+    }
+
+    /// Which of a recorder's stores it is.
+    pub(super) fn watch(&self) -> WatchId {
+        self.watch
     }
 
     /// Loads a snapshot ahead of its readers: see [`Fetcher::load`].
@@ -103,6 +117,8 @@ pub(super) struct Stores {
     runtime: Handle,
     waits: Arc<CacheWaits>,
     books: Books,
+    outboxes: Outboxes,
+    recorder: Recorder,
     open: Mutex<Open>,
 }
 
@@ -113,9 +129,35 @@ struct Open {
 }
 
 impl Stores {
-    pub(super) fn new(state: State, cache: Cache, runtime: Handle) -> Self {
-        let (waits, books) = Default::default();
-        Self { state, cache, runtime, waits, books, open: Mutex::new(Open::default()) }
+    pub(super) fn new(state: State, cache: Cache, runtime: Handle) -> Result<Self, DaemonError> {
+        let (waits, books, recorder) = Default::default();
+        let far = {
+            let (state, runtime) = (state.clone(), runtime.clone());
+            Box::new(move |store: &StoreRef| remote(&state, &runtime, store, None))
+        };
+        let outboxes = Outboxes::open(&state, far)?;
+        let open = Mutex::new(Open::default());
+        Ok(Self { state, cache, runtime, waits, books, outboxes, recorder, open })
+    }
+
+    /// What records reads and requests.
+    pub(super) fn recorder(&self) -> &Recorder {
+        &self.recorder
+    }
+
+    /// What is on its way to the stores.
+    pub(super) fn outboxes(&self) -> &Outboxes {
+        &self.outboxes
+    }
+
+    /// The store that `store` names, for sealing a snapshot: what is written stays on this host first.
+    pub(super) fn sealing(
+        &self,
+        store: &StoreRef,
+        sealing: &Sealing,
+    ) -> Result<Remote, DaemonError> {
+        let near = sealing.near().with(Writes::Near);
+        remote(&self.state, &self.runtime, store, Some(near))
     }
 
     /// The store that `store` names. Opening one asks it nothing.
@@ -137,25 +179,22 @@ impl Stores {
     }
 
     fn open(&self, store: &StoreRef, cache: CacheUse) -> Result<Store, DaemonError> {
-        let url = match &store.url {
-            Some(url) => url.clone(),
-            None => self.state.embedded_store().display().to_string(),
-        };
-        let plain = if store.plain_http { PlainHttp::Allowed } else { PlainHttp::LoopbackOnly };
         let runtime = self.runtime.clone();
-        let remote = {
-            let _guard = runtime.enter();
-            Remote::open(&config::store_config(&url, plain))?
-        };
+        let near = self.outboxes.of(store).near().clone();
+        let remote = remote(&self.state, &runtime, store, Some(near))?;
         let cache = match cache {
             CacheUse::Kept => Some(self.cache.clone()),
             CacheUse::None => None,
         };
         let limits = FetchLimits::default();
-        let fetcher = Fetcher::new(remote.clone(), cache.clone(), limits, runtime.clone());
+        let watch = Arc::new(self.recorder.watch());
+        let id = watch.id();
+        let source = Box::new(remote.clone());
+        let fetcher = Fetcher::watched(source, cache.clone(), limits, runtime.clone(), watch);
         let entry = Arc::new(self.books.open(store, fetcher.clone()));
         let waits = Arc::clone(&self.waits);
-        Ok(Store { remote, fetcher, cache, runtime, waits, entry, closed: Arc::default() })
+        let closed = Arc::default();
+        Ok(Store { remote, fetcher, cache, runtime, waits, watch: id, entry, closed })
     }
 
     /// Those that are open, and no longer kept open for want of use.
@@ -195,6 +234,21 @@ impl Stores {
     pub(super) fn settle(&self) {
         self.cache.settle();
     }
+}
+
+fn remote(
+    state: &State,
+    runtime: &Handle,
+    store: &StoreRef,
+    near: Option<Near>,
+) -> Result<Remote, DaemonError> {
+    let url = match &store.url {
+        Some(url) => url.clone(),
+        None => state.embedded_store().display().to_string(),
+    };
+    let plain = if store.plain_http { PlainHttp::Allowed } else { PlainHttp::LoopbackOnly };
+    let _guard = runtime.enter();
+    Ok(Remote::open(&StoreConfig { near, ..config::store_config(&url, plain) })?)
 }
 
 impl Open {

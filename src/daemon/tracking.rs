@@ -25,6 +25,8 @@ use super::stores::Store;
 use crate::content::{Groups, Tracker, TrackerFigures, guess};
 use crate::mount::PathText;
 use crate::snapshots::{PathPart, groups_of_paths};
+use crate::trace::record::{About, Fetched, Recorder, Source};
+use crate::trace::{FetchClass, FetchOutcome, clock};
 
 /// What makes two attached snapshots the same to readers.
 type Key = (SnapshotId, StoreRef, CacheUse);
@@ -41,6 +43,7 @@ struct Inner {
     runtime: Handle,
     tasks: TaskTracker,
     known: Mutex<HashMap<Key, Weak<Tracking>>>,
+    recorder: Recorder,
     totals: StartTotals,
 }
 
@@ -51,6 +54,7 @@ pub(super) struct Tracking {
     index: Index,
     remote: Remote,
     tracker: Arc<Tracker>,
+    source: Arc<Source>,
     profile: OnceLock<Option<Profile>>,
     /// Slots that somebody may still look into.
     visible: AtomicUsize,
@@ -67,27 +71,31 @@ pub(super) enum Begins {
 }
 
 impl Trackings {
-    pub(super) fn new(runtime: Handle, tasks: TaskTracker) -> Self {
-        let inner =
-            Inner { runtime, tasks, known: Mutex::default(), totals: StartTotals::default() };
-        Self { inner: Arc::new(inner) }
+    pub(super) fn new(runtime: Handle, tasks: TaskTracker, recorder: Recorder) -> Self {
+        let (known, totals) = Default::default();
+        Self { inner: Arc::new(Inner { runtime, tasks, known, recorder, totals }) }
     }
 
     /// Begins to fetch a snapshot's profile, so that it comes at the same time as the index.
     pub(super) fn fetch(&self, remote: &Remote, id: SnapshotId, load: &LoadOptions) -> Early {
         let (remote, load) = (remote.clone(), load.clone());
+        let recorder = self.inner.recorder.clone();
         let fetch = async move {
             if load.prefetch == Prefetch::Off {
                 return None;
             }
-            let default = ProfileLabel::default();
-            if load.label == default {
-                return found(remote.profile(&id, &default).await);
+            let asked = clock::now();
+            let profile = profile(&remote, id, &load).await;
+            if recorder.is_on() {
+                recorder.fetched(&Fetched {
+                    class: FetchClass::ProfileRecord,
+                    snapshot: id,
+                    times: [asked, 0, clock::now()],
+                    bytes: 0,
+                    outcome: FetchOutcome::Ok,
+                });
             }
-            // A new label begins with what is known of all starts.
-            let (own, all) =
-                tokio::join!(remote.profile(&id, &load.label), remote.profile(&id, &default));
-            found(own).or_else(|| found(all))
+            profile
         };
         self.inner.tasks.spawn_on(fetch, &self.inner.runtime)
     }
@@ -118,6 +126,12 @@ impl Trackings {
             index: index.clone(),
             remote: store.remote.clone(),
             tracker: Arc::new(Tracker::new(index.group_count())),
+            source: self.inner.recorder.source(About {
+                snapshot: key.0,
+                store: shown(&key.1),
+                watch: store.watch(),
+                index: index.clone(),
+            }),
             profile: OnceLock::new(),
             visible: AtomicUsize::new(1),
             inner: Arc::clone(&self.inner),
@@ -162,6 +176,30 @@ impl Trackings {
     }
 }
 
+/// A store as a trace shows it, which is carried elsewhere: without what may be a password.
+fn shown(store: &StoreRef) -> String {
+    let Some(url) = &store.url else { return "the state's own store".to_owned() };
+    let url = url.split(['?', '#']).next().unwrap_or_default();
+    match url.split_once("://") {
+        Some((scheme, rest)) => {
+            let host = rest.split('/').next().unwrap_or_default().len();
+            let from = rest.get(..host).and_then(|host| host.rfind('@')).map_or(0, |at| at + 1);
+            format!("{scheme}://{}", rest.get(from..).unwrap_or_default())
+        }
+        None => url.to_owned(),
+    }
+}
+
+async fn profile(remote: &Remote, id: SnapshotId, load: &LoadOptions) -> Option<Profile> {
+    let default = ProfileLabel::default();
+    if load.label == default {
+        return found(remote.profile(&id, &default).await);
+    }
+    // A new label begins with what is known of all starts.
+    let (own, all) = tokio::join!(remote.profile(&id, &load.label), remote.profile(&id, &default));
+    found(own).or_else(|| found(all))
+}
+
 fn found(profile: Result<Option<Profile>, StoreError>) -> Option<Profile> {
     profile.unwrap_or_else(|error| {
         // It only says what comes first.
@@ -174,6 +212,11 @@ impl Tracking {
     /// What reads are told to.
     pub(super) fn tracker(&self) -> &Arc<Tracker> {
         &self.tracker
+    }
+
+    /// What reads are recorded by.
+    pub(super) fn source(&self) -> &Arc<Source> {
+        &self.source
     }
 
     /// One more slot. False if the last one is out of sight already.
@@ -322,5 +365,18 @@ async fn save(remote: Remote, id: SnapshotId, label: ProfileLabel, run: Run) -> 
             tracing::warn!(%error, %id, "what a start has read could not be recorded");
             Some(Recorded::Failed)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_shows_no_password() {
+        let of = |url: &str| shown(&StoreRef { url: Some(url.to_owned()), plain_http: false });
+        assert_eq!(of("s3://bucket/prefix"), "s3://bucket/prefix");
+        assert_eq!(of("https://me:secret@host/a@b?sig=x"), "https://host/a@b");
+        assert_eq!(of("/srv/store"), "/srv/store");
     }
 }

@@ -3,7 +3,7 @@
 //! Every source ends as a [`Tree`]; the files' bytes go to a [`FileSink`] on the way and are never
 //! held here.
 
-mod dir;
+pub(crate) mod dir;
 mod docker_archive;
 mod error;
 mod flatten;

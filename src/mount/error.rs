@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use inlay_store::ids::SnapshotId;
 
+use super::path::Owner;
+
 /// Why a snapshot can't be mounted, served or unmounted.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
@@ -15,6 +17,57 @@ pub enum MountError {
         path: PathBuf,
         /// What the system says.
         why: io::Error,
+    },
+    /// Something that is no directory, where one has to be made.
+    #[error("can't make the mount point {}: {} is {what}; remove it, or mount somewhere else",
+        path.display(), at.display())]
+    InTheWay {
+        /// The mount point.
+        path: PathBuf,
+        /// What is in the way.
+        at: PathBuf,
+        /// What that is.
+        what: &'static str,
+    },
+    /// A directory can't be made.
+    #[error("can't make the directory {} of the mount point {}: {why}; mount on a directory that \
+        exists, or somewhere that can be written to", at.display(), path.display())]
+    MakePath {
+        /// The mount point.
+        path: PathBuf,
+        /// Which directory.
+        at: PathBuf,
+        /// What the system says.
+        why: io::Error,
+    },
+    /// Somebody renames directories at this moment.
+    #[error("{} was renamed or replaced while something was being mounted on it; try again",
+        .0.display())]
+    Moved(PathBuf),
+    /// There is no such user there.
+    #[error("user {} or group {} does not exist in the user namespace of the target; name others \
+        with --chown", .0.uid, .0.gid)]
+    NoSuchOwner(Owner),
+    /// The kernel does not map owners.
+    #[error("can't show {} with other owners: {source}; it takes Linux 6.12 or later, and a daemon \
+        that runs as root of the host", dir.display())]
+    Owners {
+        /// What is to be shown.
+        dir: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The process has ended.
+    #[error("process {0} has ended; nothing can be mounted into its container by it any more")]
+    NoProcess(u32),
+    /// Mounts of this program are on it.
+    #[error("{} has other mounts on it: {}; unmount these first, or unmount lazily",
+        mountpoint.display(), list(on_it))]
+    HasMounts {
+        /// Which.
+        mountpoint: PathBuf,
+        /// What is on it.
+        on_it: Vec<PathBuf>,
     },
     /// Somebody uses the mount.
     #[error(
@@ -102,6 +155,11 @@ pub enum MountError {
     /// A task panicked: a defect of this program.
     #[error("the mount has failed after a defect of this program")]
     Panicked,
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    let shown: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+    shown.join(", ")
 }
 
 impl MountError {

@@ -21,6 +21,8 @@ const OWN: &str = "/proc/self/ns/mnt";
 pub(crate) struct Namespace {
     /// The number of its file in `/proc`, which the kernel uses again when it is gone.
     inode: u64,
+    /// The number that is never used again, if the kernel tells it.
+    number: Option<u64>,
     /// A process inside; `None`: this process is.
     member: Option<Arc<OwnedFd>>,
 }
@@ -28,8 +30,8 @@ pub(crate) struct Namespace {
 impl Namespace {
     /// The one that this process is in.
     pub(crate) fn own() -> Result<Self, MountError> {
-        let inode = fs::metadata(OWN).map_err(MountError::io("look at", OWN.as_ref()))?.ino();
-        Ok(Self { inode, member: None })
+        let (inode, number) = identify(OWN.as_ref())?;
+        Ok(Self { inode, number, member: None })
     }
 
     /// The one that the process `pid` is in.
@@ -39,12 +41,12 @@ impl Namespace {
         // unless the process is gone, and then the handle is of no use.
         let member = pidfd_open(pid, PidfdFlags::empty());
         let member = member.map_err(MountError::io("hold the process of", &path))?;
-        let inode = fs::metadata(&path).map_err(MountError::io("look at", &path))?.ino();
+        let (inode, number) = identify(&path)?;
         let own = Self::own()?;
         if inode == own.inode {
             return Ok(own);
         }
-        Ok(Self { inode, member: Some(Arc::new(member)) })
+        Ok(Self { inode, number, member: Some(Arc::new(member)) })
     }
 
     /// The one whose file has the number `inode`, if some process is in it.
@@ -70,6 +72,17 @@ impl Namespace {
         Ok(None)
     }
 
+    /// Its number, that of the mount `inside` if the kernel does not tell at once.
+    pub(crate) fn number(&self, inside: u64) -> Result<u64, MountError> {
+        let failed = || MountError::io("find the number of", "a mount namespace".as_ref());
+        match self.number {
+            Some(number) => Ok(number),
+            None => self
+                .inside(|| kernel::namespace_of(inside, 0).map_err(failed()))?
+                .ok_or_else(|| failed()(io::Error::from(io::ErrorKind::NotFound))),
+        }
+    }
+
     /// The number of its file in `/proc`.
     pub(crate) fn inode(&self) -> u64 {
         self.inode
@@ -81,10 +94,22 @@ impl Namespace {
         &self,
         work: impl FnOnce() -> Result<T, MountError> + Send,
     ) -> Result<T, MountError> {
-        let Some(member) = &self.member else { return work() };
+        if self.member.is_some() { self.apart(work) } else { work() }
+    }
+
+    /// Does something inside, on a thread of its own, whose working directory is its own, too.
+    pub(crate) fn apart<T: Send>(
+        &self,
+        work: impl FnOnce() -> Result<T, MountError> + Send,
+    ) -> Result<T, MountError> {
         let enter = || {
             kernel::own_root_directory()?;
-            move_into_thread_name_spaces(member.as_fd(), ThreadNameSpaceType::MOUNT)
+            match &self.member {
+                Some(member) => {
+                    move_into_thread_name_spaces(member.as_fd(), ThreadNameSpaceType::MOUNT)
+                }
+                None => Ok(()),
+            }
         };
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("inlay-inside".into());
@@ -99,6 +124,13 @@ impl Namespace {
             }
         })
     }
+}
+
+/// The two numbers of the namespace whose file is at `path`.
+fn identify(path: &Path) -> Result<(u64, Option<u64>), MountError> {
+    let file = fs::File::open(path).map_err(MountError::io("open", path))?;
+    let inode = file.metadata().map_err(MountError::io("look at", path))?.ino();
+    Ok((inode, kernel::number_of(file.as_fd()).ok()))
 }
 
 fn link(process: &str) -> PathBuf {
@@ -121,6 +153,10 @@ mod tests {
         let own = Namespace::own().unwrap();
         let same = Namespace::of(rustix::process::getpid()).unwrap();
         assert!(same.member.is_none() && same.inode() == own.inode());
+        // Both ways to its number lead there.
+        let root = super::super::target::mount_number(fs::File::open("/").unwrap()).unwrap();
+        let asked = Namespace { number: None, ..own.clone() }.number(root).unwrap();
+        assert_eq!(own.number(root).unwrap(), asked);
         assert!(Namespace::find(own.inode()).unwrap().is_some());
         assert!(Namespace::find(1).unwrap().is_none());
         assert_eq!(own.inside(|| Ok(7)).unwrap(), 7);

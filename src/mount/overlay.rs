@@ -14,6 +14,7 @@ use rustix::mount::{
 };
 
 use super::error::MountError;
+use super::ids::Setuid;
 
 /// How the overlay is to behave:
 /// - `redirect_dir`: a directory of the snapshot can be renamed, instead of `EXDEV`.
@@ -31,6 +32,8 @@ const OPTIONS: [(&str, &str); 4] =
 pub(crate) struct Layers {
     /// Those above first; at least one.
     pub(crate) lower: Vec<PathBuf>,
+    /// Whether setuid and setgid bits count.
+    pub(crate) setuid: Setuid,
     pub(crate) upper: PathBuf,
     pub(crate) work: PathBuf,
 }
@@ -135,7 +138,11 @@ fn assemble(layers: &Layers, form: Form) -> Result<OwnedFd, Failed> {
         fsconfig_set_string(&fs, key, value).map_err(failed(key))?;
     }
     fsconfig_create(&fs).map_err(failed("create"))?;
-    fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).map_err(failed("mount"))
+    let attributes = match layers.setuid {
+        Setuid::Kept => MountAttrFlags::empty(),
+        Setuid::Ignored => MountAttrFlags::MOUNT_ATTR_NOSUID,
+    };
+    fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed("mount"))
 }
 
 /// The kernel's messages about a filesystem that is being made, each with ": " before it.

@@ -6,9 +6,10 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A process of this host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ProcessId {
     /// Its number.
     pub pid: u32,
@@ -24,6 +25,15 @@ impl ProcessId {
         match start(&stat) {
             Some(started) => Ok(Self { pid, started }),
             None => Err(io::Error::other("/proc/self/stat is not as proc(5) has it")),
+        }
+    }
+
+    /// The process that has the number `pid` now; `None` if there is none, or it has ended.
+    pub fn of(pid: u32) -> io::Result<Option<Self>> {
+        match std::fs::read(format!("/proc/{pid}/stat")) {
+            Ok(stat) => Ok(start(&stat).map(|started| Self { pid, started })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

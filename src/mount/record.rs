@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use inlay_store::ids::SnapshotId;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
+use super::ids::Owners;
 use super::target::Seen;
 use super::upper::Keep;
 
 /// A path in JSON: text where it is UTF-8, else its bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum PathText {
     /// Nearly all paths.
@@ -40,7 +42,7 @@ impl PathText {
 }
 
 /// How a snapshot is shown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case", tag = "mode")]
 pub enum View {
     /// As it is.
@@ -54,12 +56,24 @@ pub enum View {
     },
 }
 
+/// Whether whoever wanted a mount knows of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Standing {
+    /// It stays.
+    #[default]
+    Confirmed,
+    /// Not yet. Should the daemon die meanwhile, the next one undoes it.
+    Unconfirmed,
+}
+
 /// A mount of this host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MountRecord {
     /// Where the user sees it: absolute, without symbolic links.
     pub mountpoint: PathText,
     /// What is mounted.
+    #[schema(value_type = String)]
     pub snapshot: SnapshotId,
     /// The slots that show the snapshot below the host's FUSE mounts. Below an overlay there may be
     /// two, the upper one first.
@@ -71,6 +85,21 @@ pub struct MountRecord {
     /// How it is shown.
     #[serde(flatten)]
     pub view: View,
+    /// The sandbox that it belongs to and ends with, if it is one's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// Whose files are shown as whose, if not as in the snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owners: Option<Owners>,
+    /// The directories that were made for it, those above first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub made: Vec<PathText>,
+    /// The key of the request that made it, if it had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Whether whoever wanted it knows of it.
+    #[serde(default)]
+    pub standing: Standing,
 }
 
 impl MountRecord {
@@ -98,10 +127,23 @@ mod tests {
             session: "5e55".into(),
             seen: Seen::for_tests(u64::MAX),
             view: View::Writable { upper: odd.as_path().into(), keep: Keep::Kept },
+            owner: Some("sb-1".into()),
+            owners: None,
+            made: vec![odd.as_path().into()],
+            key: None,
+            standing: Standing::Confirmed,
         };
         let json = serde_json::to_string(&record).unwrap();
         let read: MountRecord = serde_json::from_str(&json).unwrap();
         assert_eq!(read, record);
         assert_eq!(read.mountpoint.to_path(), odd);
+        // Of an earlier version of this program.
+        let mut earlier = serde_json::to_value(&record).unwrap();
+        earlier
+            .as_object_mut()
+            .unwrap()
+            .retain(|field, _| !["owner", "made", "standing"].contains(&&**field));
+        let read: MountRecord = serde_json::from_value(earlier).unwrap();
+        assert_eq!((read.owner, read.owners, read.made), (None, None, Vec::new()));
     }
 }

@@ -8,12 +8,18 @@ use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use serde::{Deserialize, Serialize};
 
 use super::error::MountError;
-use super::record::MountRecord;
+use super::record::{MountRecord, PathText};
+use super::target::Seen;
 
 /// The longest record that is read, in bytes.
 const RECORD_LEN_MAX: u64 = 64 << 10;
+/// How the names of files end that say which directories are made.
+const MADE: &str = "made";
 
 /// The mounts that one state directory has recorded.
 #[derive(Debug, Clone)]
@@ -70,8 +76,82 @@ impl Registry {
         Ok(records)
     }
 
+    /// Begins to say which directories are about to be made for a mount.
+    pub(crate) fn announce(&self, place: Seen) -> Announced {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Relaxed);
+        let path = self.dir.join(format!("{}-{number}.{MADE}", std::process::id()));
+        Announced { path, said: Announcement { place, dirs: Vec::new() } }
+    }
+
+    /// Removes the directories that a daemon has made which died before it could record what for, as
+    /// far as nothing is in or on them.
+    pub(crate) fn sweep_announced(&self) {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            if path.extension().is_none_or(|extension| extension != MADE) {
+                continue;
+            }
+            let said = fs::read(&path).ok();
+            let said = said.and_then(|json| serde_json::from_slice::<Announcement>(&json).ok());
+            if let Some(Announcement { place, dirs }) = said {
+                let dirs: Vec<PathBuf> = dirs.iter().map(PathText::to_path).collect();
+                if let Err(error) = place.remove_made(&dirs) {
+                    tracing::warn!(%error, "directories that were made for a mount stay behind");
+                }
+            }
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(%error, path = %path.display(), "it stays behind");
+            }
+        }
+    }
+
     fn path(&self, record: &MountRecord) -> PathBuf {
         self.dir.join(format!("{:x}.json", record.seen.number()))
+    }
+}
+
+/// Says in a file which directories are made, before they are. Dropped when a record says it, or when
+/// they are gone again.
+#[derive(Debug)]
+pub(crate) struct Announced {
+    path: PathBuf,
+    said: Announcement,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Announcement {
+    place: Seen,
+    dirs: Vec<PathText>,
+}
+
+impl Announced {
+    /// These directories, as their namespace has them, are about to be made.
+    pub(crate) fn add(&mut self, dirs: &[PathBuf]) -> Result<(), MountError> {
+        let known = self.said.dirs.len();
+        for dir in dirs.iter().map(|dir| PathText::from(&**dir)) {
+            if !self.said.dirs.contains(&dir) {
+                self.said.dirs.push(dir);
+            }
+        }
+        if self.said.dirs.len() == known {
+            return Ok(());
+        }
+        let dir = self.path.parent().unwrap_or(&self.path);
+        let written = serde_json::to_vec(&self.said)
+            .map_err(io::Error::other)
+            .and_then(|json| write_whole(dir, &self.path, &json));
+        written.map_err(MountError::io("write", &self.path))
+    }
+}
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        if !self.said.dirs.is_empty()
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!(%error, path = %self.path.display(), "it stays behind");
+        }
     }
 }
 

@@ -4,25 +4,26 @@
 //! writable one, its overlay's last user is gone: only then are its changes given up. Everything here
 //! may wait for the disk, so none of it is called on a thread of the runtime.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use inlay_store::ids::{Digest, SnapshotId};
+use inlay_store::ids::SnapshotId;
 use parking_lot::Mutex;
-use rustix::fs::CWD;
-use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::error::MountError;
+use super::ids::Spaces;
 use super::namespace::Namespace;
-use super::overlay::{self, Layers};
-use super::record::{MountRecord, PathText, View};
-use super::registry::{Registry, make_private_dirs, remove_all};
+use super::owned::Removed;
+use super::path::{MakePath, Owner};
+use super::record::{MountRecord, PathText, Standing, View};
+use super::registry::{Registry, remove_all};
 use super::target::{Caller, Seen, Target, Umount};
-use super::upper::{Changes, Keep, Upper, UpperPlace, WantedView};
+use super::upper::{Changes, Keep, Upper, WantedView};
+use crate::inject::{self, Step};
 
 /// How often a mount that is in use is tried again, and how long after each try.
 ///
@@ -61,10 +62,19 @@ pub struct Wanted {
     pub below: Option<Layer>,
     /// How it is to be shown.
     pub view: WantedView,
+    /// The sandbox that the mount belongs to, if it is one's.
+    pub owner: Option<String>,
+    /// Whose the snapshot's root directory, and all that has the same owner, is to be, in numbers of
+    /// the target's user namespace. `None`: as in the snapshot.
+    pub chown: Option<Owner>,
+    /// The key of the request for it, if it had one.
+    pub key: Option<String>,
+    /// What becomes of it if the daemon dies before [`Mounts::confirm`].
+    pub standing: Standing,
 }
 
 impl Wanted {
-    fn layers(&self) -> impl Iterator<Item = &Layer> {
+    pub(super) fn layers(&self) -> impl Iterator<Item = &Layer> {
         std::iter::once(&self.top).chain(&self.below)
     }
 }
@@ -82,39 +92,44 @@ pub struct Unmounted {
 
 /// The mounts of a state directory.
 pub struct Mounts {
-    state: PathBuf,
-    session: String,
-    registry: Registry,
-    table: Arc<Mutex<Table>>,
+    pub(super) state: PathBuf,
+    pub(super) session: String,
+    pub(super) registry: Registry,
+    pub(super) table: Arc<Mutex<Table>>,
+    pub(super) spaces: Spaces,
+    /// Held while directories that were made for a mount are removed.
+    pub(super) removing: Mutex<()>,
 }
 
 #[derive(Default)]
-struct Table {
-    live: Vec<Live>,
+pub(super) struct Table {
+    pub(super) live: Vec<Live>,
     /// Mount points, in their namespaces, that something is about to be mounted on.
     claimed: HashSet<(u64, PathBuf)>,
-    /// Mounts, by their numbers, that are over and are being cleared up after.
-    finishing: HashSet<u64>,
+    /// Mounts, by their numbers, that are over and are being cleared up after; and where they were.
+    finishing: HashMap<u64, (u64, PathBuf)>,
+    /// Mounts, by their numbers, that are about to be undone.
+    doomed: HashSet<u64>,
 }
 
 impl Table {
     /// Whether something of a mount is still there.
     fn has(&self, seen: &Seen) -> bool {
-        self.finishing.contains(&seen.number())
+        self.finishing.contains_key(&seen.number())
             || self.live.iter().any(|live| live.record.seen == *seen)
     }
 }
 
-struct Live {
-    record: MountRecord,
+pub(super) struct Live {
+    pub(super) record: MountRecord,
     upper: Option<Upper>,
     changes: Changes,
-    phase: Phase,
+    pub(super) phase: Phase,
     holds: Vec<Hold>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     Mounted,
     /// Gone from sight; its overlay is looked at again at this moment, after this pause.
     Ending {
@@ -127,11 +142,20 @@ enum Phase {
 pub(crate) struct Claim {
     table: Arc<Mutex<Table>>,
     key: (u64, PathBuf),
-    target: Target,
+    pub(super) target: Target,
+}
+
+impl Claim {
+    /// Where it is: absolute, without symbolic links, as its namespace has it.
+    pub(crate) fn path(&self) -> &Path {
+        &self.key.1
+    }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
+        // Before others may look for the directories: they would mount on what goes.
+        self.target.remove_made_now();
         self.table.lock().claimed.remove(&self.key);
     }
 }
@@ -172,8 +196,12 @@ impl Mounts {
             session: session.to_owned(),
             registry,
             table: Arc::new(Mutex::new(table)),
+            spaces: Spaces::default(),
+            removing: Mutex::default(),
         };
         mounts.adopt_uppers();
+        mounts.undo_unconfirmed();
+        mounts.registry.sweep_announced();
         mounts.sweep_scratch();
         Ok(mounts)
     }
@@ -191,42 +219,65 @@ impl Mounts {
         table.live.is_empty() && table.claimed.is_empty() && table.finishing.is_empty()
     }
 
-    /// Finds the directory at `path`, as the caller sees it, and keeps others from mounting there.
-    pub(crate) fn claim(&self, caller: Caller, path: &Path) -> Result<Claim, MountError> {
-        let target = Target::find(caller, path)?;
+    /// Finds the directory at `path`, as the caller sees it, or makes it, and keeps others from
+    /// mounting there. What was made goes again if the claim is dropped.
+    pub(crate) fn claim(
+        &self,
+        caller: Caller,
+        path: &Path,
+        make: MakePath,
+    ) -> Result<Claim, MountError> {
+        let target = Target::find(caller, path, make, &self.registry)?;
         let key = (target.namespace(), target.path().to_owned());
         // A mount that is gone without having been noticed would be in the way.
         self.look_at(|live| live.is_at(&key.1, key.0));
         let mut table = self.table.lock();
         if let Some(live) = table.live.iter().find(|live| live.is_at(&key.1, key.0)) {
+            if table.doomed.contains(&live.record.seen.number()) {
+                return Err(MountError::BeingMounted(key.1));
+            }
             return Err(MountError::AlreadyMounted {
                 mountpoint: key.1,
                 snapshot: live.record.snapshot,
             });
         }
-        if !table.claimed.insert(key.clone()) {
+        let is_finishing = table.finishing.values().any(|at| *at == key);
+        if is_finishing || !table.claimed.insert(key.clone()) {
             return Err(MountError::BeingMounted(key.1));
         }
         drop(table);
-        Ok(Claim { table: Arc::clone(&self.table), key, target })
+        let claim = Claim { table: Arc::clone(&self.table), key, target };
+        // It may have been made for a mount that has just ended, and go with it.
+        if self.remove_made_at(&claim.key) == Removed::Some || !claim.target.is_there() {
+            return Err(MountError::BeingMounted(claim.key.1.clone()));
+        }
+        let path = claim.target.path();
+        inject::point(Step::MountClaimed).map_err(MountError::io("mount on", path))?;
+        Ok(claim)
     }
 
     /// Mounts.
-    pub(crate) fn create(&self, claim: &Claim, wanted: Wanted) -> Result<MountRecord, MountError> {
+    pub(crate) fn create(
+        &self,
+        mut claim: Claim,
+        wanted: Wanted,
+    ) -> Result<MountRecord, MountError> {
+        let shown = self.shown(&claim, &wanted)?;
         let place = match &wanted.view {
             WantedView::ReadOnly => None,
             WantedView::Writable(place) => {
                 Some(self.place(place, wanted.snapshot, claim.target.path())?)
             }
         };
-        let upper = match &place {
-            Some((path, keep)) => {
-                Some(Upper::prepare(path, *keep, wanted.snapshot, &wanted.top.dir)?)
+        let upper = match (&place, shown.dirs.first()) {
+            (Some((path, keep)), Some(top)) => {
+                Some(Upper::prepare(path, *keep, wanted.snapshot, top)?)
             }
-            None => None,
+            _ => None,
         };
-        match self.attach(claim, &wanted, upper.as_ref()) {
+        match self.attach(&claim, &wanted, shown, upper.as_ref()) {
             Ok(record) => {
+                claim.target.keep_made();
                 let live = Live {
                     record: record.clone(),
                     upper,
@@ -249,6 +300,38 @@ impl Mounts {
         }
     }
 
+    /// Whoever wanted the mount `record` is about to know of it: from now on it outlives this daemon.
+    pub(crate) fn confirm(&self, record: &MountRecord) -> Result<MountRecord, MountError> {
+        let mut table = self.table.lock();
+        let Some(live) = table.live.iter_mut().find(|live| live.record.seen == record.seen) else {
+            let (mountpoint, registry) =
+                (record.mountpoint.to_path(), self.registry.dir().to_owned());
+            return Err(MountError::NotMounted { mountpoint, registry });
+        };
+        live.record.standing = Standing::Confirmed;
+        self.registry.add(&live.record)?;
+        let mountpoint = live.record.mountpoint.to_path();
+        inject::point(Step::MountConfirmed).map_err(MountError::io("mount on", &mountpoint))?;
+        Ok(live.record.clone())
+    }
+
+    /// Says that the mount `record` is about to be undone. Its place counts as one where something is
+    /// being mounted, and not as that mount's. Does not block.
+    pub(crate) fn doom(&self, record: &MountRecord) {
+        self.table.lock().doomed.insert(record.seen.number());
+    }
+
+    /// Undoes what an earlier daemon has mounted for somebody who was never told.
+    fn undo_unconfirmed(&self) {
+        for record in self.list() {
+            if record.standing == Standing::Unconfirmed
+                && let Err(error) = self.undo(&record)
+            {
+                tracing::warn!(%error, "a mount that nobody was told of stays");
+            }
+        }
+    }
+
     /// Unmounts what is mounted at `path` as the caller sees it.
     pub(crate) fn unmount(
         &self,
@@ -257,21 +340,48 @@ impl Mounts {
         how: Umount,
         changes: Changes,
     ) -> Result<Unmounted, MountError> {
-        let namespace = caller.namespace()?;
-        let path = caller.locate(path);
-        let found = self.set_changes(changes, |live| {
-            live.phase == Phase::Mounted
-                && live.record.seen.is_in(&namespace)
-                && live.record.mountpoint.to_path() == path
-        });
-        let Some(record) = found else {
+        match self.find(caller, path)? {
+            Some(record) => self.unmount_recorded(&record, how, changes),
+            None => Err(MountError::NotMounted {
+                mountpoint: caller.locate(path),
+                registry: self.registry.dir().to_owned(),
+            }),
+        }
+    }
+
+    /// Unmounts a mount of this table. Those that are on it are in the way, or end with it if it is
+    /// ended lazily.
+    pub(crate) fn unmount_recorded(
+        &self,
+        record: &MountRecord,
+        how: Umount,
+        changes: Changes,
+    ) -> Result<Unmounted, MountError> {
+        let mountpoint = record.mountpoint.to_path();
+        let on_it = self.mounts_on(record);
+        if how == Umount::IfFree && !on_it.is_empty() {
+            let on_it = on_it.iter().map(|record| record.mountpoint.to_path()).collect();
+            return Err(MountError::HasMounts { mountpoint, on_it });
+        }
+        for nested in on_it {
+            self.undo(&nested)?;
+        }
+        let same = |live: &Live| live.record.seen == record.seen;
+        let Some(record) =
+            self.set_changes(changes, |live| live.phase == Phase::Mounted && same(live))
+        else {
             let registry = self.registry.dir().to_owned();
-            return Err(MountError::NotMounted { mountpoint: path, registry });
+            return Err(MountError::NotMounted { mountpoint, registry });
         };
-        if let Err(error) = unmount_patiently(&record.seen, &path, how) {
-            self.set_changes(Changes::Stay, |live| live.record.seen == record.seen);
+        let unmounted = inject::point(Step::UmountBegun)
+            .map_err(MountError::io("unmount", &mountpoint))
+            .and_then(|()| unmount_patiently(&record.seen, &mountpoint, how));
+        if let Err(error) = unmounted {
+            self.set_changes(Changes::Stay, same);
             return Err(error);
         }
+        inject::point(Step::UmountDone).map_err(MountError::io("clear up after", &mountpoint))?;
+        self.remove_made(&record);
         Ok(self.wait_for_end(record, how, changes))
     }
 
@@ -320,7 +430,9 @@ impl Mounts {
             while let Some(live) = table.live.get_mut(at) {
                 if wanted(live) && live.is_over(now) {
                     let live = table.live.swap_remove(at);
-                    table.finishing.insert(live.record.seen.number());
+                    let record = &live.record;
+                    let at = (record.seen.namespace(), record.mountpoint.to_path());
+                    table.finishing.insert(record.seen.number(), at);
                     ended.push(live);
                 } else {
                     at += 1;
@@ -330,86 +442,18 @@ impl Mounts {
         for live in ended {
             let number = live.record.seen.number();
             self.finish(live);
-            self.table.lock().finishing.remove(&number);
+            let mut table = self.table.lock();
+            table.finishing.remove(&number);
+            table.doomed.remove(&number);
         }
     }
 }
 
 impl Mounts {
-    fn place(
-        &self,
-        wanted: &UpperPlace,
-        snapshot: SnapshotId,
-        mountpoint: &Path,
-    ) -> Result<(PathBuf, Keep), MountError> {
-        let uppers = self.state.join("upper");
-        Ok(match wanted {
-            UpperPlace::Scratch => {
-                make_private_dirs(&uppers)?;
-                let dir = tempfile::Builder::new().prefix(SCRATCH).tempdir_in(&uppers);
-                let dir = dir.map_err(MountError::io("make a directory in", &uppers))?;
-                (dir.keep(), Keep::Scratch)
-            }
-            UpperPlace::Beside => {
-                let mut name = Digest::of(mountpoint.as_os_str().as_encoded_bytes()).to_hex();
-                name.truncate(16);
-                (uppers.join(format!("{name}-{}", snapshot.index)), Keep::Kept)
-            }
-            UpperPlace::Kept(path) => {
-                let path = path.to_path();
-                let absolute = std::path::absolute(&path).map_err(MountError::io("find", &path))?;
-                (absolute, Keep::Kept)
-            }
-        })
-    }
-
-    /// Makes the mount, records it, and only then lets it be seen.
-    fn attach(
-        &self,
-        claim: &Claim,
-        wanted: &Wanted,
-        upper: Option<&Upper>,
-    ) -> Result<MountRecord, MountError> {
-        let mountpoint = claim.target.path();
-        let tree = match upper {
-            None => {
-                let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-                let dir = &wanted.top.dir;
-                open_tree(CWD, dir, flags).map_err(MountError::io("take a view of", dir))?
-            }
-            Some(upper) => {
-                let layers = Layers {
-                    lower: wanted.layers().map(|layer| layer.dir.clone()).collect(),
-                    upper: upper.upper(),
-                    work: upper.work(),
-                };
-                overlay::tree(&layers, mountpoint)?
-            }
-        };
-        let record = MountRecord {
-            mountpoint: mountpoint.into(),
-            snapshot: wanted.snapshot,
-            slots: wanted.layers().map(|layer| layer.slot).collect(),
-            session: self.session.clone(),
-            seen: claim.target.seen(&tree)?,
-            view: match upper {
-                None => View::ReadOnly,
-                Some(upper) => {
-                    View::Writable { upper: PathText::from(upper.base()), keep: upper.keep() }
-                }
-            },
-        };
-        self.registry.add(&record)?;
-        if let Err(error) = claim.target.attach(&tree) {
-            self.registry.remove(&record)?;
-            return Err(error);
-        }
-        Ok(record)
-    }
-
     /// Takes a mount out of sight, whoever uses it.
     pub(crate) fn undo(&self, record: &MountRecord) -> Result<(), MountError> {
         record.seen.unmount(&record.mountpoint.to_path(), Umount::Lazily)?;
+        self.remove_made(record);
         self.look_at(|live| live.record.seen == record.seen);
         Ok(())
     }
@@ -450,6 +494,7 @@ impl Mounts {
     }
 
     fn finish(&self, live: Live) {
+        self.remove_last_made(&live.record);
         let Live { record, upper, changes, holds, .. } = live;
         let outcome = match upper {
             None => Ok(()),
@@ -458,7 +503,13 @@ impl Mounts {
             }
             Some(upper) => upper.release(),
         };
-        if let Err(error) = outcome.and_then(|()| self.registry.remove(&record)) {
+        let injected = |step| {
+            inject::point(step).map_err(MountError::io("clear up after", self.registry.dir()))
+        };
+        let released = outcome.and_then(|()| injected(Step::UpperReleased));
+        // Whatever became of its changes: nothing can be served by it any more.
+        let removed = self.registry.remove(&record).and_then(|()| injected(Step::RecordRemoved));
+        for error in [released, removed].into_iter().filter_map(Result::err) {
             tracing::warn!(%error, "a mount has ended and left something behind");
         }
         drop(holds);
@@ -492,10 +543,10 @@ impl Mounts {
 }
 
 /// How names of scratch directories begin.
-const SCRATCH: &str = "scratch-";
+pub(super) const SCRATCH: &str = "scratch-";
 
 impl Live {
-    fn is_at(&self, path: &Path, namespace: u64) -> bool {
+    pub(super) fn is_at(&self, path: &Path, namespace: u64) -> bool {
         self.phase == Phase::Mounted
             && self.record.seen.namespace() == namespace
             && self.record.mountpoint.to_path() == path
@@ -530,7 +581,8 @@ impl Live {
         let used = match (&self.upper, &self.record.view) {
             (_, View::ReadOnly) => Ok(false),
             (Some(upper), View::Writable { .. }) => upper.is_mounted(),
-            (None, View::Writable { .. }) => Ok(true),
+            // A daemon that died while it cleared up may have removed the directory already.
+            (None, View::Writable { upper, .. }) => Ok(upper.to_path().exists()),
         };
         match used {
             Ok(false) => return true,
@@ -548,6 +600,10 @@ fn clear(registry: &Registry, record: &MountRecord) -> Result<(), MountError> {
     tracing::info!(mountpoint = %mountpoint.display(), "clearing away a mount that nothing serves");
     if record.seen.is_mounted()? {
         record.seen.unmount(&mountpoint, Umount::Lazily)?;
+    }
+    let made: Vec<PathBuf> = record.made.iter().map(PathText::to_path).collect();
+    if !made.is_empty() {
+        record.seen.remove_made(&made)?;
     }
     if let View::Writable { upper, keep: Keep::Scratch } = &record.view {
         remove_all(&upper.to_path())?;

@@ -5,15 +5,20 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
-use rustix::process::Pid;
+use rustix::process::{Pid, fchdir};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::error::MountError;
+use super::ids::Space;
 use super::kernel;
 use super::namespace::{Namespace, root_of};
+use super::path::{self, Made, MakePath};
+use super::process::ProcessId;
+use super::registry::{Announced, Registry};
 
 /// `STATX_MNT_ID_UNIQUE`: since Linux 6.8.
 const MOUNT_NUMBER: StatxFlags = StatxFlags::from_bits_retain(0x4000);
@@ -26,10 +31,13 @@ pub(crate) struct Target {
     path: PathBuf,
     namespace: Namespace,
     namespace_number: u64,
+    space: Space,
+    made: Vec<Made>,
+    _announced: Option<Announced>,
 }
 
 /// A mount, by what the kernel never uses again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Seen {
     /// The mount's number.
     mount: u64,
@@ -41,40 +49,65 @@ pub struct Seen {
     boot: String,
 }
 
-/// Who asks.
+/// Whose paths are meant.
 #[derive(Debug, Clone, Copy)]
 pub enum Caller {
-    /// A process that may be in another mount namespace, or below another root directory.
+    /// Those of a process that may be in another mount namespace, or below another root directory.
     Process(Pid),
-    /// This process itself.
+    /// The same, but of no later process that has its number.
+    Exactly(ProcessId),
+    /// Those of this process itself.
     This,
 }
 
 impl Caller {
-    pub(crate) fn namespace(self) -> Result<Namespace, MountError> {
+    fn pid(self) -> Result<Pid, MountError> {
         match self {
-            Self::Process(pid) => Namespace::of(pid),
-            Self::This => Namespace::own(),
+            Self::Process(pid) => Ok(pid),
+            Self::This => Ok(rustix::process::getpid()),
+            Self::Exactly(process) => i32::try_from(process.pid)
+                .ok()
+                .and_then(Pid::from_raw)
+                .ok_or(MountError::NoProcess(process.pid)),
         }
     }
 
-    /// The directory at `path`, an absolute path as the caller means it: below its root, which its
-    /// symbolic links do not leave.
-    fn open(self, path: &Path) -> Result<OwnedFd, Errno> {
-        let pid = match self {
-            Self::Process(pid) => pid,
-            Self::This => rustix::process::getpid(),
+    /// That what was just opened by the process's number is of the process that is meant.
+    fn confirm(self) -> Result<(), MountError> {
+        match self {
+            Self::Exactly(process) if !process.is_alive() => {
+                Err(MountError::NoProcess(process.pid))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn namespace(self) -> Result<Namespace, MountError> {
+        let namespace = match self {
+            Self::This => return Namespace::own(),
+            Self::Process(_) | Self::Exactly(_) => Namespace::of(self.pid()?)?,
         };
-        let root = root_of(pid).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        openat2(root, path, flags, Mode::empty(), resolve)
+        self.confirm()?;
+        Ok(namespace)
+    }
+
+    /// What the caller has as its root directory, which symbolic links of its paths do not leave.
+    fn root(self) -> Result<OwnedFd, MountError> {
+        let pid = self.pid()?;
+        let path = PathBuf::from(format!("/proc/{}/root", pid.as_raw_nonzero()));
+        let root = root_of(pid).map_err(MountError::io("open", &path))?;
+        self.confirm()?;
+        Ok(root)
     }
 
     /// `path` without symbolic links, as its namespace has it. If nothing can be opened there, as
     /// with a mount that nobody serves, the directory that it is in is looked at.
     pub(crate) fn locate(self, path: &Path) -> PathBuf {
-        let real = |path: &Path| self.open(path).ok().and_then(|dir| path_of(&dir).ok());
+        let root = self.root().ok();
+        let real = |path: &Path| {
+            let dir = root.as_ref().and_then(|root| path::open(root, path).ok())?;
+            path_of(&dir).ok()
+        };
         real(path)
             .or_else(|| Some(real(path.parent()?)?.join(path.file_name()?)))
             .unwrap_or_else(|| path.to_owned())
@@ -82,18 +115,73 @@ impl Caller {
 }
 
 impl Target {
-    /// The existing directory at `path`, as the caller sees it.
-    pub(crate) fn find(caller: Caller, path: &Path) -> Result<Self, MountError> {
+    /// The directory at `path`, as the caller sees it, which is made if `make` says so.
+    pub(crate) fn find(
+        caller: Caller,
+        path: &Path,
+        make: MakePath,
+        registry: &Registry,
+    ) -> Result<Self, MountError> {
         let wrong = |why: io::Error| MountError::Mountpoint { path: path.to_owned(), why };
         let namespace = caller.namespace()?;
-        let dir = caller.open(path).map_err(|errno| wrong(errno.into()))?;
-        let real = path_of(&dir).map_err(wrong)?;
-        let number = mount_number(&dir).map_err(|errno| wrong(errno.into()))?;
-        let failed = || MountError::io("find the namespace of", &real);
-        let namespace_number = namespace
-            .inside(|| kernel::namespace_of(number, 0).map_err(failed()))?
-            .ok_or_else(|| failed()(io::Error::from(Errno::NOENT)))?;
-        Ok(Self { dir, path: real, namespace, namespace_number })
+        let root = caller.root()?;
+        let space = match caller {
+            Caller::This => Space::default(),
+            Caller::Process(_) | Caller::Exactly(_) => Space::of(caller.pid()?)?,
+        };
+        caller.confirm()?;
+        let mut announced = None;
+        let (dir, made) = match make {
+            MakePath::Never => {
+                let dir = path::open(&root, path).map_err(|errno| wrong(errno.into()))?;
+                (dir, Vec::new())
+            }
+            MakePath::OwnedBy(owner) => {
+                let owner = space.outside(owner).ok_or(MountError::NoSuchOwner(owner))?;
+                let said = announced.insert(registry.announce(Seen::nowhere(&namespace)?));
+                path::open_or_make(&root, path, owner, &mut |dirs| said.add(dirs))?
+            }
+        };
+        // Should anything fail from here on, dropping it removes what was made.
+        let mut found = Self {
+            dir,
+            path: path.to_owned(),
+            namespace,
+            namespace_number: 0,
+            space,
+            made,
+            _announced: announced,
+        };
+        found.path = path_of(&found.dir).map_err(wrong)?;
+        let number = mount_number(&found.dir).map_err(|errno| wrong(errno.into()))?;
+        found.namespace_number = found.namespace.number(number)?;
+        Ok(found)
+    }
+
+    /// The numbers that users and groups have there.
+    pub(super) fn space(&self) -> &Space {
+        &self.space
+    }
+
+    /// The directories that were made for it, those above first.
+    pub(super) fn made(&self) -> Vec<PathBuf> {
+        self.made.iter().filter_map(Made::path).collect()
+    }
+
+    /// Removes what was made, as far as nothing is in it.
+    pub(super) fn remove_made_now(&mut self) {
+        path::remove(&self.made);
+        self.made.clear();
+    }
+
+    /// Whether the directory is still where it was found.
+    pub(super) fn is_there(&self) -> bool {
+        path_of(&self.dir).is_ok_and(|path| path == self.path)
+    }
+
+    /// From now on what was made stays when this is dropped.
+    pub(super) fn keep_made(&mut self) {
+        self.made.clear();
     }
 
     /// Where it is: absolute, without symbolic links, as its namespace has it.
@@ -118,20 +206,35 @@ impl Target {
         })
     }
 
-    /// Puts `tree` here.
+    /// Puts `tree` here. If it is not seen at the path then, because directories were renamed in
+    /// the meantime, it is taken away again.
     pub(crate) fn attach(&self, tree: &OwnedFd) -> Result<(), MountError> {
         let empty =
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        let attach = || {
-            move_mount(tree, "", &self.dir, "", empty)
-                .map_err(MountError::io("mount on", &self.path))
-        };
-        self.namespace.inside(attach)
+        let failed = || MountError::io("mount on", &self.path);
+        let seen = self.namespace.inside(|| {
+            move_mount(tree, "", &self.dir, "", empty).map_err(failed())?;
+            Ok(mount_number_at(&self.path) == mount_number(tree))
+        })?;
+        if seen {
+            return Ok(());
+        }
+        self.namespace.apart(|| {
+            fchdir(tree).map_err(failed())?;
+            unmount(".", UnmountFlags::DETACH).map_err(failed())?;
+            Err(MountError::Moved(self.path.clone()))
+        })
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        path::remove(&self.made);
     }
 }
 
 /// What to do about a mount that is in use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Umount {
     /// Leave it and say so.
@@ -145,6 +248,12 @@ impl Seen {
     #[cfg(test)]
     pub(crate) fn for_tests(mount: u64) -> Self {
         Self { mount, namespace: 0, namespace_file: 0, boot: boot().unwrap().to_owned() }
+    }
+
+    /// No mount yet, in this namespace.
+    fn nowhere(namespace: &Namespace) -> Result<Self, MountError> {
+        let (namespace_file, boot) = (namespace.inode(), boot()?.to_owned());
+        Ok(Self { mount: 0, namespace: 0, namespace_file, boot })
     }
 
     /// The mount's number.
@@ -171,6 +280,21 @@ impl Seen {
         self.namespace_file == namespace.inode()
     }
 
+    /// Whether it is on the mount `other`, at once or by others between.
+    pub(crate) fn is_on(&self, other: &Self) -> bool {
+        // The kernel's own bound for mounts is far higher, but nobody piles them up like that.
+        const DEPTH_MAX: u32 = 1000;
+        let mut number = self.mount;
+        for _ in 0..DEPTH_MAX {
+            match kernel::parent_of(number, self.namespace) {
+                Ok(Some(parent)) if parent == other.mount => return true,
+                Ok(Some(parent)) if parent != number => number = parent,
+                _ => return false,
+            }
+        }
+        false
+    }
+
     /// Tries once to unmount it from `path`. Something that lies over it is left alone.
     pub(crate) fn unmount(&self, path: &Path, how: Umount) -> Result<(), MountError> {
         let Some(namespace) = Namespace::find(self.namespace_file)? else {
@@ -181,12 +305,27 @@ impl Seen {
             Umount::IfFree => UnmountFlags::NOFOLLOW,
             Umount::Lazily => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
         };
-        namespace.inside(|| {
-            if mount_number_at(path) != Ok(self.mount) {
-                let covered = self.is_mounted()?;
-                return if covered { Err(MountError::Covered(path.to_owned())) } else { Ok(()) };
-            }
-            match unmount(path, flags) {
+        namespace.apart(|| {
+            // From the directory that it is in: whoever swaps one for a symbolic link meanwhile does
+            // not get something else unmounted.
+            let name = match (path.parent(), path.file_name()) {
+                (Some(parent), Some(name)) => {
+                    enter(parent).map(|()| name).map_err(MountError::io("enter", parent))
+                }
+                _ => Ok(path.as_os_str()),
+            };
+            let name = match name {
+                Ok(name) if mount_number_at(name.as_ref()) == Ok(self.mount) => name,
+                _ => {
+                    let covered = self.is_mounted()?;
+                    return if covered {
+                        Err(MountError::Covered(path.to_owned()))
+                    } else {
+                        Ok(())
+                    };
+                }
+            };
+            match unmount(name, flags) {
                 // Unmounted by somebody else in the meantime.
                 Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
                 Err(Errno::BUSY) => Err(MountError::Busy(path.to_owned())),
@@ -194,21 +333,46 @@ impl Seen {
             }
         })
     }
+
+    /// Removes directories that were made for it, given with those above first, as far as nothing is
+    /// in them. Returns those that stay. If nobody is in its namespace any more, they are forgotten.
+    pub(super) fn remove_made(&self, made: &[PathBuf]) -> Result<Vec<PathBuf>, MountError> {
+        if self.boot != boot()? {
+            return Ok(Vec::new());
+        }
+        let Some(namespace) = Namespace::find(self.namespace_file)? else { return Ok(Vec::new()) };
+        namespace.inside(|| {
+            let root = path::open(CWD, "/".as_ref());
+            let root = root.map_err(MountError::io("open", "/".as_ref()))?;
+            let mut left = made.to_vec();
+            while left.last().is_some_and(|deepest| path::remove_at(&root, deepest)) {
+                left.pop();
+            }
+            Ok(left)
+        })
+    }
+}
+
+/// Makes the directory at `path`, which has no symbolic links, the working one of this thread.
+fn enter(path: &Path) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+    fchdir(dir)
 }
 
 /// No request goes to who serves it.
 const QUIET: AtFlags = AtFlags::STATX_DONT_SYNC;
 
-fn mount_number(dir: impl AsFd) -> Result<u64, Errno> {
+pub(super) fn mount_number(dir: impl AsFd) -> Result<u64, Errno> {
     statx(dir, "", AtFlags::EMPTY_PATH | QUIET, MOUNT_NUMBER).map(|stat| stat.stx_mnt_id)
 }
 
 fn mount_number_at(path: &Path) -> Result<u64, Errno> {
     let flags = QUIET | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    statx(rustix::fs::CWD, path, flags, MOUNT_NUMBER).map(|stat| stat.stx_mnt_id)
+    statx(CWD, path, flags, MOUNT_NUMBER).map(|stat| stat.stx_mnt_id)
 }
 
-fn path_of(dir: &OwnedFd) -> io::Result<PathBuf> {
+pub(super) fn path_of(dir: &OwnedFd) -> io::Result<PathBuf> {
     use std::os::fd::AsRawFd;
     std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))
 }

@@ -15,6 +15,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::error::MountError;
 use super::overlay;
@@ -28,7 +29,7 @@ const XATTR_LEN_MAX: usize = 64 << 10;
 const OVERLAY_XATTRS: &[u8] = b"trusted.overlay.";
 
 /// Where the caller wants changes to go.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum UpperPlace {
     /// Into the state directory. They are thrown away with the mount.
@@ -40,7 +41,7 @@ pub enum UpperPlace {
 }
 
 /// How the caller wants to see a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum WantedView {
     /// As it is.
@@ -50,7 +51,7 @@ pub enum WantedView {
 }
 
 /// What becomes of changes that are kept, when their mount ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Changes {
     /// They are there again at the next mount.
@@ -60,7 +61,7 @@ pub enum Changes {
 }
 
 /// Whether changes outlive their mount.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Keep {
     /// They are thrown away.
@@ -196,7 +197,7 @@ fn make_dir(dir: &Path, mode: u32) -> Result<(), MountError> {
 }
 
 /// Owner, mode, extended attributes (access control lists among them) and time of modification.
-fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
+pub(super) fn copy_attributes(from: &Path, to: &Path) -> io::Result<()> {
     let stat = fs::metadata(from)?;
     chown(to, Some(stat.uid()), Some(stat.gid()))?;
     fs::set_permissions(to, Permissions::from_mode(stat.mode() & 0o7777))?;

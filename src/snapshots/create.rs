@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::mpsc;
 
+use inlay_store::format::packed::Effort;
 use inlay_store::ids::{Kind, SnapshotId};
 use inlay_store::pack::{PackOptions, PackStats, Packer};
 use inlay_store::remote::{Name, PutOutcome, SnapshotRecord};
@@ -93,8 +94,10 @@ pub fn create(
         source: source.to_string(),
         parent,
         labels: options.labels.clone(),
+        ttl_s: None,
+        effort: Effort::Thorough,
     };
-    let record = publish(host, &draft, options.name.as_ref())?;
+    let record = publish(host.site(), &draft, options.name.as_ref())?;
     let (mut uploaded, mut already_there) = (0, 0);
     for outcome in outcomes.try_iter() {
         match outcome {

@@ -13,6 +13,7 @@ use tempfile::NamedTempFile;
 
 use super::error::SnapshotError;
 use crate::state::State;
+use crate::trace::clock;
 
 /// Bytes of a packed index that are asked for first: all of it for a snapshot of some 300,000 files, so
 /// that it takes one round trip.
@@ -32,6 +33,29 @@ pub async fn open_index(
     state: &State,
     id: SnapshotId,
 ) -> Result<Index, SnapshotError> {
+    open_index_watched(remote, state, id, &mut IndexFetch::default()).await
+}
+
+/// How an index was fetched. Moments are nanoseconds of the monotonic clock; 0: not come to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IndexFetch {
+    /// The store was asked.
+    pub sent: u64,
+    /// The first of it was there.
+    pub first: u64,
+    /// All of it was there, checked and kept.
+    pub received: u64,
+    /// Its stored bytes.
+    pub bytes: u64,
+}
+
+/// The same, and `seen` says how it was fetched, if it was.
+pub async fn open_index_watched(
+    remote: &Remote,
+    state: &State,
+    id: SnapshotId,
+    seen: &mut IndexFetch,
+) -> Result<Index, SnapshotError> {
     let path = index_path(state, id);
     let index = match local(state, &path, id) {
         Ok(Some(index)) => index,
@@ -46,7 +70,9 @@ pub async fn open_index(
                     "the local copy of the index is damaged and is fetched again"
                 );
             }
-            fetch(remote, state, &path, id).await?;
+            seen.sent = clock::now();
+            fetch(remote, state, &path, id, seen).await?;
+            seen.received = clock::now();
             let file = fs::File::open(&path).map_err(SnapshotError::at(&path))?;
             // Every segment was verified on its way into the file.
             state.verified().remember(&file, id.index).map_err(SnapshotError::at(&path))?;
@@ -79,6 +105,7 @@ async fn fetch(
     state: &State,
     path: &Path,
     id: SnapshotId,
+    seen: &mut IndexFetch,
 ) -> Result<(), SnapshotError> {
     let key = ObjectKey::Index(id.index);
     let wrong = |source| SnapshotError::Index { id, source };
@@ -91,6 +118,7 @@ async fn fetch(
         }
         start => start?,
     };
+    (seen.first, seen.bytes) = (clock::now(), packed_len);
     let budget = || remote.policy().budget();
     let table = match SegmentTable::parse(&head, id.index) {
         Err(FormatError::Truncated { want, .. })

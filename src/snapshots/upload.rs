@@ -14,7 +14,7 @@ const UPLOADS: usize = 3;
 
 /// Uploads blobs on the runtime while the packer goes on.
 #[derive(Debug)]
-pub(super) struct Uploader {
+pub(crate) struct Uploader {
     remote: Remote,
     runtime: Handle,
     under_way: VecDeque<JoinHandle<Result<PutOutcome, StoreError>>>,
@@ -23,7 +23,7 @@ pub(super) struct Uploader {
 
 impl Uploader {
     /// Tells each outcome to `tally`.
-    pub(super) fn new(
+    pub(crate) fn new(
         remote: Remote,
         runtime: Handle,
         tally: std::sync::mpsc::Sender<PutOutcome>,

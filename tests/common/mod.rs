@@ -1,6 +1,9 @@
 //! What the whole-system tests share: a command line with a store, sources and their snapshots.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+#[path = "boxes.rs"]
+pub(crate) mod boxes;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

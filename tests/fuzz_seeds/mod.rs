@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::mpsc;
 
 use inlay_store::format::check::check_index;
-use inlay_store::format::packed::{pack_index, unpack_index};
+use inlay_store::format::packed::{Effort, pack_index, unpack_index};
 use inlay_store::format::write::{IndexParts, write_index};
 use inlay_store::format::{Device, GroupIdx, Index, Timestamp};
 use inlay_store::ids::{BlobId, Digest, IndexDigest, Kind, SnapshotId};
@@ -156,7 +156,7 @@ pub(crate) fn write(dir: &Path) -> io::Result<()> {
     save("corpus/index/valid", &bytes)?;
     save("corpus/patched_index/one-patch", &[0x40, 0, 4, 1, 2, 3, 4])?;
     let mut packed = Vec::new();
-    pack_index(&mut bytes.as_slice(), bytes.len() as u64, &mut packed)?;
+    pack_index(&bytes, Effort::Thorough, &mut packed)?;
     save("corpus/packed/valid", &packed)?;
 
     let index = Index::from_bytes(bytes).unwrap();

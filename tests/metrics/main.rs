@@ -34,7 +34,13 @@ fn every_metric_moves_when_what_it_counts_happens() {
     let weed = Weed::start().unwrap();
     let proxy = Proxy::start(weed.address()).unwrap();
     let mut moved = BTreeSet::new();
-    for scene in [scenes::readers, scenes::loading_ahead, scenes::small_cache, scenes::bad_disk] {
+    for scene in [
+        scenes::readers,
+        scenes::loading_ahead,
+        scenes::small_cache,
+        scenes::bad_disk,
+        scenes::sandboxes,
+    ] {
         moved.extend(scene(&proxy));
         proxy.heal();
     }

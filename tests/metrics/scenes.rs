@@ -15,6 +15,7 @@ use inlay_testkit::{Comparison, content, scratch};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 
+use crate::common::boxes::Boxes;
 use crate::common::{Source, import, of, s3};
 use crate::watch::Watch;
 
@@ -287,4 +288,42 @@ pub(crate) fn bad_disk(proxy: &Proxy) -> BTreeSet<String> {
     let moved = watch.end();
     drop((host, disk));
     moved
+}
+
+/// Sandboxes, what is mounted into them, snapshots of them; and each of these when it fails.
+pub(crate) fn sandboxes(proxy: &Proxy) -> BTreeSet<String> {
+    let host = Boxes::new(s3(proxy.address(), "boxes"));
+    let mut watch = Watch::start(&host.inlay, &[]);
+    let mounted = host.inlay.mount("data", &[]).unwrap();
+    watch.until_above("inlay_mount_seconds", 0.0);
+    let place = mounted.path().to_str().unwrap().to_owned();
+    for words in [
+        &["mount", "nothing", &place][..],
+        &["mount", "nothing", "a:/nothing"],
+        &["snapshot", "a:/nothing"],
+        &["sandbox", "create", "base", "--", "/bin/nothing"],
+    ] {
+        if words.contains(&"a:/nothing") && host.sandboxes().is_empty() {
+            host.create("a", &[]);
+        }
+        assert!(!host.run(words).status.success(), "{words:?}");
+    }
+    mounted.unmount().unwrap();
+    host.succeed(&["mount", "data", "a:/data"]);
+    watch.until_above("inlay_sandbox_mounts", 0.0);
+    host.sh("a", "dd if=/dev/urandom of=/data/new bs=1000 count=100");
+    host.snapshot("a:/data");
+    watch.until_above("inlay_capture_stored_bytes_total", 0.0);
+
+    proxy.inject(Rule::new(Fault::Status(503)).method("PUT"));
+    host.sh("a", "echo more > /data/more");
+    host.succeed(&["snapshot", "a:/data", "--wait", "sealed"]);
+    watch.until_above("inlay_sealed_snapshots", 0.0);
+    proxy.heal();
+    watch.until("what was sealed is in its store", |watch| {
+        watch.sum("inlay_sealed_snapshots") == 0.0
+    });
+    host.succeed(&["sandbox", "rm", "--force", "a"]);
+    watch.until("the sandbox is gone", |watch| watch.sum("inlay_sandboxes") == 0.0);
+    watch.end()
 }

@@ -10,21 +10,27 @@
 
 #[path = "../common/ahead.rs"]
 mod ahead;
+#[path = "../common/boxes.rs"]
+mod boxes;
 mod command;
 mod content;
 mod endings;
 mod identity;
 mod images;
 mod loading;
+mod measured;
 mod objects;
 mod place;
+#[path = "../common/recorded.rs"]
+mod recorded;
+mod sandboxes;
 mod writable;
 
 use std::collections::BTreeSet;
 
 const PAGE: &str = include_str!("../../docs/SEMANTICS.md");
 
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 11] = [
     include_str!("command.rs"),
     include_str!("content.rs"),
     include_str!("endings.rs"),
@@ -32,7 +38,9 @@ const SOURCES: [&str; 9] = [
     include_str!("images.rs"),
     include_str!("loading.rs"),
     include_str!("main.rs"),
+    include_str!("measured.rs"),
     include_str!("objects.rs"),
+    include_str!("sandboxes.rs"),
     include_str!("writable.rs"),
 ];
 

@@ -19,7 +19,7 @@ const END_LIMIT: Duration = Duration::from_mins(1);
 /// A state, and a directory with `tree` and `mnt`.
 pub(crate) struct Place {
     pub(crate) inlay: Inlay,
-    dir: TempDir,
+    pub(crate) dir: TempDir,
 }
 
 impl Place {

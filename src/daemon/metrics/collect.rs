@@ -59,6 +59,40 @@ impl Numbers {
         to.histogram(Metric::DemandWait, &["store"], &store);
     }
 
+    fn activity(&self, to: &mut Families) {
+        let activity = self.service.activity();
+        for (timed, took, failed) in [
+            (&activity.mounts, Metric::MountTime, Metric::MountFailures),
+            (&activity.attaches, Metric::AttachTime, Metric::AttachFailures),
+            (&activity.sandbox_starts, Metric::SandboxStart, Metric::SandboxStartFailures),
+            (&activity.live_mounts, Metric::SandboxMountTime, Metric::SandboxMountFailures),
+            (&activity.captures, Metric::CaptureTime, Metric::CaptureFailures),
+        ] {
+            to.histogram(took, &[], &timed.took());
+            to.number(failed, &[], timed.failed());
+        }
+        to.histogram(Metric::CaptureFrozen, &[], &activity.frozen());
+        let (read, stored) = activity.capture_bytes();
+        to.number(Metric::CaptureRead, &[], read);
+        to.number(Metric::CaptureStored, &[], stored);
+        for (request, number) in activity.requests() {
+            let status = request.status.to_string();
+            to.number(Metric::ApiRequests, &[&request.route, request.method, &status], number);
+        }
+        for (route, took) in activity.routes() {
+            to.histogram(Metric::ApiTime, &[&route], &took);
+        }
+    }
+
+    fn sandboxes(&self, to: &mut Families) {
+        for (state, number) in self.service.sandboxes().by_state() {
+            to.number(Metric::Sandboxes, &[state], wide(number));
+        }
+        to.number(Metric::SandboxMounts, &[], wide(self.service.mounted_in_sandboxes()));
+        let outboxes = self.service.snapshots().stores().outboxes();
+        to.number(Metric::SealedSnapshots, &[], wide(outboxes.waiting()));
+    }
+
     fn starts(&self, to: &mut Families) {
         let (loaded, (recorded, failed)) = self.service.snapshots().starts();
         to.number(Metric::PrefetchFetched, &[], loaded.fetched);
@@ -79,6 +113,8 @@ impl Collector for Numbers {
         self.daemon(&mut families);
         self.stores(&mut families);
         self.starts(&mut families);
+        self.activity(&mut families);
+        self.sandboxes(&mut families);
         cache(&mut families, &self.service.snapshots().stores().cache_figures());
         families.finish()
     }

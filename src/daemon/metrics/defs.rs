@@ -72,6 +72,44 @@ metrics! {
     OpenFiles "inlay_open_files" Gauge "files" ["read_by"]
         "Large files that are open: read by the kernel itself (passthrough), or by the daemon";
 
+    MountTime "inlay_mount_seconds" Histogram "seconds" []
+        "How long mounts for users took, from the request to the answer";
+    MountFailures "inlay_mount_failures_total" Counter "mounts" []
+        "Mounts for users that failed or were given up";
+    AttachTime "inlay_attach_seconds" Histogram "seconds" []
+        "How long it took until a snapshot was attached: its name looked up, its index here and open";
+    AttachFailures "inlay_attach_failures_total" Counter "snapshots" []
+        "Snapshots that could not be attached";
+    SealedSnapshots "inlay_sealed_snapshots" Gauge "snapshots" []
+        "Snapshots that are sealed on this host and not in their stores yet";
+    ApiRequests "inlay_api_requests_total" Counter "requests" ["route", "method", "status"]
+        "Requests of clients that were answered";
+    ApiTime "inlay_api_request_seconds" Histogram "seconds" ["route"]
+        "How long their answers took; of a stream, until it begins";
+
+    Sandboxes "inlay_sandboxes" Gauge "sandboxes" ["state"]
+        "What there is";
+    SandboxStart "inlay_sandbox_start_seconds" Histogram "seconds" []
+        "How long it took from the request to the start of the first program, where both are one request";
+    SandboxStartFailures "inlay_sandbox_start_failures_total" Counter "sandboxes" []
+        "Of such requests, those that failed or were given up";
+    SandboxMounts "inlay_sandbox_mounts" Gauge "mounts" []
+        "What is mounted in sandboxes, their roots not counted";
+    SandboxMountTime "inlay_sandbox_mount_seconds" Histogram "seconds" []
+        "How long mounts into sandboxes took, from the request to the answer";
+    SandboxMountFailures "inlay_sandbox_mount_failures_total" Counter "mounts" []
+        "Mounts into sandboxes that failed or were given up";
+    CaptureTime "inlay_capture_seconds" Histogram "seconds" []
+        "How long snapshots of sandboxes took, until they were sealed or in the store, as was wanted";
+    CaptureFrozen "inlay_capture_frozen_seconds" Histogram "seconds" []
+        "How long sandboxes stood still for them";
+    CaptureFailures "inlay_capture_failures_total" Counter "snapshots" []
+        "Snapshots of sandboxes that failed or were given up";
+    CaptureRead "inlay_capture_read_bytes_total" Counter "bytes" []
+        "Bytes of files that were read for snapshots; what is known to be unchanged is not read";
+    CaptureStored "inlay_capture_stored_bytes_total" Counter "bytes" []
+        "Bytes of the blobs that were made for them: of what was read, what is new, compressed";
+
     FuseRequests "inlay_fuse_requests_total" Counter "requests" ["request"]
         "Requests of the kernel";
     FuseReads "inlay_fuse_reads_total" Counter "requests" ["answered"]

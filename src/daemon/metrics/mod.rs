@@ -1,6 +1,7 @@
 //! The daemon's metrics: one table of what there is, and what gathers the numbers at each scrape.
 //! Nothing is counted here that is not counted where it happens.
 
+mod activity;
 mod books;
 mod collect;
 mod defs;
@@ -11,6 +12,7 @@ mod starts;
 use prometheus::{Registry, TextEncoder};
 use tokio::task::spawn_blocking;
 
+pub(super) use activity::Activity;
 pub(super) use books::{Books, Entry};
 use collect::Numbers;
 pub use defs::{Definition, METRICS, MetricKind};

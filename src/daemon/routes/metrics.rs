@@ -1,19 +1,28 @@
 //! Numbers for Prometheus.
 
-use axum::Router;
-use axum::extract::State;
+use axum::Extension;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use utoipa::OpenApi;
 
-use super::ApiError;
+use super::{ApiError, Endpoints};
 use crate::daemon::metrics::{self, Metrics};
-use crate::daemon::service::Service;
 
-pub(super) fn routes(metrics: Metrics) -> Router<Service> {
-    Router::new().route(metrics::PATH, get(scrape).with_state(metrics))
+#[derive(OpenApi)]
+#[openapi(paths(scrape))]
+struct Docs;
+
+pub(super) fn routes() -> Endpoints {
+    Endpoints::of::<Docs>().route(metrics::PATH, get(scrape))
 }
 
-async fn scrape(State(metrics): State<Metrics>) -> Result<impl IntoResponse, ApiError> {
+/// Numbers for Prometheus
+#[utoipa::path(
+    get, path = metrics::PATH, tag = "daemon",
+    responses((status = 200, description = "In the text format of Prometheus",
+        content_type = "text/plain", body = String))
+)]
+async fn scrape(Extension(metrics): Extension<Metrics>) -> Result<impl IntoResponse, ApiError> {
     Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.scrape().await?))
 }

@@ -1,14 +1,20 @@
 //! The API: which path leads to what. Each file has the endpoints of one sort of thing.
 
+mod counted;
+mod deadline;
+mod document;
+mod endpoints;
 mod metrics;
 mod mounts;
+mod sandboxes;
 mod stop;
+mod streams;
+mod traces;
 mod views;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::connect_info::Connected;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
@@ -16,14 +22,18 @@ use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::serve::IncomingStream;
+use axum::{Extension, Router};
 use rustix::process::Pid;
 use tokio::sync::Semaphore;
+use utoipa::OpenApi;
 
 use super::api::{ErrorAnswer, ErrorKind, REQUEST_LEN_MAX};
 use super::error::DaemonError;
 use super::listener::Listener;
 use super::metrics::Metrics;
+use super::once::{Once, once};
 use super::service::Service;
+use endpoints::Endpoints;
 
 /// How many requests may be under way at once.
 const REQUESTS_MAX: usize = 128;
@@ -31,19 +41,46 @@ const REQUESTS_MAX: usize = 128;
 const DEADLINE_MAX: Duration = Duration::from_mins(10);
 
 /// All endpoints.
-pub(super) fn router(service: Service, metrics: Metrics) -> Router {
+pub(super) fn router(service: Service, metrics: Metrics, requests: Once) -> Router {
     let turns = Arc::new(Semaphore::new(REQUESTS_MAX));
-    Router::new()
-        .merge(views::routes())
-        .merge(mounts::routes())
-        .merge(stop::routes())
-        .merge(metrics::routes(metrics))
+    endpoints()
+        .router
+        .layer(Extension(metrics))
         .fallback(|| async {
             ApiError::new(StatusCode::NOT_FOUND, ErrorKind::NotFound, "there is no such endpoint")
         })
+        .layer(middleware::from_fn_with_state(requests, once))
+        .layer(middleware::from_fn(deadline::deadline))
         .layer(middleware::from_fn_with_state(turns, bounded))
+        .layer(middleware::from_fn_with_state(service.clone(), counted::counted))
         .layer(DefaultBodyLimit::max(REQUEST_LEN_MAX))
         .with_state(service)
+}
+
+fn endpoints() -> Endpoints {
+    views::routes()
+        .merge(mounts::routes())
+        .merge(sandboxes::routes())
+        .merge(streams::routes())
+        .merge(traces::routes())
+        .merge(stop::routes())
+        .merge(metrics::routes())
+        .merge(document::routes())
+}
+
+/// Types that every endpoint has.
+#[derive(OpenApi)]
+#[openapi(components(schemas(ErrorAnswer)))]
+struct Described;
+
+fn document() -> utoipa::openapi::OpenApi {
+    endpoints::finish(endpoints().document)
+}
+
+/// The description of all endpoints: an OpenAPI document.
+pub fn openapi() -> Result<String, DaemonError> {
+    let json = document().to_pretty_json();
+    json.map(|json| json + "\n").map_err(|error| DaemonError::Request(error.to_string()))
 }
 
 async fn bounded(State(turns): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
@@ -52,10 +89,7 @@ async fn bounded(State(turns): State<Arc<Semaphore>>, request: Request, next: Ne
         return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Busy, text)
             .into_response();
     };
-    match tokio::time::timeout(DEADLINE_MAX, next.run(request)).await {
-        Ok(answer) => answer,
-        Err(_) => ApiError::from(DaemonError::Deadline(DEADLINE_MAX)).into_response(),
-    }
+    next.run(request).await
 }
 
 /// The process at the other end.
@@ -97,13 +131,13 @@ where
 
 /// An error as it is answered.
 #[derive(Debug)]
-struct ApiError {
+pub(super) struct ApiError {
     status: StatusCode,
     answer: ErrorAnswer,
 }
 
 impl ApiError {
-    fn new(status: StatusCode, kind: ErrorKind, text: &str) -> Self {
+    pub(super) fn new(status: StatusCode, kind: ErrorKind, text: &str) -> Self {
         Self { status, answer: ErrorAnswer::new(kind, text) }
     }
 }
@@ -115,6 +149,7 @@ impl From<DaemonError> for ApiError {
             ErrorKind::Request => StatusCode::BAD_REQUEST,
             ErrorKind::NotFound | ErrorKind::NotMounted => StatusCode::NOT_FOUND,
             ErrorKind::Conflict => StatusCode::CONFLICT,
+            ErrorKind::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             ErrorKind::Deadline => StatusCode::GATEWAY_TIMEOUT,
             ErrorKind::Ending | ErrorKind::Busy => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Failed | ErrorKind::Unknown => StatusCode::INTERNAL_SERVER_ERROR,

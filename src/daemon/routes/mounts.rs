@@ -2,36 +2,71 @@
 
 use std::time::Duration;
 
-use axum::Router;
+use axum::Extension;
 use axum::extract::{ConnectInfo, State};
 use axum::routing::{get, post};
 
-use super::{ApiError, DEADLINE_MAX, Json, Peer};
+use utoipa::OpenApi;
+
+use super::{ApiError, DEADLINE_MAX, Endpoints, Json, Peer};
 use crate::daemon::api::{
     GONE, GoneAnswer, GoneRequest, MOUNTS, MountRequest, MountShown, UmountAnswer, UmountRequest,
 };
+use crate::daemon::once::RequestKey;
 use crate::daemon::service::Service;
 
 /// The longest wait for the end of a mount: then its caller asks again.
 const WAIT_MAX: Duration = Duration::from_mins(1);
 
-pub(super) fn routes() -> Router<Service> {
-    Router::new().route(MOUNTS, get(list).post(mount).delete(umount)).route(GONE, post(gone))
+#[derive(OpenApi)]
+#[openapi(paths(list, mount, umount, gone))]
+struct Docs;
+
+pub(super) fn routes() -> Endpoints {
+    Endpoints::of::<Docs>()
+        .route(MOUNTS, get(list).post(mount).delete(umount))
+        .route(GONE, post(gone))
 }
 
+/// List the mounts
+#[utoipa::path(
+    get, path = MOUNTS, tag = "mounts",
+    responses((status = 200, description = "The oldest first", body = Vec<MountShown>))
+)]
 async fn list(State(service): State<Service>) -> Result<axum::Json<Vec<MountShown>>, ApiError> {
     Ok(axum::Json(service.mounts().await?))
 }
 
+/// Mount a snapshot
+///
+/// Where the caller's process is: paths are as it sees them, in its mount namespace. Should the
+/// caller go before the answer, nothing of the mount stays.
+#[utoipa::path(
+    post, path = MOUNTS, tag = "mounts",
+    request_body(content = MountRequest, example = json!({
+        "snapshot": "base", "store": { "url": null, "plain_http": false }, "cache": "kept",
+        "mountpoint": "/mnt/work", "view": { "writable": "beside" }, "deadline_ms": 60000
+    })),
+    responses((status = 200, description = "It is there", body = MountShown))
+)]
 async fn mount(
     State(service): State<Service>,
     ConnectInfo(peer): ConnectInfo<Peer>,
+    key: Option<Extension<RequestKey>>,
     Json(request): Json<MountRequest>,
 ) -> Result<axum::Json<MountShown>, ApiError> {
     let limit = Duration::from_millis(request.deadline_ms).min(DEADLINE_MAX);
-    Ok(axum::Json(service.mount(peer.pid()?, request, limit).await?))
+    Ok(axum::Json(service.mount(peer.pid()?, request, key.map(|Extension(key)| key), limit).await?))
 }
 
+/// Unmount a directory
+#[utoipa::path(
+    delete, path = MOUNTS, tag = "mounts",
+    request_body(content = UmountRequest, example = json!({
+        "mountpoint": "/mnt/work", "how": "if-free", "changes": "stay"
+    })),
+    responses((status = 200, description = "It is gone", body = UmountAnswer))
+)]
 async fn umount(
     State(service): State<Service>,
     ConnectInfo(peer): ConnectInfo<Peer>,
@@ -40,6 +75,11 @@ async fn umount(
     Ok(axum::Json(service.umount(peer.pid()?, request).await?))
 }
 
+/// Wait until a mount is gone
+#[utoipa::path(
+    post, path = GONE, tag = "mounts", request_body = GoneRequest,
+    responses((status = 200, description = "Whether it is", body = GoneAnswer))
+)]
 async fn gone(
     State(service): State<Service>,
     Json(request): Json<GoneRequest>,

@@ -1,16 +1,28 @@
 //! The end of the daemon.
 
-use axum::Router;
 use axum::extract::State;
 use axum::routing::post;
+use utoipa::OpenApi;
 
-use super::{ApiError, Json};
+use super::{ApiError, Endpoints, Json};
 use crate::daemon::api::{STOP, StopAnswer, StopRequest};
 use crate::daemon::service::Service;
 
-pub(super) fn routes() -> Router<Service> {
-    Router::new().route(STOP, post(stop))
+#[derive(OpenApi)]
+#[openapi(paths(stop))]
+struct Docs;
+
+pub(super) fn routes() -> Endpoints {
+    Endpoints::of::<Docs>().route(STOP, post(stop))
 }
+
+/// End the daemon
+///
+/// Its keeper and the FUSE mounts end, too. It ends after this answer.
+#[utoipa::path(
+    post, path = STOP, tag = "daemon", request_body = StopRequest,
+    responses((status = 200, description = "It will end", body = StopAnswer))
+)]
 
 async fn stop(
     State(service): State<Service>,

@@ -11,7 +11,7 @@ use rustix::io::{Errno, pread};
 const PIECES_MAX: usize = 1 << 20;
 
 /// The ranges of a file of `size` bytes that hold data.
-pub(super) fn data_ranges(file: impl AsFd, size: u64) -> Result<Vec<Range<u64>>, Errno> {
+pub(crate) fn data_ranges(file: impl AsFd, size: u64) -> Result<Vec<Range<u64>>, Errno> {
     let mut ranges = Vec::new();
     let mut at = 0;
     while at < size {
@@ -40,14 +40,14 @@ pub(super) fn data_ranges(file: impl AsFd, size: u64) -> Result<Vec<Range<u64>>,
 
 /// Why a file could not be read to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ReadFailure {
+pub(crate) enum ReadFailure {
     /// It is shorter than it was.
     Shrunk,
     System(Errno),
 }
 
 /// Reads the given ranges of a file, one after another, and asks the system for nothing else.
-pub(super) struct RangeReader<'a> {
+pub(crate) struct RangeReader<'a> {
     file: BorrowedFd<'a>,
     ranges: std::slice::Iter<'a, Range<u64>>,
     now: Range<u64>,
@@ -55,12 +55,12 @@ pub(super) struct RangeReader<'a> {
 }
 
 impl<'a> RangeReader<'a> {
-    pub(super) fn new(file: BorrowedFd<'a>, ranges: &'a [Range<u64>]) -> Self {
+    pub(crate) fn new(file: BorrowedFd<'a>, ranges: &'a [Range<u64>]) -> Self {
         Self { file, ranges: ranges.iter(), now: 0..0, failure: None }
     }
 
     /// Why the last read failed, if it did.
-    pub(super) fn failure(&self) -> Option<ReadFailure> {
+    pub(crate) fn failure(&self) -> Option<ReadFailure> {
         self.failure
     }
 }

@@ -4,7 +4,7 @@
 //! others do meanwhile leads it out of the directory. It uses a bounded number of descriptors and no
 //! recursion, whatever the depth.
 
-mod content;
+pub(crate) mod content;
 mod object;
 #[cfg(test)]
 mod tests;

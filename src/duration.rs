@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Reads a number and a unit; 0 needs none.
-pub(super) fn parse(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     let wrong = || format!("'{text}' is no length of time such as 500ms, 5s, 2m or 1h");
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at_checked(digits).ok_or_else(wrong)?;
@@ -20,7 +20,7 @@ pub(super) fn parse(text: &str) -> Result<Duration, String> {
 }
 
 /// As [`parse`] reads it again.
-pub(super) fn format(length: Duration) -> String {
+pub(crate) fn format(length: Duration) -> String {
     format!("{}ms", length.as_millis())
 }
 

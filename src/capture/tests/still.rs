@@ -1,0 +1,369 @@
+//! Subjects that do not stand still: what is written until the last moment is in the snapshot, and
+//! whatever goes wrong, they go on.
+
+use std::cell::{Cell, RefCell};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt, symlink};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::thread;
+use std::time::Duration;
+
+use super::world::*;
+use crate::capture::*;
+
+/// Something that happens at a step of a capture.
+type Act<'a> = Box<dyn Fn() -> Result<(), SubjectError> + 'a>;
+
+/// A subject that counts, and does what it is told at each step.
+struct Told<'a> {
+    plan: Plan,
+    world: &'a Mutex<()>,
+    plans: Cell<u32>,
+    freezes: Cell<u32>,
+    thaws: Cell<u32>,
+    frozen: Cell<bool>,
+    pids: Vec<u32>,
+    /// After everything was read, before it is frozen.
+    before_freeze: RefCell<Act<'a>>,
+    /// When the plan is asked for while it is frozen.
+    while_frozen: RefCell<Act<'a>>,
+    at_thaw: RefCell<Act<'a>>,
+}
+
+fn nothing<'a>() -> RefCell<Act<'a>> {
+    RefCell::new(Box::new(|| Ok(())))
+}
+
+impl<'a> Told<'a> {
+    fn new(upper: &Path, world: &'a Mutex<()>) -> Self {
+        let view = View { lower: None, upper: Some(upper.to_owned()), owners: None };
+        Self {
+            plan: Simple::new(view, "").0,
+            world,
+            plans: Cell::default(),
+            freezes: Cell::default(),
+            thaws: Cell::default(),
+            frozen: Cell::default(),
+            pids: Vec::new(),
+            before_freeze: nothing(),
+            while_frozen: nothing(),
+            at_thaw: nothing(),
+        }
+    }
+}
+
+impl Subject for Told<'_> {
+    fn plan(&self) -> Result<Plan, SubjectError> {
+        self.plans.set(self.plans.get() + 1);
+        if self.frozen.get() {
+            self.while_frozen.borrow()()?;
+        }
+        Ok(self.plan.clone())
+    }
+
+    fn freeze(&self) -> Result<Box<dyn Frozen + '_>, SubjectError> {
+        self.before_freeze.borrow()()?;
+        let guard = self.world.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.freezes.set(self.freezes.get() + 1);
+        self.frozen.set(true);
+        Ok(Box::new(Held { told: self, _guard: guard }))
+    }
+
+    fn processes(&self) -> Result<Vec<u32>, SubjectError> {
+        Ok(self.pids.clone())
+    }
+}
+
+struct Held<'h, 'a> {
+    told: &'h Told<'a>,
+    _guard: MutexGuard<'h, ()>,
+}
+
+impl Frozen for Held<'_, '_> {
+    fn thaw(self: Box<Self>) -> Result<(), SubjectError> {
+        self.told.at_thaw.borrow()()
+    }
+}
+
+impl Drop for Held<'_, '_> {
+    fn drop(&mut self) {
+        self.told.frozen.set(false);
+        self.told.thaws.set(self.told.thaws.get() + 1);
+    }
+}
+
+fn settle() {
+    thread::sleep(Duration::from_millis(100));
+}
+
+fn upper(files: &[(&str, usize)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (seed, (name, len)) in (1u8..).zip(files) {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, vec![seed; *len]).unwrap();
+    }
+    settle();
+    dir
+}
+
+fn digest(bytes: &[u8]) -> inlay_store::ids::Digest {
+    inlay_store::ids::Digest::of(bytes)
+}
+
+#[test]
+fn what_is_written_until_the_last_moment_is_in_the_snapshot() {
+    let world = World::new();
+    // Small ones are set aside in memory, the large one as a file.
+    let dir = upper(&[("d/changed", 5000), ("d/same", 5000), ("large", 3_000_000), ("gone", 400)]);
+    let lock = Mutex::new(());
+    let path = |name: &str| dir.path().join(name);
+    let told = Told::new(dir.path(), &lock);
+    *told.before_freeze.borrow_mut() = Box::new(|| {
+        fs::write(path("d/changed"), vec![9; 6000])?;
+        fs::write(path("d/new"), b"new")?;
+        OpenOptions::new().write(true).open(path("large"))?.write_all_at(b"!", 2_500_000)?;
+        fs::remove_file(path("gone"))?;
+        fs::rename(path("d/same"), path("moved"))?;
+        symlink("x", path("link"))?;
+        Ok(())
+    });
+    let captured = world.capture(&told).unwrap();
+    assert_eq!((told.freezes.get(), told.thaws.get(), told.plans.get()), (1, 1, 2));
+    // Renaming changes a file's time of change, so it is read again, too.
+    assert_eq!(captured.stats.files_set_aside, 4);
+    let shown = world.import(dir.path(), inlay_store::ids::Kind::Directory);
+    assert_same(&world.list(captured.record.id), &world.list_index(&shown.index));
+    // Nothing is left of what was set aside.
+    assert_eq!(fs::read_dir(world.host.state().scratch()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_writer_is_caught_between_two_steps_of_its_work() {
+    let world = World::new();
+    let dir = upper(&[("one", 2000), ("two", 2000)]);
+    for n in 0..300 {
+        fs::write(dir.path().join(format!("other-{n}")), vec![1; 9000]).unwrap();
+    }
+    let lock = Mutex::new(());
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (lock, stop, dir) = (&lock, &stop, dir.path());
+        scope.spawn(move || {
+            for n in 0u64.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                // Frozen is who does not get the lock.
+                let _work = lock.lock().unwrap();
+                for name in ["one", "two"] {
+                    let text = n.to_string().repeat(100);
+                    fs::write(dir.join(name), text).unwrap();
+                }
+                fs::write(dir.join(format!("log-{}", n % 50)), n.to_le_bytes()).unwrap();
+            }
+        });
+        for _ in 0..5 {
+            let told = Told::new(dir, lock);
+            let captured = world.capture(&told).unwrap();
+            assert_eq!((told.freezes.get(), told.thaws.get()), (1, 1));
+            let listing = world.list(captured.record.id);
+            assert_eq!(listing[&b"one"[..]].contents, listing[&b"two"[..]].contents);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn whatever_fails_the_subject_goes_on_and_nothing_is_visible() {
+    let world = World::new();
+    let dir = upper(&[("file", 5000)]);
+    let lock = Mutex::new(());
+    let snapshots = world.host.state().embedded_store().join("snapshots");
+    let none = |snapshots: &PathBuf| fs::read_dir(snapshots).map_or(0, Iterator::count) == 0;
+    let fail = || -> Act<'_> { Box::new(|| Err("it was told to".into())) };
+
+    let told = Told::new(dir.path(), &lock);
+    *told.before_freeze.borrow_mut() = fail();
+    let error = world.capture(&told).unwrap_err().to_string();
+    assert!(error.contains("freezing it: it was told to"), "{error}");
+    assert_eq!(told.freezes.get(), 0);
+
+    let told = Told::new(dir.path(), &lock);
+    *told.while_frozen.borrow_mut() = fail();
+    assert!(world.capture(&told).is_err());
+    assert_eq!((told.freezes.get(), told.thaws.get()), (1, 1));
+
+    // Who thawed too early makes everything worthless.
+    let told = Told::new(dir.path(), &lock);
+    *told.at_thaw.borrow_mut() = fail();
+    let error = world.capture(&told).unwrap_err().to_string();
+    assert!(error.contains("letting it go on: it was told to"), "{error}");
+    assert_eq!(told.thaws.get(), 1);
+
+    let told = Told::new(dir.path(), &lock);
+    *told.while_frozen.borrow_mut() = Box::new(|| panic!("a defect"));
+    assert!(catch_unwind(AssertUnwindSafe(|| world.capture(&told))).is_err());
+    assert_eq!((told.freezes.get(), told.thaws.get()), (1, 1));
+
+    let options = world.options();
+    let told = Told::new(dir.path(), &lock);
+    *told.before_freeze.borrow_mut() = Box::new(|| {
+        options.cancel.cancel();
+        Ok(())
+    });
+    let error = world.capture_with(&told, &options).unwrap_err();
+    assert!(matches!(error, CaptureError::Cancelled), "{error}");
+    assert_eq!(told.thaws.get(), told.freezes.get());
+
+    assert!(none(&snapshots));
+    world.capture(&Told::new(dir.path(), &lock)).unwrap();
+    assert!(!none(&snapshots));
+}
+
+#[test]
+fn who_writes_though_it_is_frozen_is_told_of() {
+    let world = World::new();
+    let dir = upper(&[("d/a", 5000), ("d/b", 5_000_000)]);
+    let lock = Mutex::new(());
+    let told = Told::new(dir.path(), &lock);
+    // A directory that is looked at and goes on changing while its files are set aside.
+    let outside = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (stop, path) = (&outside, dir.path().join("d"));
+        scope.spawn(move || {
+            let mut n = 0u64;
+            while !stop.load(Ordering::Relaxed) {
+                n += 1;
+                let file = OpenOptions::new().write(true).open(path.join("b")).unwrap();
+                file.write_all_at(&n.to_le_bytes(), 0).unwrap();
+            }
+        });
+        let error = world.capture(&told).unwrap_err();
+        outside.store(true, Ordering::Relaxed);
+        assert!(matches!(error, CaptureError::Changed { .. }), "{error}");
+        assert!(error.to_string().contains("d/b"), "{error}");
+    });
+    assert_eq!(told.thaws.get(), 1);
+}
+
+#[test]
+fn a_file_that_grows_without_end_does_not_hold_a_snapshot_up() {
+    let world = World::new();
+    let dir = upper(&[("log", 100), ("x", 3000)]);
+    let lock = Mutex::new(());
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (lock, stop, path) = (&lock, &stop, dir.path().join("log"));
+        scope.spawn(move || {
+            let log = OpenOptions::new().append(true).open(path).unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                let _work = lock.lock().unwrap();
+                std::io::Write::write_all(&mut &log, &[7; 10_000]).unwrap();
+            }
+        });
+        let told = Told::new(dir.path(), lock);
+        let captured = world.capture(&told).unwrap();
+        stop.store(true, Ordering::Relaxed);
+        assert!(captured.stats.rounds <= 3);
+        let listing = world.list(captured.record.id);
+        let log = &listing[&b"log"[..]];
+        assert!((log.attr.size - 100).is_multiple_of(10_000), "{}", log.attr.size);
+    });
+}
+
+#[test]
+fn a_directory_that_becomes_a_link_leads_nowhere() {
+    let world = World::new();
+    let outside = upper(&[("secret", 3000)]);
+    let dir = upper(&[("real/d/file", 3000)]);
+    let lock = Mutex::new(());
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (lock, stop, dir, outside) = (&lock, &stop, dir.path(), outside.path());
+        scope.spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let _work = lock.lock().unwrap();
+                fs::rename(dir.join("real/d"), dir.join("real/e")).unwrap();
+                symlink(outside, dir.join("real/d")).unwrap();
+                thread::yield_now();
+                fs::remove_file(dir.join("real/d")).unwrap();
+                fs::rename(dir.join("real/e"), dir.join("real/d")).unwrap();
+            }
+        });
+        for _ in 0..20 {
+            let captured = world.capture(&Told::new(dir, lock)).unwrap();
+            let listing = world.list(captured.record.id);
+            assert!(listing.keys().all(|path| !path.ends_with(b"secret")));
+            assert!(listing.contains_key(&b"real/d/file"[..]));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn mapped_files_are_read_again_though_their_times_stay() {
+    let world = World::new();
+    // Nothing is written back from memory, so that nothing makes the kernel notice a write.
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    fs::write(dir.path().join("mapped"), vec![1; 8192]).unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(dir.path().join("mapped")).unwrap();
+    let map = Map::new(&file, 8192);
+    // The page is written to once, so that no further write to it is noticed.
+    map.write(1);
+    settle();
+    let ctime = || {
+        use std::os::unix::fs::MetadataExt;
+        let meta = fs::metadata(dir.path().join("mapped")).unwrap();
+        (meta.ctime(), meta.ctime_nsec())
+    };
+    let lock = Mutex::new(());
+    // Known from a time when nobody said that it is mapped.
+    world.capture(&Told::new(dir.path(), &lock)).unwrap();
+    for round in 2..5 {
+        let mut told = Told::new(dir.path(), &lock);
+        told.pids = vec![std::process::id()];
+        let before = ctime();
+        *told.before_freeze.borrow_mut() = Box::new(|| {
+            map.write(round);
+            Ok(())
+        });
+        let captured = world.capture(&told).unwrap();
+        assert_eq!(ctime(), before, "the test shows nothing if the time has changed");
+        let listing = world.list(captured.record.id);
+        let mut expected = vec![1; 8192];
+        expected[0] = round;
+        assert_eq!(listing[&b"mapped"[..]].contents, Some(digest(&expected)));
+    }
+}
+
+/// A shared, writable mapping.
+struct Map(*mut u8, usize);
+
+#[allow(unsafe_code, reason = "a mapping is what is tested")]
+impl Map {
+    fn new(file: &File, len: usize) -> Self {
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+        let rights = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the mapping is at no fixed address, and only `write` looks at it.
+        let address =
+            unsafe { mmap(std::ptr::null_mut(), len, rights, MapFlags::SHARED, file, 0).unwrap() };
+        Self(address.cast(), len)
+    }
+
+    fn write(&self, byte: u8) {
+        // SAFETY: the first byte is inside of the mapping, which lives as long as this.
+        unsafe { self.0.write_volatile(byte) };
+    }
+}
+
+#[allow(unsafe_code, reason = "a mapping is what is tested")]
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: it is this one's and nothing refers to it.
+        unsafe { rustix::mm::munmap(self.0.cast(), self.1).unwrap() };
+    }
+}

@@ -1,0 +1,116 @@
+//! `inlay top`: the daemon, its sandboxes and mounts, live in a terminal, as text or as JSON.
+
+mod draw;
+mod numbers;
+mod sample;
+mod screen;
+mod state;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::io::{IsTerminal, Write, stdin, stdout};
+use std::path::Path;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::Global;
+use super::error::CliError;
+use super::{duration, output};
+use crate::daemon::{Client, DaemonError};
+use output::Format;
+use sample::Sample;
+use view::View;
+
+/// How wide a view without a terminal is, in columns.
+const WIDTH: u16 = 120;
+/// The shortest interval: the daemon has other things to do.
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+/// Watch the daemon: cache, links, waits, sandboxes and mounts, live.
+///
+/// Keys: q quits, Tab goes to the other table, arrows move, s sorts, p stands still, ? helps. It does
+/// not start a daemon. With --json, one object is printed for each interval.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  inlay top
+  inlay top --once                               one view as text, of one second
+  inlay top --json --interval 5s | jq .cache
+  inlay top --json --count 1 | jq '.mounts[] | {path, phase, progress}'")]
+pub(super) struct TopArgs {
+    /// Print one view as text and end
+    #[arg(long)]
+    once: bool,
+    /// How long a look is after the one before; at least 100ms
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration::parse)]
+    interval: Duration,
+    /// End after so many views; with --json only
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+}
+
+pub(super) fn top(global: &Global, args: &TopArgs) -> Result<(), CliError> {
+    let json = global.format() == Format::Json;
+    if args.count.is_some() && !json {
+        return Err(CliError::Usage("--count is for --json; --once prints one view".into()));
+    }
+    if args.interval < INTERVAL_MIN {
+        return Err(CliError::Usage("--interval must be at least 100ms".into()));
+    }
+    let live = !json && !args.once;
+    if live && !(stdin().is_terminal() && stdout().is_terminal()) {
+        return Err(CliError::Usage(
+            "top needs a terminal; --once prints one view as text, --json one object an interval"
+                .into(),
+        ));
+    }
+    let paths = global.paths()?;
+    let state = paths.state().to_owned();
+    let client = Client::new(&paths)?;
+    // One that is just ending, or not there, is told as such.
+    if client.status()?.is_none() {
+        return Err(DaemonError::NotRunning(state).into());
+    }
+    let first = client.wait(Sample::take(&client, state.clone()))?;
+    if live {
+        return screen::live(&client, &state, args.interval, first);
+    }
+    let count = if args.once { Some(1) } else { args.count };
+    print(&client, &state, args.interval, first, count, global.format())
+}
+
+/// Prints a view after each interval.
+fn print(
+    client: &Client,
+    state: &Path,
+    interval: Duration,
+    first: Sample,
+    count: Option<u64>,
+    format: Format,
+) -> Result<(), CliError> {
+    let mut before = first;
+    let mut left = count;
+    while left != Some(0) {
+        std::thread::sleep(interval);
+        let now = client.wait(Sample::take(client, state.to_owned()))?;
+        let view = View::of(&now, Some(&before));
+        let mut out = stdout().lock();
+        match format {
+            Format::Json => {
+                serde_json::to_writer(&mut out, &view).map_err(std::io::Error::from)?;
+                out.write_all(b"\n")?;
+            }
+            Format::Text => {
+                for line in draw::text(&view, WIDTH) {
+                    writeln!(out, "{line}")?;
+                }
+            }
+        }
+        out.flush()?;
+        before = now;
+        left = left.map(|left| left - 1);
+    }
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! The live view: keys, signals and the daemon's coming and going. The terminal is as it was before
+//! whatever ends it.
+
+use std::io::{self, Stdout, stdout};
+use std::path::Path;
+use std::pin::Pin;
+use std::time::{Duration, Instant};
+
+use ratatui::Terminal;
+use ratatui::backend::CrosstermBackend;
+use ratatui::crossterm::cursor::Show;
+use ratatui::crossterm::event::{self, Event};
+use ratatui::crossterm::execute;
+use ratatui::crossterm::terminal::{
+    EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
+};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
+
+use super::super::error::CliError;
+use super::draw::draw;
+use super::sample::Sample;
+use super::state::{Link, State, Then};
+use super::view::View;
+use crate::daemon::{Client, DaemonError};
+
+/// How soon keys are noticed.
+const KEYS_WITHIN: Duration = Duration::from_millis(50);
+
+type Sampling<'c> = Pin<Box<dyn Future<Output = Result<Sample, DaemonError>> + 'c>>;
+
+/// The terminal, which is given back when this is dropped: also by a panic.
+struct Screen(Terminal<CrosstermBackend<Stdout>>);
+
+impl Screen {
+    fn new() -> io::Result<Self> {
+        // What a panic says would otherwise be seen on the screen that goes.
+        let said = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            restore();
+            said(panic);
+        }));
+        enable_raw_mode()?;
+        let made = execute!(stdout(), EnterAlternateScreen)
+            .and_then(|()| Terminal::new(CrosstermBackend::new(stdout())));
+        made.map(Self).inspect_err(|_| restore())
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+/// Nothing helps if it fails: the terminal is gone.
+fn restore() {
+    let _ = execute!(stdout(), LeaveAlternateScreen, Show);
+    let _ = disable_raw_mode();
+}
+
+/// Signals that end a program.
+struct Signals(Vec<Signal>);
+
+impl Signals {
+    /// To be called within [`Client::wait`].
+    fn new() -> io::Result<Self> {
+        let kinds = [
+            SignalKind::terminate(),
+            SignalKind::interrupt(),
+            SignalKind::hangup(),
+            SignalKind::quit(),
+        ];
+        Ok(Self(kinds.into_iter().map(signal).collect::<io::Result<_>>()?))
+    }
+
+    async fn any(&mut self) {
+        let all = self.0.iter_mut().map(|signal| Box::pin(signal.recv()));
+        futures::future::select_all(all).await;
+    }
+}
+
+/// What happened while nobody looked at keys.
+enum Woken {
+    Signal,
+    Sampled(Box<Result<Sample, DaemonError>>),
+    Nothing,
+}
+
+/// Shows the daemon of `state` until the user has seen enough, beginning with `first`.
+pub(super) fn live(
+    client: &Client,
+    state_dir: &Path,
+    interval: Duration,
+    first: Sample,
+) -> Result<(), CliError> {
+    let mut signals = client.wait(async { Signals::new() })?;
+    let mut screen = Screen::new()?;
+    let mut state = State::default();
+    let mut view = View::of(&first, None);
+    let mut before = first;
+    let mut due = Instant::now() + interval.min(Duration::from_secs(1));
+    let mut sampling: Option<Sampling<'_>> = None;
+    loop {
+        screen.0.draw(|frame| draw(&view, &state, frame.area(), frame.buffer_mut()))?;
+        if sampling.is_none() && Instant::now() >= due && !state.paused {
+            sampling = Some(Box::pin(Sample::take(client, state_dir.to_owned())));
+        }
+        let woken = client.wait(wake(&mut signals, sampling.as_mut()));
+        match woken {
+            Woken::Signal => return Ok(()),
+            Woken::Nothing => {}
+            Woken::Sampled(sampled) => {
+                sampling = None;
+                due = Instant::now() + interval;
+                match *sampled {
+                    Ok(sample) => {
+                        state.link = Link::Up;
+                        view = View::of(&sample, Some(&before));
+                        before = sample;
+                    }
+                    Err(error) => state.link = Link::Gone(error.to_string()),
+                }
+            }
+        }
+        while event::poll(Duration::ZERO)? {
+            // A new size is drawn at the next round.
+            if let Event::Key(key) = event::read()?
+                && state.key(key, &view) == Then::Quit
+            {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Waits for whatever comes first.
+async fn wake(signals: &mut Signals, sampling: Option<&mut Sampling<'_>>) -> Woken {
+    let sampled = async {
+        match sampling {
+            Some(sampling) => sampling.await,
+            None => std::future::pending().await,
+        }
+    };
+    let wait = async {
+        tokio::select! {
+            () = signals.any() => Woken::Signal,
+            sampled = sampled => Woken::Sampled(Box::new(sampled)),
+        }
+    };
+    timeout(KEYS_WITHIN, wait).await.unwrap_or(Woken::Nothing)
+}

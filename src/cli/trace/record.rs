@@ -1,0 +1,120 @@
+//! `inlay trace record`: whatever the daemon does for a while.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+
+use super::endings::Endings;
+use super::options::Kept;
+use super::recording::Recording;
+use super::run::utc_now;
+use super::write::write;
+use crate::cli::Global;
+use crate::cli::client::with_daemon;
+use crate::cli::error::CliError;
+use crate::cli::sandbox::path_of;
+use crate::daemon::{BeginTrace, MOUNTS, MountShown, SandboxShown};
+use crate::duration;
+use crate::trace::{Facts, assemble, clock};
+
+/// Record what is read and fetched on this host, until it is interrupted.
+///
+/// Ctrl-C ends it and writes what was recorded. What the kernel has in its page cache is read without
+/// anybody seeing it.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  inlay trace record -o work.json
+  inlay trace record --for 30s --sandbox web -o web.json
+  inlay trace record --for 10s --mount /mnt/base --html base.html")]
+pub(super) struct RecordArgs {
+    /// How long [default: until Ctrl-C]
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration::parse)]
+    length: Option<Duration>,
+    /// Only reads of what is mounted there, and wherever else the same snapshot is
+    #[arg(long, value_name = "PATH", conflicts_with = "sandbox")]
+    mount: Option<PathBuf>,
+    /// Only reads of the snapshots that this sandbox sees: name or id
+    #[arg(long, value_name = "NAME")]
+    sandbox: Option<String>,
+    #[command(flatten)]
+    kept: Kept,
+}
+
+pub(super) fn record(global: &Global, args: &RecordArgs) -> Result<(), CliError> {
+    let snapshots = snapshots(global, args)?;
+    let recorded = utc_now();
+    let request =
+        BeginTrace { snapshots: snapshots.into_iter().collect(), events: Some(args.kept.events) };
+    let mut recording = Recording::begin(global, &request)?;
+    let began_ns = clock::now();
+    let endings = Endings::heard(recording.client())?;
+    if !global.quiet {
+        // For people, and for scripts that wait for it.
+        writeln!(std::io::stderr(), "inlay: recording; Ctrl-C ends it")?;
+    }
+    wait(&mut recording, endings, args.length)?;
+    let events = recording.end()?;
+    let facts = Facts {
+        title: match (&args.mount, &args.sandbox) {
+            (Some(path), _) => format!("reads of {}", path.display()),
+            (None, Some(sandbox)) => format!("reads of the sandbox {sandbox}"),
+            (None, None) => "all reads".to_owned(),
+        },
+        command: std::env::args().collect(),
+        recorded,
+        began_ns,
+        ..Facts::default()
+    };
+    write(global, &args.kept, &assemble(events, facts))
+}
+
+/// Until the time is over, or somebody has had enough.
+fn wait(
+    recording: &mut Recording,
+    mut endings: Endings,
+    length: Option<Duration>,
+) -> Result<(), CliError> {
+    let (client, lost) = recording.parts();
+    client.wait(async {
+        let over = async {
+            match length {
+                Some(length) => tokio::time::sleep(length).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = over => Ok(()),
+            () = endings.next() => Ok(()),
+            () = lost => Err(CliError::Trace(
+                "the daemon has ended, and what it had recorded is lost; record again".to_owned(),
+            )),
+        }
+    })
+}
+
+/// The ids of the snapshots that are meant.
+fn snapshots(global: &Global, args: &RecordArgs) -> Result<BTreeSet<String>, CliError> {
+    if let Some(sandbox) = &args.sandbox {
+        let path = path_of(sandbox, "");
+        let shown: SandboxShown = with_daemon(global, None, |client, _| Ok(client.get(&path)?))?;
+        let mounted = shown.mounts.iter().map(|mounted| mounted.snapshot);
+        return Ok(mounted.chain([shown.snapshot]).map(|id| id.to_string()).collect());
+    }
+    let Some(path) = &args.mount else { return Ok(BTreeSet::new()) };
+    let path = std::path::absolute(path)?;
+    let mounts: Vec<MountShown> = with_daemon(global, None, |client, _| Ok(client.get(MOUNTS)?))?;
+    let there = |mount: &&MountShown| {
+        mount.sandbox.is_none() && mount.record.mountpoint.to_path() == Path::new(&path)
+    };
+    match mounts.iter().find(there) {
+        Some(mount) => Ok(BTreeSet::from([mount.record.snapshot.to_string()])),
+        None => Err(CliError::Trace(format!(
+            "nothing is mounted at {}; `inlay mounts` lists what is",
+            path.display()
+        ))),
+    }
+}

@@ -1,0 +1,54 @@
+//! Where traces go.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use super::options::Kept;
+use super::table;
+use crate::cli::Global;
+use crate::cli::error::CliError;
+use crate::cli::output::{self, Format};
+use crate::trace::{Trace, page};
+
+/// Writes a trace to where it was wanted, and shows it.
+pub(super) fn write(global: &Global, kept: &Kept, trace: &Trace) -> Result<(), CliError> {
+    let json = trace.to_json()?;
+    if let Some(path) = &kept.html {
+        to_file(path, page(&json).as_bytes())?;
+    }
+    let to_stdout = kept.output.as_deref() == Some(Path::new("-"));
+    if let Some(path) = kept.output.as_ref().filter(|_| !to_stdout) {
+        to_file(path, format!("{json}\n").as_bytes())?;
+    }
+    if to_stdout || global.format() == Format::Json {
+        let mut out = io::stdout().lock();
+        writeln!(out, "{json}")?;
+        return Ok(out.flush()?);
+    }
+    output::print(Format::Text, &(), |out| table::table(out, trace))?;
+    Ok(())
+}
+
+/// Writes a file; `-` is standard output.
+pub(super) fn to_file(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
+    if path == Path::new("-") {
+        let mut out = io::stdout().lock();
+        out.write_all(bytes)?;
+        return Ok(out.flush()?);
+    }
+    let failed = |error| CliError::Trace(format!("{}: {error}", path.display()));
+    fs::write(path, bytes).map_err(failed)
+}
+
+/// Writes a trace to files alone.
+pub(super) fn only_files(kept: &Kept, trace: &Trace) -> Result<(), CliError> {
+    let json = trace.to_json()?;
+    if let Some(path) = &kept.html {
+        to_file(path, page(&json).as_bytes())?;
+    }
+    match &kept.output {
+        Some(path) => to_file(path, format!("{json}\n").as_bytes()),
+        None => Ok(()),
+    }
+}

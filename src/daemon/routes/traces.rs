@@ -1,0 +1,74 @@
+//! Recordings: begin one, end it.
+
+use std::convert::Infallible;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use tokio::sync::mpsc;
+use utoipa::OpenApi;
+
+use super::{ApiError, Endpoints, Json};
+use crate::daemon::api::{BeginTrace, TRACE_END, TRACES, TraceBegun};
+use crate::daemon::error::DaemonError;
+use crate::daemon::service::Service;
+use crate::trace::record::TraceEvents;
+
+#[derive(OpenApi)]
+#[openapi(paths(begin, end), components(schemas(TraceBegun)))]
+struct Docs;
+
+pub(super) fn routes() -> Endpoints {
+    Endpoints::of::<Docs>().route(TRACES, post(begin)).route(TRACE_END, post(end))
+}
+
+/// Begin to record
+///
+/// What is read of snapshots and fetched for them, in memory, until it is ended. The answer is one line
+/// of JSON (`TraceBegun`), and then stays open: the recording lives as long as the connection. Should the
+/// client go, it is dropped. There are four at most.
+#[utoipa::path(
+    post, path = TRACES, tag = "traces",
+    request_body(content = BeginTrace, example = json!({ "snapshots": [], "events": 200_000 })),
+    responses((
+        status = 200, description = "It is being recorded", content_type = "application/x-ndjson"
+    ))
+)]
+async fn begin(
+    State(service): State<Service>,
+    Json(request): Json<BeginTrace>,
+) -> Result<Response, ApiError> {
+    let (begun, ended) = service.begin_trace(&request)?;
+    let (sender, mut lines) = mpsc::channel::<Result<Bytes, Infallible>>(1);
+    let mut line =
+        serde_json::to_vec(&begun).map_err(|error| DaemonError::Conversation(error.to_string()))?;
+    line.push(b'\n');
+    // There is room for it.
+    drop(sender.try_send(Ok(line.into())));
+    let watching = service.clone();
+    service.while_serving(async move {
+        tokio::select! {
+            () = sender.closed() => watching.drop_trace(&begun.trace),
+            () = ended.cancelled() => {}
+        }
+    });
+    let body = Body::from_stream(futures::stream::poll_fn(move |cx| lines.poll_recv(cx)));
+    Ok(([(CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}
+
+/// End a recording
+///
+/// And get what was recorded. Nothing of it stays.
+#[utoipa::path(
+    post, path = TRACE_END, tag = "traces",
+    params(("trace", description = "As it was named when it began")),
+    responses((status = 200, description = "What was recorded", body = TraceEvents))
+)]
+async fn end(
+    State(service): State<Service>,
+    Path(trace): Path<String>,
+) -> Result<axum::Json<TraceEvents>, ApiError> {
+    Ok(axum::Json(service.end_trace(&trace).await?))
+}

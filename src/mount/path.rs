@@ -1,0 +1,228 @@
+//! The directory at a path below a root that may belong to somebody hostile: opened there and nowhere
+//! else, and made if it is missing.
+//!
+//! The kernel resolves each path (`openat2`, `RESOLVE_IN_ROOT`), so that neither a symbolic link nor
+//! `..` leads out of the root, whatever is swapped for what meanwhile. A missing directory is made by
+//! its name in its parent's descriptor and opened without following links.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, mkdirat, openat,
+    openat2, statat, unlinkat,
+};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::error::MountError;
+use crate::in_root;
+
+/// How often a directory that goes while it is looked at is made again.
+const TRIES: u32 = 8;
+/// The most directories on the way to a mount point.
+const COMPONENTS_MAX: usize = 256;
+
+const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// Whose something is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+pub struct Owner {
+    /// The user's number.
+    pub uid: u32,
+    /// The group's number.
+    pub gid: u32,
+}
+
+impl Owner {
+    /// Root.
+    pub const ROOT: Self = Self { uid: 0, gid: 0 };
+}
+
+/// What is done about a mount point that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MakePath {
+    /// It is an error.
+    Never,
+    /// It is made, and what it is in, mode 0755. The numbers are those that the target's user
+    /// namespace has.
+    OwnedBy(Owner),
+}
+
+/// Is told of directories before they are made, those above first.
+pub(super) type Announce<'a> = &'a mut dyn FnMut(&[PathBuf]) -> Result<(), MountError>;
+type AnnounceOne<'a> = &'a mut dyn FnMut(&Path) -> Result<(), MountError>;
+
+/// A directory that was made for a mount.
+#[derive(Debug)]
+pub(super) struct Made {
+    parent: OwnedFd,
+    name: PathBuf,
+}
+
+impl Made {
+    /// Where it is, as its namespace has it.
+    pub(super) fn path(&self) -> Option<PathBuf> {
+        super::target::path_of(&self.parent).ok().map(|parent| parent.join(&self.name))
+    }
+}
+
+/// Removes directories that were made, the deepest first, as far as nothing is in them.
+pub(super) fn remove(made: &[Made]) {
+    for made in made.iter().rev() {
+        if unlinkat(&made.parent, &made.name, AtFlags::REMOVEDIR).is_err() {
+            return;
+        }
+    }
+}
+
+/// Removes the directory at `path` below `root` if nothing is in it. Returns whether it is gone.
+pub(super) fn remove_at(root: impl AsFd, path: &Path) -> bool {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return false };
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
+    match openat2(root, parent, DIRECTORY, Mode::empty(), resolve) {
+        Ok(parent) => {
+            matches!(unlinkat(parent, name, AtFlags::REMOVEDIR), Ok(()) | Err(Errno::NOENT))
+        }
+        Err(errno) => errno == Errno::NOENT,
+    }
+}
+
+/// The existing directory at `path` below `root`.
+pub(super) fn open(root: impl AsFd, path: &Path) -> Result<OwnedFd, Errno> {
+    in_root::open(root, path, DIRECTORY)
+}
+
+/// The directory at `path` below `root`, made for `owner` if it is missing, and what was made for
+/// it. The numbers of `owner` are this process's. `announce` is told of them before
+/// they are made, those above first, each time of all that are still missing.
+pub(super) fn open_or_make(
+    root: impl AsFd,
+    path: &Path,
+    owner: Owner,
+    announce: Announce<'_>,
+) -> Result<(OwnedFd, Vec<Made>), MountError> {
+    let mut tries = TRIES;
+    loop {
+        let mut made = Vec::new();
+        match walk(root.as_fd(), path, owner, announce, &mut made) {
+            Ok(dir) => return Ok((dir, made)),
+            Err(error) => {
+                remove(&made);
+                // What was there has gone meanwhile, as with the mount that it was made for.
+                let gone = matches!(&error, MountError::MakePath { why, .. }
+                    if why.kind() == io::ErrorKind::NotFound);
+                if !gone || tries == 0 {
+                    return Err(error);
+                }
+                tries -= 1;
+            }
+        }
+    }
+}
+
+fn walk(
+    root: impl AsFd,
+    path: &Path,
+    owner: Owner,
+    announce: Announce<'_>,
+    made: &mut Vec<Made>,
+) -> Result<OwnedFd, MountError> {
+    // What most paths are.
+    match open(&root, path) {
+        Ok(dir) => return Ok(dir),
+        Err(Errno::NOENT | Errno::NOTDIR) => {}
+        Err(errno) => return Err(failed(path, path, errno)),
+    }
+    if path.components().count() > COMPONENTS_MAX {
+        return Err(failed(path, path, Errno::NAMETOOLONG));
+    }
+    let mut prefix = PathBuf::from("/");
+    let mut dir = open(&root, &prefix).map_err(|errno| failed(path, &prefix, errno))?;
+    let mut rest = path.components();
+    while let Some(component) = rest.next() {
+        prefix.push(component);
+        let Component::Normal(name) = component else {
+            dir = open(&root, &prefix).map_err(|errno| failed(path, &prefix, errno))?;
+            continue;
+        };
+        let mut all_missing = |dir: &Path| {
+            let mut dirs = vec![dir.to_owned()];
+            for next in rest.clone() {
+                let (Component::Normal(name), Some(last)) = (next, dirs.last()) else { break };
+                dirs.push(last.join(name));
+            }
+            announce(&dirs)
+        };
+        dir = step(&root, dir, name, (path, &prefix), (owner, &mut all_missing), made)?;
+    }
+    Ok(dir)
+}
+
+/// One component further: what is there, or what is made there.
+fn step(
+    root: impl AsFd,
+    dir: OwnedFd,
+    name: &OsStr,
+    (path, prefix): (&Path, &Path),
+    (owner, announce): (Owner, AnnounceOne<'_>),
+    made: &mut Vec<Made>,
+) -> Result<OwnedFd, MountError> {
+    for _ in 0..TRIES {
+        match open(&root, prefix) {
+            Ok(next) => return Ok(next),
+            Err(Errno::NOENT) => {}
+            Err(Errno::NOTDIR) => return Err(in_the_way(&dir, name, path, prefix)),
+            Err(errno) => return Err(failed(path, prefix, errno)),
+        }
+        let real = super::target::path_of(&dir).map_err(MountError::io("find", prefix))?;
+        announce(&real.join(name))?;
+        match mkdirat(&dir, name, Mode::from_raw_mode(0o700)) {
+            Ok(()) => {}
+            // A link that leads nowhere, or somebody else's new directory.
+            Err(Errno::EXIST) => match kind_at(&dir, name) {
+                Some(FileType::Directory) | None => continue,
+                Some(_) => return Err(in_the_way(&dir, name, path, prefix)),
+            },
+            Err(errno) => return Err(failed(path, prefix, errno)),
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let next = match openat(&dir, name, flags, Mode::empty()) {
+            Ok(next) => next,
+            // Swapped for something else, or gone.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
+            Err(errno) => return Err(failed(path, prefix, errno)),
+        };
+        let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+        let finished = fchown(&next, Some(uid), Some(gid))
+            .and_then(|()| fchmod(&next, Mode::from_raw_mode(0o755)));
+        made.push(Made { parent: dir, name: name.into() });
+        return finished.map(|()| next).map_err(|errno| failed(path, prefix, errno));
+    }
+    Err(failed(path, prefix, Errno::AGAIN))
+}
+
+fn kind_at(dir: &OwnedFd, name: &OsStr) -> Option<FileType> {
+    let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    Some(FileType::from_raw_mode(stat.st_mode))
+}
+
+fn in_the_way(dir: &OwnedFd, name: &OsStr, path: &Path, at: &Path) -> MountError {
+    let what = match kind_at(dir, name) {
+        Some(FileType::RegularFile) => "a file",
+        Some(FileType::Fifo) => "a FIFO",
+        Some(FileType::Socket) => "a socket",
+        Some(FileType::CharacterDevice | FileType::BlockDevice) => "a device",
+        Some(FileType::Symlink) => "a symbolic link that leads to no directory",
+        _ => "no directory",
+    };
+    MountError::InTheWay { path: path.to_owned(), at: at.to_owned(), what }
+}
+
+fn failed(path: &Path, at: &Path, errno: Errno) -> MountError {
+    let why: io::Error = errno.into();
+    MountError::MakePath { path: path.to_owned(), at: at.to_owned(), why }
+}

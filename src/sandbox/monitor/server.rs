@@ -1,0 +1,128 @@
+//! Answers those who connect.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::net::{UnixListener, UnixStream};
+
+use super::super::options::Stdin;
+use super::super::protocol::{Failure, Reply, Request, Started, WindowSize};
+use super::attach::{Input, converse};
+use super::conn::Conn;
+use super::shared::{Counted, Shared, Stage, first_program, run_failure};
+use super::{exec, freeze};
+
+/// How many connections there may be.
+const CONNECTIONS_MAX: usize = 256;
+/// How long to wait when there are no descriptors left.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Accepts for ever. Each connection is a task of its own, which ends with its client or its process.
+pub(super) async fn run(shared: Rc<Shared>, listener: UnixListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let shared = Rc::clone(&shared);
+                tokio::task::spawn_local(async move {
+                    let Some(_counted) = Counted::of(&shared.connections, CONNECTIONS_MAX) else {
+                        return;
+                    };
+                    // Who has gone needs no answer.
+                    serve(&shared, stream).await.ok();
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "can't accept a connection");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve(shared: &Rc<Shared>, stream: UnixStream) -> io::Result<()> {
+    let mut conn = Conn::new(stream);
+    let request = match conn.request().await {
+        Ok(Some(request)) => request,
+        Ok(None) => return Ok(()),
+        Err(error) => {
+            let message = format!("the request can't be read: {error}");
+            return conn.reply(&Reply::Failed(Failure::Other { message })).await;
+        }
+    };
+    let reply = match request {
+        Request::Start => start(shared).await,
+        Request::Status => Ok(Reply::Status(shared.status())),
+        Request::Signal { number } => shared.signal(number).await.map(|()| Reply::Done),
+        Request::Wait => {
+            tokio::select! {
+                exit = shared.ended() => exit.map(Reply::Exit).ok_or(Failure::NotRunning),
+                // Whoever waits says nothing more.
+                () = conn.anything() => return Ok(()),
+            }
+        }
+        Request::Exec { process, stdin, output } => {
+            exec::serve(shared, &mut conn, &process, stdin, output).await;
+            return Ok(());
+        }
+        Request::Attach { size, stdin } => return attach(shared, &mut conn, stdin, size).await,
+        Request::Freeze { limit_ms } => {
+            freeze::serve(shared, &mut conn, Duration::from_millis(limit_ms)).await;
+            return Ok(());
+        }
+    };
+    conn.reply(&reply.unwrap_or_else(Reply::Failed)).await
+}
+
+async fn start(shared: &Shared) -> Result<Reply, Failure> {
+    if shared.has_ended() {
+        return Err(Failure::NotRunning);
+    }
+    if shared.stage.get() != Stage::Created {
+        return Err(Failure::Started);
+    }
+    shared.stage.set(Stage::Starting);
+    let outcome = match shared.calls.runtime.start() {
+        Ok(call) => shared.calls.make(call).await,
+        Err(error) => Err(error),
+    };
+    match outcome {
+        Ok(()) => {
+            shared.stage.set(Stage::Started);
+            Ok(Reply::Started(Started { process: shared.init }))
+        }
+        Err(error) => {
+            let failure = run_failure(&error, &first_program(&shared.layout));
+            if let Failure::Exec { code, .. } = &failure {
+                shared.stage.set(Stage::NotStartable(*code));
+            }
+            // What waits to be started would wait for ever.
+            super::shared::send(&shared.handle, super::super::signals::SIGKILL).ok();
+            Err(failure)
+        }
+    }
+}
+
+async fn attach(
+    shared: &Rc<Shared>,
+    conn: &mut Conn,
+    stdin: Stdin,
+    size: Option<WindowSize>,
+) -> io::Result<()> {
+    let output = shared.first.attach();
+    if let (Input::Terminal(terminal), Some(size)) = (&shared.first.input, size) {
+        terminal.resize(size).ok();
+    }
+    conn.reply(&Reply::Started(Started { process: shared.init })).await?;
+    let exit = async { shared.ended().await.map_or(-1, |exit| exit.code) };
+    let none = Input::None;
+    let input = match (stdin, &shared.first.input) {
+        (Stdin::Open, input) | (Stdin::Empty, input @ Input::Terminal(_)) => input,
+        (Stdin::Empty, _) => &none,
+    };
+    let signal = async |number| {
+        shared.signal(number).await.ok();
+    };
+    converse(conn, output, exit, input, signal).await;
+    Ok(())
+}

@@ -1,0 +1,231 @@
+//! The API as its clients see it: requests with keys and deadlines, and callers that give up. They
+//! need root and /dev/fuse.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test ends at the first surprise"
+)]
+
+mod common;
+#[path = "common/http.rs"]
+mod http;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::{import, local, of};
+use http::{Answer, Asked, send};
+use inlay_testkit::cli::Inlay;
+use inlay_testkit::faults::{Fault, Rule};
+use inlay_testkit::process::Server;
+use inlay_testkit::proxy::Proxy;
+use inlay_testkit::scratch;
+use inlay_testkit::weed::{BUCKET, Weed};
+use rustix::process::{Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const MOUNTS: &str = "/v1/mounts";
+
+/// A daemon of its own, which stays until it is stopped.
+struct Daemon {
+    inlay: Inlay,
+    server: Option<Server>,
+    store: Option<String>,
+    dir: TempDir,
+}
+
+impl Daemon {
+    fn start(inlay: Inlay, store: Option<String>, variables: Vec<(String, String)>) -> Self {
+        let mut daemon = Self { inlay, server: None, store, dir: scratch().unwrap() };
+        let words = ["daemon", "--state", &daemon.inlay.state().display().to_string()];
+        let program = PathBuf::from(daemon.inlay.command().get_program());
+        let log = daemon.dir.path().join("log");
+        let words = words.map(str::to_owned);
+        daemon.server = Some(Server::start_with(&program, &words, &log, variables).unwrap());
+        daemon.inlay.wait_for_daemon().unwrap();
+        daemon
+    }
+
+    /// One with a snapshot `base` in the store inside its state.
+    fn with_base() -> Self {
+        let inlay = local();
+        let tree = scratch().unwrap();
+        fs::write(tree.path().join("file"), "x").unwrap();
+        import(&inlay, &of("dir", tree.path()), "base");
+        Self::start(inlay, None, Vec::new())
+    }
+
+    fn place(&self, name: &str) -> PathBuf {
+        let dir = self.dir.path().join(name);
+        fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    fn mount_request(&self, dir: &Path, view: &Value) -> Value {
+        json!({
+            "snapshot": "base", "store": { "url": self.store, "plain_http": false },
+            "cache": "kept", "mountpoint": dir, "view": view, "deadline_ms": 60_000,
+            "load": { "prefetch": "off", "record": "off" },
+        })
+    }
+
+    fn send(&self, method: &str, headers: &[(&str, &str)], body: &Value) -> Asked {
+        send(self.inlay.state(), method, MOUNTS, headers, body).unwrap()
+    }
+
+    fn mount(&self, dir: &Path, headers: &[(&str, &str)]) -> Answer {
+        let request = self.mount_request(dir, &json!("read-only"));
+        self.send("POST", headers, &request).answer().unwrap()
+    }
+
+    fn umount(&self, dir: &Path, headers: &[(&str, &str)]) -> Answer {
+        let request = json!({ "mountpoint": dir, "how": "if-free", "changes": "stay" });
+        self.send("DELETE", headers, &request).answer().unwrap()
+    }
+
+    fn mounted(&self) -> usize {
+        self.send("GET", &[], &Value::Null).answer().unwrap().body.as_array().unwrap().len()
+    }
+
+    fn kill(&self) {
+        let (pid, _) = self.inlay.daemon_pids().unwrap();
+        kill_process(pid, Signal::KILL).unwrap();
+        while self.inlay.daemon_status().is_ok_and(|now| now["server"]["pid"] == pid.as_raw_pid()) {
+            std::thread::yield_now();
+        }
+        self.inlay.wait_for_daemon().unwrap();
+    }
+
+    fn stop(self) {
+        self.inlay.succeed(["daemon", "stop"]).unwrap();
+        self.inlay.wait_until_quiet().unwrap();
+        for dir in ["mounts", "attached", "upper"] {
+            let Ok(entries) = fs::read_dir(self.inlay.state().join(dir)) else { continue };
+            assert_eq!(entries.count(), 0, "{dir}");
+        }
+    }
+}
+
+#[test]
+fn the_daemon_answers_what_it_says_that_it_does() {
+    let daemon = Daemon::with_base();
+    let ask = |method: &str, path: &str| {
+        send(daemon.inlay.state(), method, path, &[], &Value::Null).unwrap().answer().unwrap()
+    };
+    let document = ask("GET", "/v1/openapi.json").body;
+    let printed = daemon.inlay.succeed(["daemon", "openapi"]).unwrap();
+    assert_eq!(document, serde_json::from_slice::<Value>(&printed.stdout).unwrap());
+    let paths = document["paths"].as_object().unwrap();
+    assert!(paths.contains_key(MOUNTS));
+    for (path, described) in paths {
+        // No endpoint has this method: the answer says which it has.
+        let refused = send(daemon.inlay.state(), "PATCH", path, &[], &Value::Null).unwrap().head();
+        let (status, head) = refused.unwrap();
+        assert_eq!(status, 405, "{path}");
+        let allowed = head.lines().find_map(|line| line.strip_prefix("allow:")).unwrap();
+        let mut allowed: Vec<&str> =
+            allowed.split(',').map(str::trim).filter(|method| *method != "head").collect();
+        allowed.sort_unstable();
+        let described: Vec<&String> = described.as_object().unwrap().keys().collect();
+        assert_eq!(allowed, described, "{path}");
+    }
+    assert_eq!(ask("GET", "/v1/none").body["kind"], "not-found");
+    daemon.stop();
+}
+
+#[test]
+fn a_request_with_a_key_is_carried_out_once() {
+    let daemon = Daemon::with_base();
+    let dir = daemon.place("mnt");
+    let key = [("Idempotency-Key", "mount-1")];
+    let first = daemon.mount(&dir, &key);
+    assert_eq!(first.status, 200, "{first:?}");
+    assert!(!first.headers.contains("idempotency-replayed"));
+    let again = daemon.mount(&dir, &key);
+    assert!(again.headers.contains("idempotency-replayed: true"), "{again:?}");
+    assert_eq!((again.status, &again.body), (200, &first.body));
+    // Without one, or with another, it is another request.
+    for headers in [&[][..], &[("Idempotency-Key", "mount-2")]] {
+        assert_eq!(daemon.mount(&dir, headers).status, 409);
+    }
+    assert_eq!(daemon.mount(&daemon.place("other"), &key).status, 422);
+    // The next daemon knows it, too.
+    daemon.kill();
+    let again = daemon.mount(&dir, &key);
+    assert_eq!((again.status, &again.body["seen"]), (200, &first.body["seen"]));
+    assert_eq!(daemon.mounted(), 1);
+    let gone = [("Idempotency-Key", "umount-1")];
+    assert_eq!(daemon.umount(&dir, &gone).status, 200);
+    assert_eq!(daemon.umount(&dir, &gone).status, 200);
+    assert_eq!(daemon.umount(&dir, &[]).status, 404);
+    let odd = daemon.mount(&dir, &[("Idempotency-Key", "a b")]);
+    assert_eq!((odd.status, &odd.body["kind"]), (400, &json!("request")));
+    let odd = daemon.mount(&dir, &[("Inlay-Deadline", "soon")]);
+    assert_eq!(odd.status, 400);
+    daemon.stop();
+}
+
+#[test]
+fn an_answer_that_was_lost_is_not_a_mount_that_is_in_the_way() {
+    let daemon = Daemon::with_base();
+    let dir = daemon.place("mnt");
+    let key = [("Idempotency-Key", "lost")];
+    assert_eq!(daemon.mount(&dir, &key).status, 200);
+    // As if the daemon had died between the mount and its answer.
+    fs::remove_dir_all(daemon.inlay.state().join("answers")).unwrap();
+    daemon.kill();
+    let again = daemon.mount(&dir, &key);
+    assert_eq!(again.status, 200, "{again:?}");
+    assert_eq!(daemon.mounted(), 1);
+    assert_eq!(daemon.mount(&dir, &[("Idempotency-Key", "another")]).status, 409);
+    assert_eq!(daemon.umount(&dir, &[]).status, 200);
+    daemon.stop();
+}
+
+#[test]
+fn callers_of_a_slow_mount_that_give_up_never_see_it() {
+    let weed = Weed::start().unwrap();
+    let proxy = Proxy::start(weed.address()).unwrap();
+    let other = common::s3(proxy.address(), "slow");
+    let tree = scratch().unwrap();
+    fs::write(tree.path().join("file"), "x").unwrap();
+    import(&other, &of("dir", tree.path()), "base");
+    let store = Some(format!("s3://{BUCKET}/slow"));
+    let variables = Weed::environment(proxy.address());
+    let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value));
+    let daemon = Daemon::start(local(), store, variables.collect());
+    let asked = |dir: &Path, headers: &[(&str, &str)], view: &Value| {
+        let before = proxy.requests("GET", "/names/").len();
+        let asked = daemon.send("POST", headers, &daemon.mount_request(dir, view));
+        while proxy.requests("GET", "/names/").len() == before {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        asked
+    };
+    for view in [json!("read-only"), json!({ "writable": "scratch" })] {
+        proxy.inject(Rule::new(Fault::Stall).method("GET").path("/names/"));
+        let (late, gone, key) = (daemon.place("late"), daemon.place("gone"), daemon.place("key"));
+        // One whose time is over, one that goes away.
+        let late_one = asked(&late, &[("Inlay-Deadline", "50ms")], &view);
+        let answer = late_one.answer().unwrap();
+        assert_eq!((answer.status, &answer.body["kind"]), (504, &json!("deadline")));
+        drop(asked(&gone, &[], &view));
+        // One that goes away and is asked for again: that one is the next one's.
+        let header = [("Idempotency-Key", &*format!("again-{view}").replace([' ', '"'], ""))];
+        let first = asked(&key, &header, &view);
+        let second = daemon.send("POST", &header, &daemon.mount_request(&key, &view));
+        drop(first);
+        proxy.heal();
+        let second = second.answer().unwrap();
+        assert_eq!(second.status, 200, "{second:?}");
+        assert_eq!(fs::read(key.join("file")).unwrap(), b"x");
+        assert_eq!(daemon.umount(&key, &[]).status, 200);
+        assert_eq!(daemon.mounted(), 0);
+        for dir in [&late, &gone] {
+            assert_eq!(fs::read_dir(dir).unwrap().count(), 0);
+        }
+    }
+    daemon.stop();
+}
