@@ -169,14 +169,21 @@ pub(crate) fn small_cache(proxy: &Proxy) -> BTreeSet<String> {
     }
     watch.until_above("inlay_cache_evicted_files_total", 0.0);
     mounted.unmount().unwrap();
-    // What is open does not go, so that the rest finds no room.
+    // What is whole when it is opened does not go, so that the rest finds no room.
     let mounted = host.mount("more", &[]).unwrap();
-    let hold = |name: String| {
-        fs::read(mounted.path().join(&name)).unwrap();
-        File::open(mounted.path().join(name)).unwrap()
-    };
-    let open: Vec<File> = more.into_iter().map(hold).collect();
-    watch.until_above("inlay_cache_refused_groups_total", 0.0);
+    let (mut open, mut passed, mut names) = (Vec::new(), 0.0, more.iter().cycle());
+    watch.until("no room is left", |watch| {
+        let now = watch.sum("inlay_fuse_passthrough_opens_total");
+        if now <= passed {
+            // It was opened too soon, and may go.
+            open.pop();
+        }
+        passed = now;
+        let path = mounted.path().join(names.next().unwrap());
+        fs::read(&path).unwrap();
+        open.push(File::open(path).unwrap());
+        watch.sum("inlay_cache_refused_groups_total") > 0.0
+    });
     drop(open);
     mounted.unmount().unwrap();
     let budget = watch.sum("inlay_cache_budget_bytes");

@@ -62,7 +62,7 @@ impl<'a> Watch<'a> {
     }
 
     /// Scrapes until `done` says that what it looks for is there.
-    pub(crate) fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+    pub(crate) fn until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
         let deadline = Instant::now() + WITHIN;
         loop {
             self.scrape();
