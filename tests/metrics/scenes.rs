@@ -12,6 +12,7 @@ use inlay_testkit::faults::{Fault, Rule};
 use inlay_testkit::proxy::Proxy;
 use inlay_testkit::tree::EveryKind;
 use inlay_testkit::{Comparison, content, scratch};
+use rustix::fs::{Advice, fadvise};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 
@@ -180,6 +181,8 @@ pub(crate) fn small_cache(proxy: &Proxy) -> BTreeSet<String> {
         }
         passed = now;
         let path = mounted.path().join(names.next().unwrap());
+        // So that the kernel asks again for what was evicted.
+        fadvise(File::open(&path).unwrap(), 0, None, Advice::DontNeed).unwrap();
         fs::read(&path).unwrap();
         open.push(File::open(path).unwrap());
         watch.sum("inlay_cache_refused_groups_total") > 0.0
