@@ -108,6 +108,7 @@ pub(crate) fn loading_ahead(proxy: &Proxy) -> BTreeSet<String> {
     let host = s3(proxy.address(), "ahead");
     let dir = many("file", 60, MIB);
     import(&host, &of("dir", dir.path()), "ahead");
+    import(&host, &of("dir", many("more", 60, MIB).path()), "more");
     let options = ["--prefetch", "all", "--record-profile", "on"];
     let mut watch = Watch::start(&host, &["--cache-size", "1G"]);
 
@@ -128,17 +129,17 @@ pub(crate) fn loading_ahead(proxy: &Proxy) -> BTreeSet<String> {
     mounted.unmount().unwrap();
     watch.until_above("inlay_profiles_recorded_total", 0.0);
 
-    // Anew, on a cache that has nothing: what nobody waits for is given up.
-    host.succeed(["cache", "prune", "--all"]).unwrap();
+    // Another one, of which the cache has nothing: what nobody waits for is given up.
+    watch.until("all is let go", |watch| watch.sum("inlay_attached_snapshots") == 0.0);
     let fetched = watch.sum("inlay_prefetch_fetched_bytes_total");
     let no_profiles = || proxy.inject(Rule::new(Fault::Status(403)).path("profile"));
     no_profiles();
     proxy.inject(blobs(Fault::Stall).after(3));
-    let mounted = host.mount("ahead", &options).unwrap();
+    let mounted = host.mount("more", &options).unwrap();
     watch.until_above("inlay_prefetch_fetched_bytes_total", fetched);
     watch.until_above("inlay_fetch_tasks", 0.0);
     thread::scope(|scope| {
-        let path = mounted.path().join("file-059");
+        let path = mounted.path().join("more-059");
         scope.spawn(move || fs::read(path).unwrap());
         watch.until_above("inlay_fetch_waiting_readers", 0.0);
         host.succeed(["umount".as_ref(), "--lazy".as_ref(), mounted.path().as_os_str()]).unwrap();
