@@ -7,6 +7,7 @@ mod client;
 mod environment;
 mod error;
 mod given;
+mod given_up;
 mod keep;
 mod launch;
 mod life;

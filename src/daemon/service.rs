@@ -17,6 +17,7 @@ use super::api::{
     PrefetchAnswer, StatusAnswer, StoreRef, StoreShown, UmountAnswer, UmountRequest,
 };
 use super::error::DaemonError;
+use super::given_up::unless_given_up;
 use super::metrics::Activity;
 use super::once::RequestKey;
 use super::sandboxes::Sandboxes;
@@ -300,26 +301,13 @@ impl Service {
         key: Option<RequestKey>,
         limit: Duration,
     ) -> Result<MountShown, DaemonError> {
-        let given_up = CancellationToken::new();
-        let _guard = given_up.clone().drop_guard();
         let under_way = self.under_way().ok_or(DaemonError::Ending)?;
-        let service = self.clone();
-        let work = tokio::spawn(async move {
-            tokio::select! {
-                made = service.clone().make(caller, request, key, under_way) => made,
-                () = given_up.cancelled() => Err(DaemonError::Deadline(limit)),
-            }
-        });
-        match timeout(limit, work).await {
-            Ok(made) => {
-                let mut made = made.map_err(|_| DaemonError::Panicked)??;
-                // Should nobody wait for it any more, what comes of it is dropped, and so undone.
-                let made = spawn_blocking(move || made.confirm().map(|()| made)).await;
-                let made = made.map_err(|_| DaemonError::Panicked)??;
-                made.take().map(|record| self.shown(record)).ok_or(DaemonError::Panicked)
-            }
-            Err(_) => Err(DaemonError::Deadline(limit)),
-        }
+        let work = self.clone().make(caller, request, key, under_way);
+        let mut made = unless_given_up(limit, work).await?;
+        // Should nobody wait for it any more, what comes of it is dropped, and so undone.
+        let made = spawn_blocking(move || made.confirm().map(|()| made)).await;
+        let made = made.map_err(|_| DaemonError::Panicked)??;
+        made.take().map(|record| self.shown(record)).ok_or(DaemonError::Panicked)
     }
 
     async fn make(

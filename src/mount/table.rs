@@ -233,7 +233,9 @@ impl Mounts {
         self.look_at(|live| live.is_at(&key.1, key.0));
         let mut table = self.table.lock();
         if let Some(live) = table.live.iter().find(|live| live.is_at(&key.1, key.0)) {
-            if table.doomed.contains(&live.record.seen.number()) {
+            // Nobody knows yet whether it stays.
+            let is_open = live.record.standing == Standing::Unconfirmed;
+            if is_open || table.doomed.contains(&live.record.seen.number()) {
                 return Err(MountError::BeingMounted(key.1));
             }
             return Err(MountError::AlreadyMounted {

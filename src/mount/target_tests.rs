@@ -196,6 +196,23 @@ fn directories_of_a_daemon_that_dies_are_removed_by_the_next() {
 }
 
 #[test]
+fn a_mount_that_nobody_was_told_of_may_still_go() {
+    let (host, sandbox) = (Host::new(), Sandbox::new());
+    let make = MakePath::OwnedBy(Owner::ROOT);
+    let claim = host.mounts.claim(sandbox.caller(), "/a".as_ref(), make).unwrap();
+    let wanted = host.wanted(WantedView::ReadOnly);
+    let wanted = Wanted { standing: Standing::Unconfirmed, ..wanted };
+    let record = host.mounts.create(claim, wanted).unwrap();
+    let refused = host.mount(&sandbox, "/a", WantedView::ReadOnly).unwrap_err();
+    assert!(matches!(refused, MountError::BeingMounted(_)), "{refused}");
+    host.mounts.confirm(&record).unwrap();
+    let refused = host.mount(&sandbox, "/a", WantedView::ReadOnly).unwrap_err();
+    assert!(matches!(refused, MountError::AlreadyMounted { .. }), "{refused}");
+    host.umount(&sandbox, "/a", Umount::IfFree).unwrap();
+    assert!(host.mounts.is_empty());
+}
+
+#[test]
 fn a_mount_that_is_about_to_be_undone_is_in_nobodys_way() {
     let (host, sandbox) = (Host::new(), Sandbox::new());
     let record = host.mount(&sandbox, "/a", WantedView::ReadOnly).unwrap();

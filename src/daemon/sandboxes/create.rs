@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use inlay_store::ids::Kind;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 use super::{Origin, Sandbox, Service, injected};
 use crate::daemon::api::{CreateSandbox, SandboxShown, StartWhen};
 use crate::daemon::error::DaemonError;
+use crate::daemon::given_up::unless_given_up;
 use crate::daemon::once::RequestKey;
 use crate::daemon::service::{Attach, LOOK_AGAIN, UnderWay};
 use crate::daemon::snapshots::{Attached, Shape};
@@ -85,18 +84,10 @@ impl Service {
         if let Some(made) = self.made_with(key.as_deref()) {
             return self.sandbox(made.id().as_str()).await;
         }
-        let given_up = CancellationToken::new();
-        let _guard = given_up.clone().drop_guard();
         let under_way = self.under_way().ok_or(DaemonError::Ending)?;
         let service = self.clone();
-        let work = tokio::spawn(async move {
-            tokio::select! {
-                made = service.make_sandbox(request, key, under_way) => made,
-                () = given_up.cancelled() => Err(DaemonError::Deadline(limit)),
-            }
-        });
-        let half = timeout(limit, work).await.map_err(|_| DaemonError::Deadline(limit))?;
-        let half = half.map_err(|_| DaemonError::Panicked)??;
+        let work = async move { Box::pin(service.make_sandbox(request, key, under_way)).await };
+        let half = unless_given_up(limit, work).await?;
         let id = half.sandbox.as_ref().map(|sandbox| sandbox.id().clone());
         let shown = self.sandbox(id.as_ref().map_or("", |id| id.as_str())).await?;
         half.take();

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 use super::mounted::{MountFile, Place as FilePlace, files, free_number};
 use super::{Sandbox, Service, injected};
 use crate::daemon::api::{IntoView, MountInto, MountedIn, UmountFrom, UmountedFrom};
 use crate::daemon::error::DaemonError;
+use crate::daemon::given_up::unless_given_up;
 use crate::daemon::once::RequestKey;
 use crate::daemon::service::{Attach, LOOK_AGAIN, UnderWay};
 use crate::daemon::snapshots::Shape;
@@ -97,18 +96,10 @@ impl Service {
         limit: Duration,
     ) -> Result<MountedIn, DaemonError> {
         let sandbox = self.sandboxes().find(reference)?;
-        let given_up = CancellationToken::new();
-        let _guard = given_up.clone().drop_guard();
         let under_way = self.under_way().ok_or(DaemonError::Ending)?;
         let service = self.clone();
-        let work = tokio::spawn(async move {
-            tokio::select! {
-                made = service.make_into(sandbox, request, key, under_way) => made,
-                () = given_up.cancelled() => Err(DaemonError::Deadline(limit)),
-            }
-        });
-        let made = timeout(limit, work).await.map_err(|_| DaemonError::Deadline(limit))?;
-        let mut made = made.map_err(|_| DaemonError::Panicked)??;
+        let work = async move { service.make_into(sandbox, request, key, under_way).await };
+        let mut made = unless_given_up(limit, work).await?;
         // Should nobody wait for it any more, what comes of it is dropped, and so undone.
         let confirmed = spawn_blocking(move || {
             if let Some(record) = &mut made.record {
