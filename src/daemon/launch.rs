@@ -56,8 +56,9 @@ pub fn ensure(paths: &Paths, words: &[OsString]) -> Result<(Client, StatusAnswer
         match (spawn(paths, words, deadline), client.status()?) {
             // If it failed, then because the keeper had started one at the same time.
             (_, Some(status)) => break status,
-            // That one may have found nothing to serve, and ended at once.
-            (Err(DaemonError::Start(_)), None) if tries > 0 => tries -= 1,
+            // That one may have found nothing to serve, and ended at once; and one that was ready may
+            // have been killed.
+            (Ok(()) | Err(DaemonError::Start(_)), None) if tries > 0 => tries -= 1,
             (spawned, None) => {
                 spawned?;
                 return Err(DaemonError::NotRunning(paths.state().to_owned()));
