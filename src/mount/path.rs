@@ -6,13 +6,15 @@
 //! its name in its parent's descriptor and opened without following links.
 
 use std::ffi::OsStr;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::{fs, io};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchmod, fchown, mkdirat, openat,
-    openat2, statat, unlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, RawDir, ResolveFlags, Uid, fchmod, fchown, mkdirat,
+    openat, openat2, statat, unlinkat,
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -25,6 +27,11 @@ use crate::in_root;
 const TRIES: u32 = 8;
 /// The most directories on the way to a mount point.
 const COMPONENTS_MAX: usize = 256;
+
+/// How the kernel ends the path of a directory that has been removed; and anybody one that has not.
+const REMOVED: &[u8] = b" (deleted)";
+/// Room for an entry with the longest name, in bytes.
+const LIST_LEN: usize = 512;
 
 const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -66,7 +73,7 @@ pub(super) struct Made {
 impl Made {
     /// Where it is, as its namespace has it.
     pub(super) fn path(&self) -> Option<PathBuf> {
-        super::target::path_of(&self.parent).ok().map(|parent| parent.join(&self.name))
+        path_of(&self.parent).ok().map(|parent| parent.join(&self.name))
     }
 }
 
@@ -96,20 +103,43 @@ pub(super) fn open(root: impl AsFd, path: &Path) -> Result<OwnedFd, Errno> {
     in_root::open(root, path, DIRECTORY)
 }
 
-/// The directory at `path` below `root`, made for `owner` if it is missing, and what was made for
-/// it. The numbers of `owner` are this process's. `announce` is told of them before
+/// Where `dir` is, as its namespace has it; `ENOENT` if it has been removed.
+pub(super) fn path_of(dir: &OwnedFd) -> io::Result<PathBuf> {
+    let path = fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))?;
+    if path.as_os_str().as_bytes().ends_with(REMOVED) && is_removed(dir) {
+        return Err(Errno::NOENT.into());
+    }
+    Ok(path)
+}
+
+/// Whether `dir` has been removed. Such a directory can still be opened; listing it is an error.
+fn is_removed(dir: &OwnedFd) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut room = [MaybeUninit::uninit(); LIST_LEN];
+    match openat(dir, ".", flags, Mode::empty()) {
+        Ok(dir) => matches!(RawDir::new(dir, &mut room).next(), Some(Err(Errno::NOENT))),
+        Err(errno) => errno == Errno::NOENT,
+    }
+}
+
+/// The directory at `path` below `root`, made for `owner` if it is missing, where it is, and what
+/// was made for it. The numbers of `owner` are this process's. `announce` is told of them before
 /// they are made, those above first, each time of all that are still missing.
 pub(super) fn open_or_make(
     root: impl AsFd,
     path: &Path,
     owner: Owner,
     announce: Announce<'_>,
-) -> Result<(OwnedFd, Vec<Made>), MountError> {
+) -> Result<(OwnedFd, PathBuf, Vec<Made>), MountError> {
     let mut tries = TRIES;
     loop {
         let mut made = Vec::new();
-        match walk(root.as_fd(), path, owner, announce, &mut made) {
-            Ok(dir) => return Ok((dir, made)),
+        let found = walk(root.as_fd(), path, owner, announce, &mut made).and_then(|dir| {
+            let real = path_of(&dir).map_err(|why| failed(path, path, why))?;
+            Ok((dir, real))
+        });
+        match found {
+            Ok((dir, real)) => return Ok((dir, real, made)),
             Err(error) => {
                 remove(&made);
                 // What was there has gone meanwhile, as with the mount that it was made for.
@@ -178,7 +208,7 @@ fn step(
             Err(Errno::NOTDIR) => return Err(in_the_way(&dir, name, path, prefix)),
             Err(errno) => return Err(failed(path, prefix, errno)),
         }
-        let real = super::target::path_of(&dir).map_err(MountError::io("find", prefix))?;
+        let real = path_of(&dir).map_err(|why| failed(path, prefix, why))?;
         announce(&real.join(name))?;
         match mkdirat(&dir, name, Mode::from_raw_mode(0o700)) {
             Ok(()) => {}
@@ -222,7 +252,66 @@ fn in_the_way(dir: &OwnedFd, name: &OsStr, path: &Path, at: &Path) -> MountError
     MountError::InTheWay { path: path.to_owned(), at: at.to_owned(), what }
 }
 
-fn failed(path: &Path, at: &Path, errno: Errno) -> MountError {
-    let why: io::Error = errno.into();
-    MountError::MakePath { path: path.to_owned(), at: at.to_owned(), why }
+fn failed(path: &Path, at: &Path, why: impl Into<io::Error>) -> MountError {
+    MountError::MakePath { path: path.to_owned(), at: at.to_owned(), why: why.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    fn handle(path: &Path) -> OwnedFd {
+        openat(rustix::fs::CWD, path, DIRECTORY, Mode::empty()).unwrap()
+    }
+
+    #[test]
+    fn a_removed_directory_is_told_from_one_of_that_name() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let named = dir.path().join("a (deleted)");
+        fs::create_dir(&named).unwrap();
+        let held = handle(&named);
+        assert_eq!(path_of(&held).unwrap(), named);
+        fs::remove_dir(&named).unwrap();
+        assert_eq!(path_of(&held).unwrap_err().kind(), io::ErrorKind::NotFound);
+        let plain = dir.path().join("a");
+        fs::create_dir(&plain).unwrap();
+        let held = handle(&plain);
+        fs::remove_dir(&plain).unwrap();
+        // Somebody else's has the name that the kernel gives.
+        fs::create_dir(&named).unwrap();
+        assert_eq!(path_of(&held).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn what_is_found_is_never_where_a_removed_directory_was() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let root = handle(dir.path());
+        let (wanted, over) = (dir.path().join("x"), AtomicBool::new(false));
+        let found = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    drop(fs::create_dir(&wanted));
+                    drop(fs::remove_dir(&wanted));
+                }
+            });
+            let owner = Owner { uid: 0, gid: 0 };
+            let find = |_| open_or_make(&root, "/x".as_ref(), owner, &mut |_| Ok(()));
+            let found: Vec<_> = (0..20_000).map(find).collect();
+            over.store(true, Ordering::Relaxed);
+            found
+        });
+        let mut times = 0;
+        for found in found {
+            match found {
+                Ok((_, path, _)) => {
+                    assert_eq!(path, wanted);
+                    times += 1;
+                }
+                Err(error) => assert!(matches!(error, MountError::MakePath { .. }), "{error}"),
+            }
+        }
+        assert!(times > 0);
+    }
 }

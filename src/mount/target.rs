@@ -16,7 +16,7 @@ use super::error::MountError;
 use super::ids::Space;
 use super::kernel;
 use super::namespace::{Namespace, root_of};
-use super::path::{self, Made, MakePath};
+use super::path::{self, Made, MakePath, path_of};
 use super::process::ProcessId;
 use super::registry::{Announced, Registry};
 
@@ -131,10 +131,11 @@ impl Target {
         };
         caller.confirm()?;
         let mut announced = None;
-        let (dir, made) = match make {
+        let (dir, real, made) = match make {
             MakePath::Never => {
                 let dir = path::open(&root, path).map_err(|errno| wrong(errno.into()))?;
-                (dir, Vec::new())
+                let real = path_of(&dir).map_err(wrong)?;
+                (dir, real, Vec::new())
             }
             MakePath::OwnedBy(owner) => {
                 let owner = space.outside(owner).ok_or(MountError::NoSuchOwner(owner))?;
@@ -145,14 +146,13 @@ impl Target {
         // Should anything fail from here on, dropping it removes what was made.
         let mut found = Self {
             dir,
-            path: path.to_owned(),
+            path: real,
             namespace,
             namespace_number: 0,
             space,
             made,
             _announced: announced,
         };
-        found.path = path_of(&found.dir).map_err(wrong)?;
         let number = mount_number(&found.dir).map_err(|errno| wrong(errno.into()))?;
         found.namespace_number = found.namespace.number(number)?;
         Ok(found)
@@ -370,11 +370,6 @@ pub(super) fn mount_number(dir: impl AsFd) -> Result<u64, Errno> {
 fn mount_number_at(path: &Path) -> Result<u64, Errno> {
     let flags = QUIET | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     statx(CWD, path, flags, MOUNT_NUMBER).map(|stat| stat.stx_mnt_id)
-}
-
-pub(super) fn path_of(dir: &OwnedFd) -> io::Result<PathBuf> {
-    use std::os::fd::AsRawFd;
-    std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))
 }
 
 /// Since when the kernel's numbers count; read once.
