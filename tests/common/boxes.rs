@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use inlay_testkit::cli::{Inlay, Ran};
-use inlay_testkit::scratch;
+use inlay_testkit::{leftover, scratch};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -133,7 +133,8 @@ impl Boxes {
             assert!(left.is_empty(), "{what}: {dir}: {left:?}\n{}", self.inlay.daemon_log());
         }
         assert_eq!(self.processes(), Vec::<String>::new(), "{what}");
-        assert_eq!(self.loops(), Vec::<PathBuf>::new(), "{what}");
+        let devices = leftover::loop_devices(self.inlay.state());
+        assert_eq!(devices, Vec::<PathBuf>::new(), "{what}");
         for id in self.ids() {
             let left: Vec<_> = cgroups(&id).collect();
             assert!(left.is_empty(), "{what}: {left:?}");
@@ -143,25 +144,12 @@ impl Boxes {
     /// The words of all processes that name this state.
     fn processes(&self) -> Vec<String> {
         let state = self.inlay.state().to_str().unwrap();
-        let deadline = Instant::now() + SURELY;
-        loop {
+        leftover::what_stays(|| {
             let all = fs::read_dir("/proc").unwrap().flatten();
             let words = all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
             let words = words.map(|words| String::from_utf8_lossy(&words).replace('\0', " "));
-            let found: Vec<_> = words.filter(|words| words.contains(state)).collect();
-            if found.is_empty() || Instant::now() > deadline {
-                return found;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    /// Loop devices on files of this state.
-    fn loops(&self) -> Vec<PathBuf> {
-        let all = fs::read_dir("/sys/block").unwrap().flatten();
-        let files =
-            all.filter_map(|entry| fs::read_to_string(entry.path().join("loop/backing_file")).ok());
-        files.map(PathBuf::from).filter(|file| file.starts_with(self.inlay.state())).collect()
+            words.filter(|words| words.contains(state)).collect()
+        })
     }
 
     /// Ends the daemon at once. The next command starts another.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use inlay_testkit::leftover;
 use inlayfs::sandbox::{
     ExecOptions, Frame, FrameKind, Layout, LogFrom, LogReader, Monitor, Output as Where, Phase,
     SandboxError, SandboxId, SandboxOptions, SandboxRecord, Secret, Stdin, Terminal, Waited,
@@ -220,10 +221,7 @@ impl Box {
             let cgroups = fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
             assert!(!words.contains(&id) && !cgroups.contains(&id), "{words}");
         }
-        for device in fs::read_dir("/sys/block").unwrap().flatten() {
-            let file = fs::read_to_string(device.path().join("loop/backing_file"));
-            assert!(!file.unwrap_or_default().contains(&id), "{device:?}");
-        }
+        assert_eq!(leftover::loop_devices(self.layout.root()), Vec::<PathBuf>::new());
     }
 }
 

@@ -3,18 +3,15 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use inlay_testkit::cli::{Inlay, Ran};
+use inlay_testkit::leftover;
 use serde_json::Value;
 
 use crate::place::Place;
-
-/// How long what a removed sandbox had may still be held by mount namespaces of other tests.
-const GONE_WITHIN: Duration = Duration::from_mins(1);
 
 /// What the small root can do.
 const TOOLS: [&str; 17] = [
@@ -422,16 +419,5 @@ fn removing_a_sandbox_leaves_nothing() {
     assert!(!host.0.inlay.state().join("sandboxes").join(&id).exists());
     let groups = Command::new("find").args(["/sys/fs/cgroup", "-name", &id]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&groups.stdout), "");
-    // A mount namespace that another program made meanwhile has a copy of the disk's mount, and holds
-    // the device as long as it lives: such are those of the tests beside this one.
-    let started = Instant::now();
-    let held = || {
-        let loops = Command::new("losetup").arg("--all").output().unwrap();
-        assert!(loops.status.success(), "{loops:?}");
-        Some(String::from_utf8(loops.stdout).unwrap()).filter(|loops| loops.contains(&id))
-    };
-    while let Some(loops) = held() {
-        assert!(started.elapsed() < GONE_WITHIN, "{loops}");
-        thread::sleep(Duration::from_millis(20));
-    }
+    assert_eq!(leftover::loop_devices(host.0.inlay.state()), Vec::<PathBuf>::new());
 }

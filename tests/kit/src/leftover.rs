@@ -1,12 +1,13 @@
-//! What a state directory's daemon and keeper have left: processes and mounts, found by the path of the
-//! state, which no other test has.
+//! What a state directory's daemon and keeper have left: processes, mounts and loop devices, found by
+//! the path of the state, which no other test has.
 
 use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{UnmountFlags, unmount};
@@ -69,6 +70,35 @@ impl Leftover {
             let _ = unmount(mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
         }
     }
+}
+
+/// How long what is given back may take to go on a busy machine.
+const GONE_WITHIN: Duration = Duration::from_mins(1);
+
+/// What `look` still finds after a minute in which it was to go; nothing as soon as nothing is found.
+pub fn what_stays<T>(mut look: impl FnMut() -> Vec<T>) -> Vec<T> {
+    let deadline = Instant::now() + GONE_WITHIN;
+    loop {
+        let found = look();
+        if found.is_empty() || Instant::now() > deadline {
+            return found;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The files below `dir` that loop devices still stand on after a minute in which they were to go.
+///
+/// An unmounted disk's device goes with the last copy of its mount, and a mount namespace that a test
+/// beside this one made in the meantime has one: its container's runtime, before it leaves the host's
+/// root, or a program that it runs in a namespace of its own.
+pub fn loop_devices(dir: &Path) -> Vec<PathBuf> {
+    what_stays(|| {
+        let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+        let files = devices
+            .filter_map(|device| fs::read_to_string(device.path().join("loop/backing_file")).ok());
+        files.map(PathBuf::from).filter(|file| file.starts_with(dir)).collect()
+    })
 }
 
 /// Spaces and the like stand as three octal digits after a backslash.

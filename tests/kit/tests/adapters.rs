@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use inlay_testkit::scratch::source_root;
-use inlay_testkit::{Comparison, scratch};
+use inlay_testkit::{Comparison, leftover, scratch};
 use serde_json::Value;
 
 const ADAPTERS: [&str; 6] = ["pull", "containerd", "squashfs", "squashfs-lazy", "erofs", "juicefs"];
@@ -137,12 +137,8 @@ fn leftovers(dir: &Path) -> Vec<String> {
             found.push(words.replace('\0', " "));
         }
     }
-    for device in fs::read_dir("/sys/block").unwrap().flatten() {
-        let file = fs::read_to_string(device.path().join("loop/backing_file")).unwrap_or_default();
-        if file.contains(dir) {
-            found.push(file);
-        }
-    }
+    let devices = leftover::loop_devices(Path::new(dir));
+    found.extend(devices.iter().map(|file| file.display().to_string()));
     found
 }
 
