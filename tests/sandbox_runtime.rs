@@ -49,6 +49,8 @@ with_each_runtime!(
     a_terminal_is_the_first_processes_too,
     a_frozen_sandbox_stands_still_and_always_runs_on,
     a_sandbox_without_its_monitor_is_ended_and_its_changes_stay,
+    what_has_ended_is_told_though_it_is_removed_at_once,
+    whoever_reads_slowly_gets_everything_and_holds_nobody_up,
 );
 
 /// What a host looks like to this process that has the unified hierarchy only, which is mounted anew
@@ -520,6 +522,59 @@ fn a_sandbox_without_its_monitor_is_ended_and_its_changes_stay(runtime: &str) {
         sandbox.monitor.wait(Duration::from_secs(1)),
         Err(SandboxError::NotRunning(_))
     ));
+    sandbox.remove();
+}
+
+fn what_has_ended_is_told_though_it_is_removed_at_once(runtime: &str) {
+    let sandbox = Box::prepared_on(runtime, run(&["sh", "-c", "echo all; exit 7"]), &[], None);
+    let monitor = sandbox.spawn().unwrap();
+    let mut stream = monitor.attach(Stdin::Empty, None).unwrap();
+    monitor.start().unwrap();
+    // From here on it counts as stopped, while its monitor still has the container to delete.
+    while !sandbox.layout.exit().exists() {
+        std::thread::yield_now();
+    }
+    remove(&sandbox.layout).unwrap();
+    let Output { stdout, code, .. } = Output::read(&mut stream.socket);
+    assert_eq!((stdout.as_str(), code), ("all\n", 7));
+    drop(stream);
+    sandbox.remove();
+}
+
+fn whoever_reads_slowly_gets_everything_and_holds_nobody_up(runtime: &str) {
+    let sandbox = Box::prepared_on(runtime, run(&["seq", "1", "100000000"]), &[], None);
+    let monitor = sandbox.spawn().unwrap();
+    let mut stream = monitor.attach(Stdin::Empty, None).unwrap();
+    monitor.start().unwrap();
+    // It has filled everything that there is between it and its reader, and waits.
+    let lines = || {
+        let last = LogFrom { tail: Some(1), since_ns: 0 };
+        let mut reader = LogReader::open(&sandbox.layout, last).unwrap();
+        reader.next_entry().unwrap().map(|entry| entry.bytes().to_vec())
+    };
+    let mut before = None;
+    loop {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = lines();
+        if now.is_some() && now == before {
+            break;
+        }
+        before = now;
+    }
+    let at_once = StopOptions { signal: None, grace: Duration::ZERO };
+    assert_eq!(stop(&sandbox.layout, at_once).unwrap().code, 137);
+    let last = lines().unwrap();
+    assert_ne!(Some(&last), before.as_ref(), "what was still in its pipe is in the log");
+    remove(&sandbox.layout).unwrap();
+    let Output { stdout, code, .. } = Output::read(&mut stream.socket);
+    assert_eq!(code, 137);
+    assert!(stdout.as_bytes().ends_with(&last), "{last:?}");
+    // The last line is cut where the program was.
+    let whole = &stdout[..=stdout.rfind('\n').unwrap()];
+    for (number, line) in (1_u32..).zip(whole.lines()) {
+        assert_eq!(line, number.to_string());
+    }
+    drop(stream);
     sandbox.remove();
 }
 

@@ -507,11 +507,14 @@ impl Service {
         Ok(mounts)
     }
 
-    /// Ends the taking of requests if nothing is mounted, attached or under way. Returns whether
-    /// it did.
+    /// Ends the taking of requests if nothing is mounted, attached or under way, and no client still
+    /// reads what a sandbox has printed. Returns whether it did.
     pub(super) fn close_if_idle(&self) -> bool {
         let mut load = self.inner.load.lock();
-        let idle = load.under_way == 0 && self.is_unused() && !self.inner.traces.any();
+        let idle = load.under_way == 0
+            && self.is_unused()
+            && !self.inner.traces.any()
+            && !self.inner.sandboxes.talk();
         if idle {
             load.taking = Taking::NoMore;
         }

@@ -131,21 +131,25 @@ pub fn stop(layout: &Layout, options: StopOptions) -> Result<Exit, SandboxError>
 }
 
 fn end(monitor: &Monitor, signal: i32, grace: Duration) -> Result<Exit, SandboxError> {
-    if !monitor.status()?.started {
-        // It waits for its start and hears nothing else.
-        monitor.signal(SIGKILL)?;
-    } else if !grace.is_zero() {
-        monitor.signal(signal)?;
+    // What waits for its start hears nothing but SIGKILL.
+    if monitor.status()?.started && !grace.is_zero() {
+        send(monitor, signal)?;
         if let Some(exit) = monitor.wait(grace)? {
             return Ok(exit);
         }
-        monitor.signal(SIGKILL)?;
-    } else {
-        monitor.signal(SIGKILL)?;
     }
+    send(monitor, SIGKILL)?;
     match monitor.wait(END_WITHIN)? {
         Some(exit) => Ok(exit),
         None => Err(SandboxError::DoNotEnd(monitor.sandbox())),
+    }
+}
+
+/// Sends a signal to the first process. If that has ended, its monitor is at work to record it.
+fn send(monitor: &Monitor, signal: i32) -> Result<(), SandboxError> {
+    match monitor.signal(signal) {
+        Ok(()) | Err(SandboxError::NotRunning(_)) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -222,13 +226,15 @@ fn end_lost(layout: &Layout) -> Result<Exit, SandboxError> {
     Ok(exit)
 }
 
-/// Kills a monitor that is still there, with its sandbox.
+/// Ends a sandbox whose monitor is still there. Who is attached gets what is left of its output; only a
+/// monitor that does not do its part is killed.
 fn end_monitor(layout: &Layout) -> Result<(), SandboxError> {
     let monitor = Monitor::of(layout);
     if !monitor.is_alive()? {
         return Ok(());
     }
-    if end(&monitor, SIGKILL, Duration::ZERO).is_ok() && wait_for_monitor(layout).is_ok() {
+    let ended = end(&monitor, SIGKILL, Duration::ZERO).is_ok() || Exit::read(layout)?.is_some();
+    if ended && wait_for_monitor(layout).is_ok() {
         return Ok(());
     }
     if let Some(record) = MonitorRecord::read(layout)?

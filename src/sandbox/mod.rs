@@ -66,3 +66,4 @@ pub use protocol::{
 };
 pub use record::{Phase, SandboxRecord};
 pub use signals::{SIGTERM, signal_number};
+pub use spawn::reap_monitors;

@@ -36,8 +36,8 @@ pub(super) enum Report {
     Failed(Failure),
 }
 
-/// Buries monitors that have ended.
-pub(super) fn reap_monitors() {
+/// Buries monitors that this process has started and that have ended. Does not wait.
+pub fn reap_monitors() {
     STARTED.lock().retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
 }
 

@@ -211,18 +211,26 @@ impl Box {
             let dir = line.split(' ').nth(4).unwrap();
             assert!(!Path::new(dir).join("inlay").join(&id).exists(), "{dir}");
         }
-        for process in fs::read_dir("/proc").unwrap().flatten() {
-            let words = fs::read(process.path().join("cmdline")).unwrap_or_default();
-            // One that has ended and was not buried yet has no words.
-            if words.is_empty() {
-                continue;
-            }
-            let words = String::from_utf8_lossy(&words).replace('\0', " ");
-            let cgroups = fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
-            assert!(!words.contains(&id) && !cgroups.contains(&id), "{words}");
-        }
+        // A monitor stays until who reads from it has left.
+        let left = leftover::what_stays(|| processes_of(&id));
+        assert_eq!(left, Vec::<String>::new());
         assert_eq!(leftover::loop_devices(self.layout.root()), Vec::<PathBuf>::new());
     }
+}
+
+/// The words of all processes that name the sandbox `id`, or are in its control groups.
+fn processes_of(id: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for process in fs::read_dir("/proc").unwrap().flatten() {
+        let words = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words).replace('\0', " ");
+        let cgroups = fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
+        // One that has ended and was not buried yet has no words.
+        if !words.is_empty() && (words.contains(id) || cgroups.contains(id)) {
+            found.push(words);
+        }
+    }
+    found
 }
 
 impl Drop for Box {

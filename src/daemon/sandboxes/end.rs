@@ -9,7 +9,7 @@ use super::{Sandbox, Service, injected};
 use crate::daemon::api::{IfRunning, SandboxShown, StopSandbox, StoppedSandbox, WhenEnded};
 use crate::daemon::error::DaemonError;
 use crate::inject::Step;
-use crate::sandbox::{Exit, Phase, StopOptions, remove, stop};
+use crate::sandbox::{Exit, Phase, StopOptions, reap_monitors, remove, stop};
 
 impl Service {
     /// Ends a sandbox's processes; before that, takes the snapshot that is wanted. If that fails, the
@@ -138,6 +138,7 @@ impl Service {
 
     /// Notices which have ended, and removes those of them that were wanted only until then. Blocks.
     pub(in crate::daemon) fn look_at_sandboxes(&self) {
+        reap_monitors();
         for sandbox in self.sandboxes().list() {
             if let Err(error) = sandbox.refresh() {
                 tracing::warn!(%error, sandbox = %sandbox.id(), "can't tell whether a sandbox runs");

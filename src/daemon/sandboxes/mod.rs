@@ -78,6 +78,11 @@ impl Sandboxes {
         }
     }
 
+    /// Whether a client still reads or sends something.
+    pub(super) fn talk(&self) -> bool {
+        !self.streams.is_empty()
+    }
+
     /// The sandbox that `reference` means: a name, an id, or the beginning of an id.
     pub(super) fn find(&self, reference: &str) -> Result<Arc<Sandbox>, DaemonError> {
         let all = self.all.lock();

@@ -19,6 +19,9 @@ const PIECE_LEN: usize = 32 << 10;
 /// How long a pipe may be silent after its process has ended, until it counts as finished: others that
 /// it has started may hold it for ever.
 const SILENT_FOR: Duration = Duration::from_millis(300);
+/// How much is read of a pipe after its process has ended, in bytes: more than a pipe holds, which is
+/// 1 MiB at most unless the host allows more. Who writes on from elsewhere is not followed for ever.
+const LEFT_MAX: usize = 4 << 20;
 /// What ends the input of a terminal: its end-of-file character, control-D.
 const END_OF_INPUT: u8 = 4;
 
@@ -74,6 +77,7 @@ pub(super) async fn pump(
     mut ended: watch::Receiver<bool>,
 ) {
     let mut piece = vec![0; PIECE_LEN];
+    let mut left = LEFT_MAX;
     loop {
         let silence = async {
             // An error means that the process has ended, too.
@@ -89,6 +93,12 @@ pub(super) async fn pump(
         if bytes.is_empty() || to.send(Frame::new(kind, bytes)).await.is_err() {
             return;
         }
+        if *ended.borrow() {
+            left = left.saturating_sub(len);
+            if left == 0 {
+                return;
+            }
+        }
     }
 }
 
@@ -102,17 +112,17 @@ pub(super) enum Ended {
 }
 
 /// Passes frames both ways until the process has ended or the client has gone. `exit` gives the exit
-/// code; `signal` sends a signal.
+/// code; `signal` sends a signal; `output` gives what the process has written, and `None` at its end.
 pub(super) async fn converse(
     conn: &mut Conn,
-    mut output: mpsc::Receiver<Frame>,
+    mut output: impl AsyncFnMut() -> Option<Frame>,
     exit: impl Future<Output = i32>,
     input: &Input,
     signal: impl AsyncFn(i32),
 ) -> Ended {
     let (from, to) = conn.halves();
     let write = async {
-        while let Some(frame) = output.recv().await {
+        while let Some(frame) = output().await {
             if to.frame(&frame).await.is_err() {
                 return Ended::Client;
             }

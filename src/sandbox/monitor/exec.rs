@@ -68,7 +68,7 @@ pub(super) async fn serve(
         exit.send_replace(Some(code));
     });
     let discards = output.is_empty();
-    let (to, frames) = mpsc::channel(WAITING_MAX);
+    let (to, mut frames) = mpsc::channel(WAITING_MAX);
     let pumps: Vec<_> = output
         .into_iter()
         .map(|(kind, from)| {
@@ -86,7 +86,7 @@ pub(super) async fn serve(
                 send(handle, number).ok();
             }
         };
-        let ended = converse(conn, frames, code, &input, signal).await;
+        let ended = converse(conn, async || frames.recv().await, code, &input, signal).await;
         if let (Ended::Client, Some(handle)) = (ended, &handle) {
             send(handle, SIGHUP).ok();
         }

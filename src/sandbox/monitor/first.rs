@@ -1,15 +1,17 @@
 //! The streams of the first process: written to the log, and to whoever is attached.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::super::logs::{LogStream, LogWriter};
 use super::super::protocol::{Frame, FrameKind};
 use super::attach::Input;
 
-/// How many frames wait for whoever is attached. Then the process waits, too, as with a pipe.
+/// How many frames wait for whoever is attached. Then the process waits, too, as with a pipe, until it
+/// has ended: what its pipes still hold then waits in memory, and its end for nobody.
 const WAITING_MAX: usize = 16;
 
 /// The first process's streams.
@@ -22,9 +24,48 @@ pub(super) struct First {
 
 #[derive(Debug)]
 enum Attached {
-    Open(Vec<mpsc::Sender<Frame>>),
+    Open(Vec<To>),
     /// Nothing comes any more.
     Closed,
+}
+
+/// What is passed to one who is attached.
+#[derive(Debug, Clone)]
+struct To {
+    frames: mpsc::Sender<Frame>,
+    /// What comes after those.
+    rest: Rc<RefCell<VecDeque<Frame>>>,
+}
+
+/// What one who is attached gets.
+#[derive(Debug)]
+pub(super) struct Attachment {
+    frames: mpsc::Receiver<Frame>,
+    rest: Rc<RefCell<VecDeque<Frame>>>,
+}
+
+impl Attachment {
+    /// What the process has written next. `None` when all was read.
+    pub(super) async fn next(&mut self) -> Option<Frame> {
+        match self.frames.recv().await {
+            Some(frame) => Some(frame),
+            None => self.rest.borrow_mut().pop_front(),
+        }
+    }
+}
+
+impl To {
+    /// Waits for room, while the process runs.
+    async fn pass(&self, frame: Frame, ended: &mut watch::Receiver<bool>) {
+        tokio::select! {
+            biased;
+            // An error means that it has ended, too.
+            _ = ended.wait_for(|ended| *ended) => {}
+            // Who has gone is left out later.
+            _ = self.frames.send(frame.clone()) => return,
+        }
+        self.rest.borrow_mut().push_back(frame);
+    }
 }
 
 impl First {
@@ -34,16 +75,21 @@ impl First {
     }
 
     /// What the process writes from now on. Ends when all was read.
-    pub(super) fn attach(&self) -> mpsc::Receiver<Frame> {
-        let (sender, receiver) = mpsc::channel(WAITING_MAX);
+    pub(super) fn attach(&self) -> Attachment {
+        let (sender, frames) = mpsc::channel(WAITING_MAX);
+        let rest = Rc::default();
         if let Attached::Open(all) = &mut *self.attached.borrow_mut() {
-            all.push(sender);
+            all.push(To { frames: sender, rest: Rc::clone(&rest) });
         }
-        receiver
+        Attachment { frames, rest }
     }
 
-    /// Takes all that comes, until nothing can come any more.
-    pub(super) async fn distribute(&self, mut output: mpsc::Receiver<Frame>) {
+    /// Takes all that comes, until nothing can come any more. `ended` tells when the process has ended.
+    pub(super) async fn distribute(
+        &self,
+        mut output: mpsc::Receiver<Frame>,
+        mut ended: watch::Receiver<bool>,
+    ) {
         while let Some(frame) = output.recv().await {
             let stream = match frame.kind {
                 FrameKind::Stderr => LogStream::Stderr,
@@ -55,11 +101,10 @@ impl First {
                 Attached::Closed => Vec::new(),
             };
             for one in &all {
-                // Who has gone is left out below.
-                one.send(frame.clone()).await.ok();
+                one.pass(frame.clone(), &mut ended).await;
             }
             if let Attached::Open(all) = &mut *self.attached.borrow_mut() {
-                all.retain(|one| !one.is_closed());
+                all.retain(|one| !one.frames.is_closed());
             }
         }
         self.log.borrow_mut().finish();

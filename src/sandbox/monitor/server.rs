@@ -25,11 +25,13 @@ pub(super) async fn run(shared: Rc<Shared>, listener: UnixListener) {
             Ok((stream, _)) => {
                 let shared = Rc::clone(&shared);
                 tokio::task::spawn_local(async move {
-                    let Some(_counted) = Counted::of(&shared.connections, CONNECTIONS_MAX) else {
+                    let Some(counted) = Counted::of(&shared.connections, CONNECTIONS_MAX) else {
                         return;
                     };
                     // Who has gone needs no answer.
                     serve(&shared, stream).await.ok();
+                    drop(counted);
+                    shared.left.notify_waiters();
                 });
             }
             Err(error) => {
@@ -109,7 +111,7 @@ async fn attach(
     stdin: Stdin,
     size: Option<WindowSize>,
 ) -> io::Result<()> {
-    let output = shared.first.attach();
+    let mut output = shared.first.attach();
     if let (Input::Terminal(terminal), Some(size)) = (&shared.first.input, size) {
         terminal.resize(size).ok();
     }
@@ -123,6 +125,6 @@ async fn attach(
     let signal = async |number| {
         shared.signal(number).await.ok();
     };
-    converse(conn, output, exit, input, signal).await;
+    converse(conn, async || output.next().await, exit, input, signal).await;
     Ok(())
 }

@@ -8,7 +8,6 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::ExitStatus;
 use std::rc::Rc;
-use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{getpid, set_child_subreaper, setsid};
@@ -18,7 +17,6 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, LocalSet};
-use tokio::time::timeout;
 
 use super::super::cgroup::{Cgroups, Freezer};
 use super::super::error::SandboxError;
@@ -46,9 +44,6 @@ use super::shared::{Calls, Shared, Stage, first_program, run_failure};
 use crate::mount::ProcessId;
 use crate::sockets::with_short_path;
 
-/// How long clients have to hear how it ended, before the monitor goes.
-const GOODBYE: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(5);
 /// How much of the first process's output waits to be written, in frames.
 const WAITING_MAX: usize = 4;
 
@@ -59,17 +54,18 @@ pub fn run(state: &Path, id: &SandboxId) -> Result<(), SandboxError> {
     setsid().ok();
     let layout = Layout::of(state, id);
     let failed = || SandboxError::io::<rustix::io::Errno>("set up the monitor of", layout.root());
-    let _lock = lock(&layout)?;
+    let lock = lock(&layout)?;
     // What the runtime leaves behind is this process's.
     set_child_subreaper(Some(getpid())).map_err(failed())?;
     let runtime = Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(SandboxError::io("start the threads of", layout.root()))?;
-    LocalSet::new().block_on(&runtime, look_after(&layout))
+    LocalSet::new().block_on(&runtime, look_after(&layout, lock))
 }
 
-async fn look_after(layout: &Layout) -> Result<(), SandboxError> {
+/// `lock` is held as long as there is anything of the sandbox that only this process can end.
+async fn look_after(layout: &Layout, lock: File) -> Result<(), SandboxError> {
     let failed = || SandboxError::io("set up the monitor of", layout.root());
     let ends = Reaper::listen().map_err(failed())?;
     let reaper = Reaper::default();
@@ -92,12 +88,13 @@ async fn look_after(layout: &Layout) -> Result<(), SandboxError> {
         task.await.ok();
     }
     let outcome = record_end(&made.shared, status).await;
-    say_goodbye(&made.shared).await;
-    files::remove(&layout.monitor_socket())?;
+    let closed = files::remove(&layout.monitor_socket());
+    drop(lock);
+    all_left(&made.shared).await;
     for task in [serving, reaping, deaf] {
         task.abort();
     }
-    outcome
+    outcome.and(closed)
 }
 
 /// The signals that are sent to many processes at once are not for this one: it ends with its
@@ -154,7 +151,9 @@ async fn create(layout: &Layout, reaper: Reaper) -> Result<Made, SandboxError> {
         .collect();
     drop(to);
     let distributing = Rc::clone(&first);
-    output.push(tokio::task::spawn_local(async move { distributing.distribute(frames).await }));
+    output.push(tokio::task::spawn_local(async move {
+        distributing.distribute(frames, has_ended).await;
+    }));
     let shared = Rc::new(Shared {
         layout: layout.clone(),
         calls,
@@ -167,6 +166,7 @@ async fn create(layout: &Layout, reaper: Reaper) -> Result<Made, SandboxError> {
         exit: watch::channel(None).0,
         execs: Cell::new(0),
         connections: Cell::new(0),
+        left: Notify::new(),
         freezes: Cell::new(0),
         killed: Notify::new(),
         next_file: Cell::new(0),
@@ -261,14 +261,16 @@ async fn record_end(shared: &Rc<Shared>, status: Option<ExitStatus>) -> Result<(
     })
 }
 
-/// Waits until all clients have heard it and have gone, but not for ever.
-async fn say_goodbye(shared: &Shared) {
-    let all_gone = async {
-        while shared.connections.get() > 0 {
-            tokio::time::sleep(PAUSE).await;
+/// Waits until all clients have read what there is for them and how it ended, or have gone. Who reads
+/// slowly, as a pager does, gets all of it; nothing else waits for that.
+async fn all_left(shared: &Shared) {
+    loop {
+        let one_left = shared.left.notified();
+        if shared.connections.get() == 0 {
+            return;
         }
-    };
-    timeout(GOODBYE, all_gone).await.ok();
+        one_left.await;
+    }
 }
 
 fn lock(layout: &Layout) -> Result<File, SandboxError> {

@@ -62,6 +62,8 @@ pub(super) struct Shared {
     pub(super) exit: watch::Sender<Option<Exit>>,
     pub(super) execs: Cell<usize>,
     pub(super) connections: Cell<usize>,
+    /// Told when a connection has ended.
+    pub(super) left: Notify,
     pub(super) freezes: Cell<usize>,
     /// Told when the first process gets a signal that nothing survives.
     pub(super) killed: Notify,
