@@ -1,11 +1,12 @@
 //! Sandboxes, snapshots of them, and live mounts: what people build on.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use inlay_testkit::cli::{Inlay, Ran};
 use inlay_testkit::leftover;
@@ -352,6 +353,37 @@ fn the_output_of_the_first_program_is_kept() {
         ("out\n", "err\n")
     );
     assert_eq!(listed[0]["exit"]["code"], 3);
+}
+
+#[test]
+fn whoever_reads_slowly_gets_everything() {
+    let host = Host::new();
+    // Much more than there is room for between the two.
+    let count = "i=0; while [ $i -lt 100000000 ]; do i=$((i + 1)); echo line number $i; done";
+    let mut command = host.0.inlay.command();
+    command.args(["run", "--rm", "--name", "a", "base", "sh", "-c", count]);
+    let mut reader = command.stdout(Stdio::piped()).spawn().unwrap();
+    let printed = || host.0.inlay.run(["logs", "--tail", "1", "a"]).unwrap().stdout;
+    let mut before = Vec::new();
+    loop {
+        thread::sleep(Duration::from_millis(300));
+        let now = printed();
+        if !now.is_empty() && now == before {
+            break;
+        }
+        before = now;
+    }
+    host.0.run(["sandbox", "rm", "--force", "a"]);
+    assert_eq!(host.0.json(["sandbox", "ls"]), serde_json::json!([]));
+    let mut text = String::new();
+    reader.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(reader.wait().unwrap().code(), Some(137));
+    // The last line is cut where the program was.
+    let whole = &text[..=text.rfind('\n').unwrap()];
+    for (number, line) in (1_u32..).zip(whole.lines()) {
+        assert_eq!(line, format!("line number {number}"));
+    }
+    assert!(text.contains(std::str::from_utf8(&before).unwrap().trim_end()), "{before:?}");
 }
 
 #[test]
