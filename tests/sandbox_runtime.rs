@@ -550,7 +550,7 @@ fn whoever_reads_slowly_gets_everything_and_holds_nobody_up(runtime: &str) {
     let lines = || {
         let last = LogFrom { tail: Some(1), since_ns: 0 };
         let mut reader = LogReader::open(&sandbox.layout, last).unwrap();
-        reader.next_entry().unwrap().map(|entry| entry.bytes().to_vec())
+        reader.next_entry().unwrap().map(|entry| entry.bytes())
     };
     let mut before = None;
     loop {
