@@ -14,6 +14,7 @@ pub mod import;
 mod in_root;
 pub mod inject;
 pub mod mount;
+mod own_signals;
 pub mod sandbox;
 pub mod snapshots;
 mod sockets;

@@ -28,6 +28,7 @@ use super::snapshots::{Snapshots, Use, Uses};
 use super::socket::Access;
 use super::stores::Stores;
 use crate::mount::{Hold, Mounts, ProcessId, make_private_dirs};
+use crate::own_signals;
 use crate::state::State;
 
 /// How often a keeper that ends while it is asked is looked for anew.
@@ -79,6 +80,10 @@ pub fn run(
     stored: Stored,
     ready: impl FnOnce(),
 ) -> Result<(), DaemonError> {
+    // What it starts waits for SIGCHLD, and it ends itself by SIGTERM. It keeps other signals ignored:
+    // whoever has started it with nohup(1) wanted that.
+    own_signals::unblock_all();
+    own_signals::unignore_child();
     let state = State::open(&options.state)?;
     let paths = Paths::of(state.root());
     for dir in [paths.run(), paths.fuse()] {

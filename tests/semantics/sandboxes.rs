@@ -14,6 +14,9 @@ use serde_json::Value;
 
 use crate::place::Place;
 
+/// The bits of signals 1 to 31 in proc(5)'s masks.
+const STANDARD_SIGNALS: u64 = 0x7fff_ffff;
+
 /// What the small root can do.
 const TOOLS: [&str; 17] = [
     "md5sum", "sh", "cat", "ls", "touch", "mkdir", "sleep", "mv", "rm", "stat", "id", "echo", "dd",
@@ -288,6 +291,49 @@ fn programs_in_sandboxes_do_not_notice_a_killed_daemon() {
     assert_eq!(host.sh("a", "cat /work/file /etc/release"), "before\n1\n");
     let id = host.snapshot("a:/work", &[]);
     assert_eq!(host.0.cat(&format!("{id}:/file")), b"before\n");
+    // The next daemon, which the keeper has started, is as good as the first.
+    host.create("b", &[]);
+    host.0.run(["mount", &id, "b:/work"]);
+    assert_eq!(host.sh("b", "cat /work/file"), "before\n");
+}
+
+#[test]
+fn programs_in_sandboxes_find_signals_as_on_a_new_host() {
+    let host = Host::new();
+    // The daemon is started by the first command: here, by one that ignores what shells and nohup
+    // ignore.
+    host.0.run(["daemon", "stop"]);
+    let ignoring = r#"trap '' INT QUIT HUP TERM USR1 CHLD; exec "$0" "$@""#;
+    let mut command = Command::new("sh");
+    let inlay = host.0.inlay.command();
+    command.args(["-c", ignoring]).arg(inlay.get_program()).args(inlay.get_args());
+    for (name, value) in inlay.get_envs() {
+        if let Some(value) = value {
+            command.env(name, value);
+        }
+    }
+    let created = command.args(["sandbox", "create", "base", "--name", "a"]).output().unwrap();
+    assert!(created.status.success(), "{created:?}");
+    // The next is started by the keeper, which blocks signals.
+    let status = host.0.inlay.daemon_status().unwrap();
+    let pid = i32::try_from(status["server"]["pid"].as_i64().unwrap()).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    host.create("b", &[]);
+    for name in ["a", "b"] {
+        let first = host.0.json(["sandbox", "inspect", name])["pid"].to_string();
+        let status = fs::read_to_string(format!("/proc/{first}/status")).unwrap();
+        // Without the small root's shell, which ignores SIGQUIT.
+        let inside = host.exec(&[name, "--", "cat", "/proc/self/status"]).text();
+        for status in [&status, &inside] {
+            let mask = |field: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+                u64::from_str_radix(line.trim(), 16).unwrap()
+            };
+            assert_eq!(mask("SigBlk:") & STANDARD_SIGNALS, 0, "{name}: {status}");
+            assert_eq!(mask("SigIgn:") & STANDARD_SIGNALS, 0, "{name}: {status}");
+        }
+    }
 }
 
 #[test]

@@ -22,8 +22,8 @@ pub(super) enum Signalled {
 pub(super) struct Signals(File);
 
 impl Signals {
-    /// Blocks them for this thread, and so for those it starts. Children that are started by
-    /// `std::process` get an empty mask.
+    /// Blocks them for this thread, and so for those it starts, and for the programs that it starts
+    /// unless they unblock them.
     pub(super) fn block() -> io::Result<Self> {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: `sigemptyset` initialises the set that the other calls then read; the numbers are

@@ -42,6 +42,7 @@ use super::reaper::{Reaper, exit_code};
 use super::server;
 use super::shared::{Calls, Shared, Stage, first_program, run_failure};
 use crate::mount::ProcessId;
+use crate::own_signals;
 use crate::sockets::with_short_path;
 
 /// How much of the first process's output waits to be written, in frames.
@@ -50,6 +51,8 @@ const WAITING_MAX: usize = 4;
 /// Looks after the sandbox `id` of the state directory `state`, until it has ended. Says on standard
 /// output how its creation went, and nothing else.
 pub fn run(state: &Path, id: &SandboxId) -> Result<(), SandboxError> {
+    own_signals::unblock_all();
+    own_signals::unignore_all();
     // Refused if this process leads a session already, which is as well.
     setsid().ok();
     let layout = Layout::of(state, id);
