@@ -355,7 +355,7 @@ fn logs_are_kept_followed_and_bounded_and_attaching_misses_nothing() {
     options.stdin = Stdin::Open;
     let sandbox = Box::prepared(options, &[], None);
     let monitor = sandbox.spawn().unwrap();
-    let mut stream = monitor.attach(Stdin::Open, None).unwrap();
+    let mut stream = monitor.attach(Stdin::Open, None, None).unwrap();
     let mut follower = LogReader::open(&sandbox.layout, LogFrom::default()).unwrap();
     monitor.start().unwrap();
     Frame::new(FrameKind::Stdin, *b"this\n").write_to(&mut stream.socket).unwrap();
@@ -405,7 +405,7 @@ fn a_terminal_is_the_first_processes_too(runtime: &str) {
     let sandbox = Box::prepared_on(runtime, options, &[], None);
     let monitor = sandbox.spawn().unwrap();
     let size = WindowSize { rows: 11, columns: 22 };
-    let mut stream = monitor.attach(Stdin::Open, Some(size)).unwrap();
+    let mut stream = monitor.attach(Stdin::Open, Some(size), None).unwrap();
     monitor.start().unwrap();
     assert_eq!(Frame::read_from(&mut stream.socket).unwrap().unwrap().bytes, b"11 22\r\n");
     Frame::resize(WindowSize { rows: 3, columns: 4 }).write_to(&mut stream.socket).unwrap();
@@ -528,7 +528,7 @@ fn a_sandbox_without_its_monitor_is_ended_and_its_changes_stay(runtime: &str) {
 fn what_has_ended_is_told_though_it_is_removed_at_once(runtime: &str) {
     let sandbox = Box::prepared_on(runtime, run(&["sh", "-c", "echo all; exit 7"]), &[], None);
     let monitor = sandbox.spawn().unwrap();
-    let mut stream = monitor.attach(Stdin::Empty, None).unwrap();
+    let mut stream = monitor.attach(Stdin::Empty, None, None).unwrap();
     monitor.start().unwrap();
     // From here on it counts as stopped, while its monitor still has the container to delete.
     while !sandbox.layout.exit().exists() {
@@ -544,7 +544,7 @@ fn what_has_ended_is_told_though_it_is_removed_at_once(runtime: &str) {
 fn whoever_reads_slowly_gets_everything_and_holds_nobody_up(runtime: &str) {
     let sandbox = Box::prepared_on(runtime, run(&["seq", "1", "100000000"]), &[], None);
     let monitor = sandbox.spawn().unwrap();
-    let mut stream = monitor.attach(Stdin::Empty, None).unwrap();
+    let mut stream = monitor.attach(Stdin::Empty, None, None).unwrap();
     monitor.start().unwrap();
     // It has filled everything that there is between it and its reader, and waits.
     let lines = || {

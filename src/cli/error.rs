@@ -54,6 +54,9 @@ pub enum CliError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// A program's output can't be followed any more.
+    #[error("{0}")]
+    Cut(String),
     /// Parts of the snapshot are missing or damaged.
     #[error("{0}")]
     Damaged(String),

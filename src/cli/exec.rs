@@ -7,7 +7,7 @@ use super::client::with_daemon;
 use super::error::CliError;
 use super::sandbox::path_of;
 use super::sandbox_options::variables;
-use super::stream;
+use super::stream::{self, Ends, Left};
 use crate::daemon::word;
 use crate::sandbox::{ExecOptions, Output, Stdin, Terminal};
 
@@ -77,17 +77,23 @@ pub(super) fn exec(global: &Global, args: &ExecArgs) -> Result<(), CliError> {
         output: if args.detach { Output::Discard } else { Output::Stream },
     };
     let path = path_of(&args.sandbox, word::EXEC);
-    let code = with_daemon(global, None, |client, _| {
+    let left = with_daemon(global, None, |client, _| {
         if args.detach {
             let _: serde_json::Value =
                 client.post(&path, &options, super::sandbox_options::CREATE_LIMIT)?;
-            return Ok(Ok(0));
+            return Ok(Ok(Left::Ended(0)));
         }
         client.wait(async {
             let connection = client.upgrade(&path, &options).await?;
             // From here on, nothing is tried again.
-            Ok::<_, CliError>(stream::join(connection, stdin, terminal).await)
+            Ok::<_, CliError>(Ends::new(stdin, terminal).join(connection).await)
         })
     })??;
-    CliError::ended(code)
+    match left {
+        Left::Ended(code) => CliError::ended(code),
+        // As when a terminal is closed.
+        Left::Broken(why) => Err(CliError::Cut(format!(
+            "the connection to the daemon broke ({why}), and the program got SIGHUP; its sandbox goes on"
+        ))),
+    }
 }

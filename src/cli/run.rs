@@ -9,8 +9,15 @@ use super::exec::With;
 use super::output;
 use super::sandbox::{path_of, remove};
 use super::sandbox_options::{CREATE_LIMIT, OptionArgs, create_request};
-use super::stream;
-use crate::daemon::{AttachTo, IfRunning, SANDBOXES, SandboxShown, StartWhen, WhenEnded, word};
+use super::stream::{self, Ends, Left};
+use crate::daemon::{
+    AttachTo, IfRunning, SANDBOXES, SandboxShown, StartWhen, StopSandbox, StoppedSandbox,
+    WhenEnded, word,
+};
+use crate::sandbox::Stdin;
+
+/// How often a program is joined again. Daemons that end all the time are nobody's to wait for.
+const JOINS_MAX: u32 = 32;
 
 /// Run a program in a new sandbox.
 ///
@@ -57,22 +64,107 @@ pub(super) fn run(global: &Global, args: &RunArgs) -> Result<(), CliError> {
     }
     let id = made.id.as_str();
     let (attach, start) = (path_of(id, word::ATTACH), path_of(id, word::START));
-    let code = with_daemon(global, None, |client, _| {
-        let wanted = AttachTo { stdin, size: stream::size(terminal) };
+    let mut ends = Ends::new(stdin, terminal);
+    let begun = with_daemon(global, None, |client, _| {
+        let wanted = AttachTo { stdin, size: stream::size(terminal), shown: None };
         client.wait(async {
             // Attached first: nothing that it prints is missed.
             let connection = client.upgrade(&attach, &wanted).await?;
             let started = client.ask(hyper::Method::POST, &start, &(), CREATE_LIMIT).await;
             let _: SandboxShown = started?;
-            Ok::<_, CliError>(stream::join(connection, stdin, terminal).await)
+            Ok::<_, CliError>(ends.join(connection).await)
         })
     });
-    let code = code.and_then(|code| code);
-    if code.is_err() || args.rm {
-        // It may be removed already, because it has ended.
-        if let Err(error) = remove(global, id, IfRunning::Kill) {
-            tracing::debug!(%error, "the sandbox");
+    let left = match begun {
+        Ok(left) => left,
+        Err(error) => {
+            clear(global, id);
+            return Err(error);
         }
+    };
+    let code = left.and_then(|left| go_on(global, &made, stdin, &mut ends, left));
+    match &code {
+        // Nobody reads it any more: where a program that writes to a pipe would end, this one does.
+        Err(CliError::Output(_)) if !args.rm => stop(global, id),
+        Err(CliError::Cut(_)) => {}
+        _ if args.rm => clear(global, id),
+        _ => {}
     }
     CliError::ended(code?)
+}
+
+/// Ends the program, and keeps what it has changed.
+fn stop(global: &Global, id: &str) {
+    let at_once = StopSandbox { grace_ms: 0, snapshot: None };
+    let stopped: Result<StoppedSandbox, CliError> = with_daemon(global, None, |client, _| {
+        Ok(client.post(&path_of(id, word::STOP), &at_once, CREATE_LIMIT)?)
+    });
+    if let Err(error) = stopped {
+        tracing::debug!(%error, "the sandbox");
+    }
+}
+
+/// Removes the sandbox, which may be removed already, because it has ended.
+fn clear(global: &Global, id: &str) {
+    if let Err(error) = remove(global, id, IfRunning::Kill) {
+        tracing::debug!(%error, "the sandbox");
+    }
+}
+
+/// Joins the program again as long as a daemon is followed by another, which it does not notice. Returns
+/// its exit code. Whatever fails, the program goes on.
+fn go_on(
+    global: &Global,
+    made: &SandboxShown,
+    stdin: Stdin,
+    ends: &mut Ends,
+    mut left: Left,
+) -> Result<i32, CliError> {
+    let (name, path) = (&made.name, path_of(made.id.as_str(), word::ATTACH));
+    for _ in 0..JOINS_MAX {
+        let why = match left {
+            Left::Ended(code) => return Ok(code),
+            Left::Broken(why) => why,
+        };
+        tracing::debug!(why, "the connection to the daemon broke");
+        if !ends.can_go_on() {
+            return Err(CliError::Cut(format!(
+                "the connection to the daemon broke ({why}), and of what {name} reads a part may be \
+                 lost; it goes on without this command: 'inlay logs --follow {name}'"
+            )));
+        }
+        let wanted =
+            AttachTo { stdin, size: stream::size(ends.terminal()), shown: Some(ends.shown()) };
+        let joined = with_daemon(global, None, |client, _| {
+            client.wait(async {
+                let connection = client.upgrade(&path, &wanted).await?;
+                Ok::<_, CliError>(ends.join(connection).await)
+            })
+        });
+        left = match joined {
+            Ok(left) => left?,
+            Err(error) => return ended_unseen(global, made, &error),
+        };
+    }
+    Err(CliError::Cut(format!(
+        "daemons do not last; {name} goes on without this command: 'inlay logs --follow {name}'"
+    )))
+}
+
+/// How it ended while there was no daemon to tell, if it did.
+fn ended_unseen(global: &Global, made: &SandboxShown, error: &CliError) -> Result<i32, CliError> {
+    let (name, path) = (&made.name, path_of(made.id.as_str(), ""));
+    let shown = with_daemon(global, None, |client, _| Ok(client.get::<SandboxShown>(&path)?));
+    match shown.map(|shown| shown.exit) {
+        Ok(Some(exit)) => {
+            tracing::warn!(
+                "{name} ended while there was no daemon: 'inlay logs {name}' has what it printed last"
+            );
+            Ok(exit.code)
+        }
+        Ok(None) => Err(CliError::Cut(format!(
+            "{error}; {name} goes on without this command: 'inlay logs --follow {name}'"
+        ))),
+        Err(error) => Err(error),
+    }
 }

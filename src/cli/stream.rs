@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::error::CliError;
 use super::terminal::{self, Raw};
 use crate::daemon::DaemonError;
-use crate::sandbox::{FRAME_HEADER_LEN, Frame, FrameKind, Stdin, Terminal, WindowSize};
+use crate::sandbox::{FRAME_HEADER_LEN, Frame, FrameKind, Shown, Stdin, Terminal, WindowSize};
 
 type Connection = TokioIo<Upgraded>;
 
@@ -27,24 +27,69 @@ pub(super) fn size(terminal: Terminal) -> Option<WindowSize> {
     Some(WindowSize { rows: size.rows, columns: size.columns })
 }
 
-/// Joins this command with the program until that has ended. Returns its exit code.
-pub(super) async fn join(
-    connection: Connection,
-    input: Stdin,
+/// How a connection ended.
+pub(super) enum Left {
+    /// The program has ended with this exit code.
+    Ended(i32),
+    /// The daemon has gone: why it is thought so.
+    Broken(String),
+}
+
+/// This command's input and output, for one program, over one connection after another.
+pub(super) struct Ends {
+    keys: Option<mpsc::Receiver<Vec<u8>>>,
     terminal: Terminal,
-) -> Result<i32, CliError> {
-    let raw = (terminal == Terminal::Pty && terminal::is_there()).then(Raw::new).transpose()?;
-    let (from, to) = split(connection);
-    let sending = send(to, input, terminal);
-    let outcome = tokio::select! {
-        code = receive(from) => code,
-        failed = sending => match failed {
-            Err(error) => Err(error),
-            Ok(never) => match never {},
-        },
-    };
-    drop(raw);
-    outcome
+    given: Given,
+    shown: Shown,
+}
+
+/// Whether the program was given anything to read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Given {
+    Nothing,
+    Something,
+}
+
+impl Ends {
+    pub(super) fn new(input: Stdin, terminal: Terminal) -> Self {
+        let keys = match input {
+            Stdin::Open => Some(typed()),
+            Stdin::Empty => None,
+        };
+        Self { keys, terminal, given: Given::Nothing, shown: Shown::default() }
+    }
+
+    pub(super) fn terminal(&self) -> Terminal {
+        self.terminal
+    }
+
+    /// What the program has printed here.
+    pub(super) fn shown(&self) -> Shown {
+        self.shown
+    }
+
+    /// Whether another connection can go on where one broke: nothing that the program reads was lost on
+    /// the way. Who types at a terminal sees what has arrived.
+    pub(super) fn can_go_on(&self) -> bool {
+        self.terminal == Terminal::Pty || self.given == Given::Nothing
+    }
+
+    /// Joins this command with the program until that has ended or the connection is broken.
+    pub(super) async fn join(&mut self, connection: Connection) -> Result<Left, CliError> {
+        let raw = self.terminal == Terminal::Pty && terminal::is_there();
+        let raw = raw.then(Raw::new).transpose()?;
+        let (from, to) = split(connection);
+        let sending = send(to, &mut self.keys, self.terminal, &mut self.given);
+        let outcome = tokio::select! {
+            left = receive(from, &mut self.shown) => left,
+            failed = sending => match failed {
+                Err(error) => Err(error),
+                Ok(never) => match never {},
+            },
+        };
+        drop(raw);
+        outcome
+    }
 }
 
 enum Never {}
@@ -52,24 +97,24 @@ enum Never {}
 /// Sends what is typed, and what happens to this command. Never ends by itself.
 async fn send(
     mut to: WriteHalf<Connection>,
-    input: Stdin,
+    keys: &mut Option<mpsc::Receiver<Vec<u8>>>,
     terminal: Terminal,
+    given: &mut Given,
 ) -> Result<Never, CliError> {
-    let mut keys = match input {
-        Stdin::Open => Some(typed()),
-        Stdin::Empty => None,
-    };
     let mut resized = signal(SignalKind::window_change())?;
     // With a terminal, keys are sent as they are, and the program's own terminal makes signals of them.
     let mut signals = Signals::new()?;
     loop {
         let frame = tokio::select! {
-            piece = next(&mut keys) => if let Some(bytes) = piece {
-                Frame::new(FrameKind::Stdin, bytes)
-            } else {
-                keys = None;
-                Frame::new(FrameKind::StdinEof, [])
-            },
+            piece = next(keys) => {
+                *given = Given::Something;
+                if let Some(bytes) = piece {
+                    Frame::new(FrameKind::Stdin, bytes)
+                } else {
+                    *keys = None;
+                    Frame::new(FrameKind::StdinEof, [])
+                }
+            }
             _ = resized.recv() => match size(terminal) {
                 Some(size) => Frame::resize(size),
                 None => continue,
@@ -138,30 +183,38 @@ impl Signals {
 }
 
 /// Shows what the program prints until it has ended.
-async fn receive(mut from: ReadHalf<Connection>) -> Result<i32, CliError> {
+async fn receive(mut from: ReadHalf<Connection>, shown: &mut Shown) -> Result<Left, CliError> {
     loop {
-        let frame = next_frame(&mut from).await?;
+        let frame = match read_frame(&mut from).await {
+            Ok(frame) => frame,
+            Err(error) => return Ok(Left::Broken(error.to_string())),
+        };
         match frame.kind {
             FrameKind::Stdout => show(&mut stdout().lock(), &frame.bytes)?,
             FrameKind::Stderr => show(&mut stderr().lock(), &frame.bytes)?,
-            FrameKind::Exit => return Ok(frame.exit_code().unwrap_or(1)),
+            FrameKind::Exit => return Ok(Left::Ended(frame.exit_code().unwrap_or(1))),
             FrameKind::Error => {
                 let text = String::from_utf8_lossy(&frame.bytes).into_owned();
                 return Err(DaemonError::Conversation(text).into());
             }
-            _ => {}
+            _ => continue,
         }
+        *shown.of(frame.kind) += u64::try_from(frame.bytes.len()).unwrap_or(u64::MAX);
     }
 }
 
 /// The next frame that comes. Dropped before, a part of it may be lost.
 pub(super) async fn next_frame(from: &mut (impl AsyncReadExt + Unpin)) -> Result<Frame, CliError> {
-    let broken = |error: std::io::Error| DaemonError::Conversation(error.to_string());
+    let read = read_frame(from).await;
+    read.map_err(|error| DaemonError::Conversation(error.to_string()).into())
+}
+
+async fn read_frame(from: &mut (impl AsyncReadExt + Unpin)) -> std::io::Result<Frame> {
     let mut header = [0; FRAME_HEADER_LEN];
-    from.read_exact(&mut header).await.map_err(broken)?;
-    let (kind, len) = Frame::parse_header(header).map_err(broken)?;
+    from.read_exact(&mut header).await?;
+    let (kind, len) = Frame::parse_header(header)?;
     let mut bytes = vec![0; len];
-    from.read_exact(&mut bytes).await.map_err(broken)?;
+    from.read_exact(&mut bytes).await?;
     Ok(Frame { kind, bytes })
 }
 

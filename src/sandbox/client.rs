@@ -16,7 +16,7 @@ use super::layout::Layout;
 use super::options::Stdin;
 use super::process::resolve_exec;
 use super::protocol::{
-    ExecOptions, Failure, LINE_LEN_MAX, MonitorStatus, Reply, Request, Started, WindowSize,
+    ExecOptions, Failure, LINE_LEN_MAX, MonitorStatus, Reply, Request, Shown, Started, WindowSize,
 };
 use super::spawn;
 use crate::sockets;
@@ -107,9 +107,16 @@ impl Monitor {
         self.stream(&Request::Exec { process, stdin, output })
     }
 
-    /// The input and output of the first process, from now on. What it printed before is in the log.
-    pub fn attach(&self, stdin: Stdin, size: Option<WindowSize>) -> Result<Stream, SandboxError> {
-        self.stream(&Request::Attach { size, stdin })
+    /// The input and output of the first process. The output from now on; or, for who was cut off,
+    /// after what was `shown`, which is refused if not all of that is kept any more. The log has what
+    /// was printed before.
+    pub fn attach(
+        &self,
+        stdin: Stdin,
+        size: Option<WindowSize>,
+        shown: Option<Shown>,
+    ) -> Result<Stream, SandboxError> {
+        self.stream(&Request::Attach { size, stdin, shown })
     }
 
     /// Sends a signal to the first process.

@@ -62,7 +62,7 @@ pub use options::{
 };
 pub use protocol::HEADER_LEN as FRAME_HEADER_LEN;
 pub use protocol::{
-    ExecOptions, FRAME_LEN_MAX, Frame, FrameKind, MonitorStatus, Output, Started, WindowSize,
+    ExecOptions, FRAME_LEN_MAX, Frame, FrameKind, MonitorStatus, Output, Shown, Started, WindowSize,
 };
 pub use record::{Phase, SandboxRecord};
 pub use signals::{SIGTERM, signal_number};

@@ -75,6 +75,25 @@ pub struct WindowSize {
     pub columns: u16,
 }
 
+/// How many bytes of a first process's output somebody has seen, of all that it has printed to each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Shown {
+    /// Of what it prints.
+    pub stdout: u64,
+    /// Of what it says besides.
+    pub stderr: u64,
+}
+
+impl Shown {
+    /// That of frames of this kind; all that is not said besides counts as printed.
+    pub(crate) fn of(&mut self, kind: FrameKind) -> &mut u64 {
+        match kind {
+            FrameKind::Stderr => &mut self.stderr,
+            _ => &mut self.stdout,
+        }
+    }
+}
+
 impl Frame {
     /// With some bytes.
     pub fn new(kind: FrameKind, bytes: impl Into<Vec<u8>>) -> Self {
@@ -216,6 +235,9 @@ pub(super) enum Request {
     Attach {
         size: Option<WindowSize>,
         stdin: Stdin,
+        /// `None`: what is printed from now on is wanted.
+        #[serde(default)]
+        shown: Option<Shown>,
     },
     /// Answered when frozen. Ends when anything is sent or the connection ends, or after the limit;
     /// then a second answer says how it was.

@@ -1,7 +1,7 @@
 //! Sandboxes, snapshots of them, and live mounts: what people build on.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -71,6 +71,11 @@ impl Host {
         let taken = self.0.json([&["snapshot", place][..], options].concat());
         taken["id"].as_str().unwrap().to_owned()
     }
+}
+
+fn kill_daemon(host: &Host) {
+    let (daemon, _) = host.0.inlay.daemon_pids().unwrap();
+    rustix::process::kill_process(daemon, rustix::process::Signal::KILL).unwrap();
 }
 
 impl Drop for Host {
@@ -279,13 +284,8 @@ fn programs_in_sandboxes_do_not_notice_a_killed_daemon() {
     host.create("a", &[]);
     host.0.run(["mount", "empty", "a:/work"]);
     host.sh("a", "echo before > /work/file");
-    let mut command = host.0.inlay.command();
-    command.args(["daemon", "status", "--json"]);
-    let status: Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
-    let pid = i32::try_from(status["server"]["pid"].as_i64().unwrap()).unwrap();
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
     let shown: Value = host.0.json(["sandbox", "inspect", "a"]);
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    kill_daemon(&host);
     let again: Value = host.0.json(["sandbox", "inspect", "a"]);
     assert_eq!((&again["pid"], &again["state"]), (&shown["pid"], &"running".into()));
     assert_eq!(host.sh("a", "cat /work/file /etc/release"), "before\n1\n");
@@ -295,6 +295,52 @@ fn programs_in_sandboxes_do_not_notice_a_killed_daemon() {
     host.create("b", &[]);
     host.0.run(["mount", &id, "b:/work"]);
     assert_eq!(host.sh("b", "cat /work/file"), "before\n");
+}
+
+#[test]
+fn who_runs_a_program_does_not_notice_a_killed_daemon() {
+    let host = Host::new();
+    // It prints all the time, also while there is no daemon.
+    let count = "i=0; while [ ! -e /go ]; do i=$((i + 1)); echo $i; sleep 0.005; done; exit 3";
+    let mut command = host.0.inlay.command();
+    command.args(["run", "--name", "a", "base", "sh", "-c", count]);
+    let mut running = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(running.stdout.take().unwrap()).lines();
+    let mut seen = 0;
+    let mut see = |until: u32| {
+        while seen < until {
+            seen += 1;
+            assert_eq!(lines.next().unwrap().unwrap(), seen.to_string());
+        }
+    };
+    see(10);
+    kill_daemon(&host);
+    see(300);
+    let mut next = host.0.inlay.command();
+    let mut next = next.args(["daemon", "--takeover", "--in-background"]).spawn().unwrap();
+    while host.0.inlay.daemon_pids().unwrap().0.as_raw_nonzero().get().cast_unsigned() != next.id()
+    {
+        thread::yield_now();
+    }
+    see(600);
+    // What somebody else runs there is told that it is alone.
+    let mut other = host.0.inlay.command();
+    other.args(["exec", "a", "--", "sh", "-c", "touch /other; sleep 1000"]);
+    let other = other.stderr(Stdio::piped()).spawn().unwrap();
+    host.sh("a", "while [ ! -e /other ]; do sleep 0.01; done");
+    next.kill().unwrap();
+    next.wait().unwrap();
+    let other = other.wait_with_output().unwrap();
+    let told = String::from_utf8(other.stderr).unwrap();
+    assert!(!other.status.success() && told.contains("SIGHUP"), "{told}");
+    host.sh("a", "touch /go");
+    for line in lines {
+        seen += 1;
+        assert_eq!(line.unwrap(), seen.to_string());
+    }
+    assert_eq!(running.wait().unwrap().code(), Some(3));
+    // Without --rm, the sandbox and what was changed in it are still there.
+    assert_eq!(host.0.json(["sandbox", "inspect", "a"])["exit"]["code"], 3);
 }
 
 #[test]
@@ -315,10 +361,7 @@ fn programs_in_sandboxes_find_signals_as_on_a_new_host() {
     let created = command.args(["sandbox", "create", "base", "--name", "a"]).output().unwrap();
     assert!(created.status.success(), "{created:?}");
     // The next is started by the keeper, which blocks signals.
-    let status = host.0.inlay.daemon_status().unwrap();
-    let pid = i32::try_from(status["server"]["pid"].as_i64().unwrap()).unwrap();
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    kill_daemon(&host);
     host.create("b", &[]);
     for name in ["a", "b"] {
         let first = host.0.json(["sandbox", "inspect", name])["pid"].to_string();

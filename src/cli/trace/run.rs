@@ -165,7 +165,7 @@ impl Start<'_> {
     async fn begin(&mut self, made: &SandboxShown) -> Result<(), CliError> {
         let id = made.id.as_str();
         let (attach, start) = (path_of(id, word::ATTACH), path_of(id, word::START));
-        let wanted = AttachTo { stdin: Stdin::Empty, size: None };
+        let wanted = AttachTo { stdin: Stdin::Empty, size: None, shown: None };
         let mut connection = self.client.upgrade(&attach, &wanted).await?;
         let port = match (&self.ready, made.pid) {
             (Ready::Port(port), Some(pid)) => Some(Port::watch(pid, *port)?),

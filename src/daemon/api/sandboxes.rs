@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CacheUse, LoadOptions, StoreRef};
 use crate::mount::{Changes, Owner, PathText, Umount};
-use crate::sandbox::{Exit, SandboxId, SandboxOptions, Secret, Stdin, WindowSize};
+use crate::sandbox::{Exit, SandboxId, SandboxOptions, Secret, Shown, Stdin, WindowSize};
 
 /// The sandboxes: list, create. Below it, by name or id: inspect, remove, and the words of [`word`].
 pub const SANDBOXES: &str = "/v1/sandboxes";
@@ -253,6 +253,10 @@ pub struct AttachTo {
     /// The size of its terminal, if it has one.
     #[serde(default)]
     pub size: Option<WindowSize>,
+    /// By who was attached and was cut off: what it has seen. What was printed after that comes first;
+    /// if that is not kept any more, as after some MiB, it is an error.
+    #[serde(default)]
+    pub shown: Option<Shown>,
 }
 
 /// Wait for the end of a sandbox's first program.

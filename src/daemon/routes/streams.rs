@@ -79,7 +79,7 @@ async fn exec(
     post, path = "/v1/sandboxes/{sandbox}/attach", tag = "streams",
     params(("sandbox", description = "Name or id")),
     request_body = AttachTo,
-    responses((status = 101, description = "What it prints from now on follows"))
+    responses((status = 101, description = "What it prints follows: from now on, or after what was shown"))
 )]
 async fn attach(
     State(service): State<Service>,

@@ -66,7 +66,7 @@ impl Service {
         let sandbox = self.sandboxes().find(reference)?;
         let attached = spawn_blocking(move || {
             sandbox.running()?;
-            Ok(sandbox.monitor().attach(wanted.stdin, wanted.size)?)
+            Ok(sandbox.monitor().attach(wanted.stdin, wanted.size, wanted.shown)?)
         });
         attached.await.map_err(|_| DaemonError::Panicked)?
     }

@@ -7,8 +7,9 @@ use std::rc::Rc;
 use tokio::sync::{mpsc, watch};
 
 use super::super::logs::{LogStream, LogWriter};
-use super::super::protocol::{Frame, FrameKind};
+use super::super::protocol::{Frame, FrameKind, Shown};
 use super::attach::Input;
+use super::recent::Recent;
 
 /// How many frames wait for whoever is attached. Then the process waits, too, as with a pipe, until it
 /// has ended: what its pipes still hold then waits in memory, and its end for nobody.
@@ -20,6 +21,7 @@ pub(super) struct First {
     pub(super) input: Input,
     attached: RefCell<Attached>,
     log: RefCell<LogWriter>,
+    recent: RefCell<Recent>,
 }
 
 #[derive(Debug)]
@@ -40,6 +42,8 @@ struct To {
 /// What one who is attached gets.
 #[derive(Debug)]
 pub(super) struct Attachment {
+    /// What comes first.
+    missed: VecDeque<Frame>,
     frames: mpsc::Receiver<Frame>,
     rest: Rc<RefCell<VecDeque<Frame>>>,
 }
@@ -47,6 +51,9 @@ pub(super) struct Attachment {
 impl Attachment {
     /// What the process has written next. `None` when all was read.
     pub(super) async fn next(&mut self) -> Option<Frame> {
+        if let Some(frame) = self.missed.pop_front() {
+            return Some(frame);
+        }
         match self.frames.recv().await {
             Some(frame) => Some(frame),
             None => self.rest.borrow_mut().pop_front(),
@@ -71,17 +78,22 @@ impl To {
 impl First {
     pub(super) fn new(input: Input, log: LogWriter) -> Rc<Self> {
         let attached = RefCell::new(Attached::Open(Vec::new()));
-        Rc::new(Self { input, attached, log: RefCell::new(log) })
+        Rc::new(Self { input, attached, log: RefCell::new(log), recent: RefCell::default() })
     }
 
-    /// What the process writes from now on. Ends when all was read.
-    pub(super) fn attach(&self) -> Attachment {
+    /// What the process writes from now on, or after what was `shown`. Ends when all was read. Fails
+    /// with the number of bytes that are not kept any more.
+    pub(super) fn attach(&self, shown: Option<Shown>) -> Result<Attachment, u64> {
+        let missed = match shown {
+            Some(shown) => self.recent.borrow().after(shown)?,
+            None => VecDeque::new(),
+        };
         let (sender, frames) = mpsc::channel(WAITING_MAX);
         let rest = Rc::default();
         if let Attached::Open(all) = &mut *self.attached.borrow_mut() {
             all.push(To { frames: sender, rest: Rc::clone(&rest) });
         }
-        Attachment { frames, rest }
+        Ok(Attachment { missed, frames, rest })
     }
 
     /// Takes all that comes, until nothing can come any more. `ended` tells when the process has ended.
@@ -96,6 +108,8 @@ impl First {
                 _ => LogStream::Stdout,
             };
             self.log.borrow_mut().take(stream, &frame.bytes);
+            // Before it is seen who is attached: who comes now has it from here.
+            self.recent.borrow_mut().take(&frame);
             let all = match &*self.attached.borrow() {
                 Attached::Open(all) => all.clone(),
                 Attached::Closed => Vec::new(),

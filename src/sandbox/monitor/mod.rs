@@ -12,6 +12,7 @@ mod exec;
 mod first;
 mod freeze;
 mod reaper;
+mod recent;
 mod server;
 mod setup;
 mod shared;

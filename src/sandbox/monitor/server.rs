@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::super::options::Stdin;
-use super::super::protocol::{Failure, Reply, Request, Started, WindowSize};
+use super::super::protocol::{Failure, Reply, Request, Shown, Started, WindowSize};
 use super::attach::{Input, converse};
 use super::conn::Conn;
 use super::shared::{Counted, Shared, Stage, first_program, run_failure};
@@ -67,7 +67,9 @@ async fn serve(shared: &Rc<Shared>, stream: UnixStream) -> io::Result<()> {
             exec::serve(shared, &mut conn, &process, stdin, output).await;
             return Ok(());
         }
-        Request::Attach { size, stdin } => return attach(shared, &mut conn, stdin, size).await,
+        Request::Attach { size, stdin, shown } => {
+            return attach(shared, &mut conn, stdin, size, shown).await;
+        }
         Request::Freeze { limit_ms } => {
             freeze::serve(shared, &mut conn, Duration::from_millis(limit_ms)).await;
             return Ok(());
@@ -110,8 +112,18 @@ async fn attach(
     conn: &mut Conn,
     stdin: Stdin,
     size: Option<WindowSize>,
+    shown: Option<Shown>,
 ) -> io::Result<()> {
-    let mut output = shared.first.attach();
+    let mut output = match shared.first.attach(shown) {
+        Ok(output) => output,
+        Err(lost) => {
+            let message = format!(
+                "{lost} bytes of what its first program has printed are not kept for who joins it \
+                 again; its log has them"
+            );
+            return conn.reply(&Reply::Failed(Failure::Other { message })).await;
+        }
+    };
     if let (Input::Terminal(terminal), Some(size)) = (&shared.first.input, size) {
         terminal.resize(size).ok();
     }
