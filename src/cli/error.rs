@@ -120,11 +120,13 @@ impl CliError {
         matches!(self, Self::Ended(_))
     }
 
-    /// 2 for wrong words, a program's own if one was run, otherwise 1.
+    /// 2 for wrong words; a program's own if one was run, or what shells have for one that can't be;
+    /// otherwise 1.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
             Self::Ended(code) => *code,
+            Self::Daemon(error) => error.exit_code().unwrap_or(1),
             _ => 1,
         }
     }

@@ -371,6 +371,10 @@ pub struct ErrorAnswer {
     pub error: String,
     /// What to do.
     pub hint: Option<String>,
+    /// Of a program that can't be run in a sandbox: the exit code that a shell has for that, 127 if
+    /// there is no such program, else 126.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<u8>,
 }
 
 /// The cases that callers tell apart.
@@ -407,7 +411,7 @@ impl ErrorAnswer {
             Some((error, hint)) => (error, Some(hint.to_owned())),
             None => (message, None),
         };
-        Self { kind, error: error.to_owned(), hint }
+        Self { kind, error: error.to_owned(), hint, exit_code: None }
     }
 }
 

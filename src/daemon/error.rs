@@ -193,6 +193,15 @@ impl DaemonError {
         move |source| Self::Io { what, path, source: source.into() }
     }
 
+    /// What a shell's exit code is where a program can't be run, if that is what happened.
+    pub fn exit_code(&self) -> Option<u8> {
+        match self {
+            Self::Refused(answer) => answer.exit_code,
+            Self::Sandbox(SandboxError::Exec { code, .. }) => u8::try_from(*code).ok(),
+            _ => None,
+        }
+    }
+
     /// Which of the cases that callers tell apart it is.
     pub(super) fn kind(&self) -> ErrorKind {
         match self {

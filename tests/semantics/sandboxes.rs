@@ -416,6 +416,16 @@ fn a_sandbox_runs_as_its_image_and_its_options_say() {
     ]);
     assert_eq!(ran.status.code(), Some(7));
     assert_eq!(String::from_utf8_lossy(&ran.stdout), "0\n/etc\n12\n");
+    // As shells have it: 127 where there is no such program, 126 where it can't be run.
+    for (program, code) in [("absent", 127), ("/absent", 127), ("/etc/release", 126)] {
+        let ran = host.exec(&["a", "--", program]);
+        assert_eq!(ran.status.code(), Some(code), "{ran:?}");
+        assert!(ran.stderr.contains(program), "{ran:?}");
+        let ran = host.0.inlay.run(["run", "--rm", "base", program]).unwrap();
+        assert_eq!(ran.status.code(), Some(code), "{ran:?}");
+        assert!(ran.stderr.contains(program), "{ran:?}");
+    }
+    assert_eq!(host.0.json(["sandbox", "ls"]).as_array().unwrap().len(), 1);
     let mut command = host.0.inlay.command();
     command.args(["exec", "-i", "a", "--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut cat = command.spawn().unwrap();

@@ -154,7 +154,9 @@ impl From<DaemonError> for ApiError {
             ErrorKind::Ending | ErrorKind::Busy => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Failed | ErrorKind::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self::new(status, kind, &error.to_string())
+        let mut answer = Self::new(status, kind, &error.to_string());
+        answer.answer.exit_code = error.exit_code();
+        answer
     }
 }
 
