@@ -314,6 +314,9 @@ fn who_runs_a_program_does_not_notice_a_killed_daemon() {
         }
     };
     see(10);
+    let mut log = host.0.inlay.command();
+    let log = log.args(["logs", "--follow", "a"]).stdout(Stdio::piped()).spawn().unwrap();
+    let log = thread::spawn(move || log.wait_with_output().unwrap());
     kill_daemon(&host);
     see(300);
     let mut next = host.0.inlay.command();
@@ -339,6 +342,10 @@ fn who_runs_a_program_does_not_notice_a_killed_daemon() {
         assert_eq!(line.unwrap(), seen.to_string());
     }
     assert_eq!(running.wait().unwrap().code(), Some(3));
+    let log = log.join().unwrap();
+    assert!(log.status.success(), "{log:?}");
+    let logged: Vec<_> = (1..=seen).map(|number| format!("{number}\n")).collect();
+    assert_eq!(String::from_utf8(log.stdout).unwrap(), logged.concat());
     // Without --rm, the sandbox and what was changed in it are still there.
     assert_eq!(host.0.json(["sandbox", "inspect", "a"])["exit"]["code"], 3);
 }

@@ -83,7 +83,12 @@ impl Service {
         let (sender, receiver) = mpsc::channel(PIECES);
         let stop = self.stop_token().clone();
         self.sandboxes().streams.spawn_blocking(move || {
-            while !sender.is_closed() && !stop.is_cancelled() {
+            while !sender.is_closed() {
+                if stop.is_cancelled() {
+                    // Else what is cut off would look whole.
+                    let _ = sender.blocking_send(Err(io::Error::other(DaemonError::Ending)));
+                    return;
+                }
                 let next = if wanted.follow {
                     reader.wait_entry(LOOK_AGAIN)
                 } else {
