@@ -83,6 +83,14 @@ pub enum CliError {
     /// The program that was run has ended with an exit code other than 0.
     #[error("the program has ended with exit code {0}")]
     Ended(u8),
+    /// The program can't be run.
+    #[error("{error}")]
+    NotRun {
+        /// What shells have as the exit code for that.
+        code: u8,
+        /// Why.
+        error: Box<DaemonError>,
+    },
     /// What was to be traced, or a trace.
     #[error("{0}")]
     Trace(String),
@@ -115,6 +123,18 @@ impl CliError {
         }
     }
 
+    /// The same, of a command that stands for the program that it runs: its exit code is what shells
+    /// have for one that can't be run, if it is that.
+    pub(super) fn for_program(self) -> Self {
+        match self {
+            Self::Daemon(error) => match error.exit_code() {
+                Some(code) => Self::NotRun { code, error },
+                None => Self::Daemon(error),
+            },
+            other => other,
+        }
+    }
+
     /// Whether there is nothing to be said: the exit code is the program's that was run.
     pub fn is_silent(&self) -> bool {
         matches!(self, Self::Ended(_))
@@ -125,8 +145,7 @@ impl CliError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::Ended(code) => *code,
-            Self::Daemon(error) => error.exit_code().unwrap_or(1),
+            Self::Ended(code) | Self::NotRun { code, .. } => *code,
             _ => 1,
         }
     }

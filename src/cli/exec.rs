@@ -88,7 +88,8 @@ pub(super) fn exec(global: &Global, args: &ExecArgs) -> Result<(), CliError> {
             // From here on, nothing is tried again.
             Ok::<_, CliError>(Ends::new(stdin, terminal).join(connection).await)
         })
-    })??;
+    })
+    .map_err(CliError::for_program)??;
     match left {
         Left::Ended(code) => CliError::ended(code),
         // As when a terminal is closed.

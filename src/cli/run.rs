@@ -57,7 +57,8 @@ pub(super) fn run(global: &Global, args: &RunArgs) -> Result<(), CliError> {
     request.start = if args.detach { StartWhen::Now } else { StartWhen::Later };
     let made: SandboxShown = with_daemon(global, None, |client, _| {
         Ok(client.post(SANDBOXES, &request, CREATE_LIMIT)?)
-    })?;
+    })
+    .map_err(CliError::for_program)?;
     if args.detach {
         output::print(global.format(), &made, |out| writeln!(out, "{}", made.name))?;
         return Ok(());
@@ -79,7 +80,7 @@ pub(super) fn run(global: &Global, args: &RunArgs) -> Result<(), CliError> {
         Ok(left) => left,
         Err(error) => {
             clear(global, id);
-            return Err(error);
+            return Err(error.for_program());
         }
     };
     let code = left.and_then(|left| go_on(global, &made, stdin, &mut ends, left));
