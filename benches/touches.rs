@@ -15,6 +15,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use inlay_prefetch::{FetchLimits, Fetcher};
+use inlay_snapshots::content::{
+    CacheWaits, ContentOptions, Now, Observers, SnapshotContent, Tracker,
+};
 use inlay_store::cache::{Cache, CacheOptions};
 use inlay_store::format::write::{IndexParts, write_index};
 use inlay_store::format::{FileData, Index, InodeIdx, Timestamp};
@@ -22,7 +25,6 @@ use inlay_store::ids::{BlobId, Kind};
 use inlay_store::pack::{BlobStore, FileSink, KnownChunks, PackError, PackOptions, Packer};
 use inlay_store::remote::{ObjectKey, Remote, StoreConfig};
 use inlay_store::tree::{Meta, NodeId, NodeKind, Tree, TreeLimits};
-use inlayfs::content::{CacheWaits, ContentOptions, Now, Observers, SnapshotContent, Tracker};
 use tokio::runtime::Runtime;
 
 const FILES: u32 = 20_000;

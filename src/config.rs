@@ -1,29 +1,28 @@
-//! Reads the environment and the usual credential files: the only place that does.
+//! Reads environment variables and the shared credential files.
+//!
+//! Apart from clap's `env` attributes and the mount helper, only this module reads them.
 
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use inlay_base::programs::STORE_VARIABLE_PREFIXES;
 use inlay_store::remote::{OptionsRefresh, PlainHttp, StoreConfig};
 
-/// Where the state is kept when nothing else is said.
+/// Default state directory.
 pub const STATE_DEFAULT: &str = "/var/lib/inlay";
 
-/// Variables with these beginnings configure and authorise object stores.
-const PREFIXES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
-
-/// The most descriptors that a service manager may give.
+/// Upper bound on the number of descriptors accepted from a service manager.
 const GIVEN_MAX: u32 = 1024;
 
-/// The configuration of the store at `url`, with what the environment says of it.
+/// Returns the configuration of the store at `url`, including options from the environment.
 ///
-/// For `s3://`, the shared files of AWS (`~/.aws/credentials` and `~/.aws/config`, or those that
-/// `AWS_SHARED_CREDENTIALS_FILE` and `AWS_CONFIG_FILE` name, profile `AWS_PROFILE` or `default`) give
-/// what no variable gives. They are read again when the store refuses the credentials.
+/// For `s3://`, environment variables take precedence over the shared AWS files: `~/.aws/credentials`
+/// and `~/.aws/config`, or the paths in `AWS_SHARED_CREDENTIALS_FILE` and `AWS_CONFIG_FILE`, with the
+/// profile `AWS_PROFILE` or `default`. Both are read again when the store rejects the credentials.
 pub fn store_config(url: &str, plain_http: PlainHttp) -> StoreConfig {
     let mut config = StoreConfig::new(url);
     config.plain_http = plain_http;
@@ -37,67 +36,52 @@ pub fn store_config(url: &str, plain_http: PlainHttp) -> StoreConfig {
     config
 }
 
-/// The variables of this process that configure and authorise stores, sorted by name.
+/// Returns the environment variables that configure stores or hold their credentials, sorted by name.
 pub fn store_variables() -> Vec<(String, String)> {
     plain_options(&variables())
 }
 
-/// The variables of this process but for those about stores and this program: what another program is
-/// given that shall not depend on them.
-pub fn other_variables() -> Vec<(OsString, OsString)> {
-    let ours = |name: &OsString| {
-        let name = name.to_string_lossy();
-        name.starts_with("INLAY_") || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-    };
-    env::vars_os().filter(|(name, _)| !ours(name)).collect()
+/// Returns the directory of docker's `config.json`: `$DOCKER_CONFIG`, or `~/.docker`.
+pub fn docker_config_dir() -> Option<PathBuf> {
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker"));
+    env::var_os("DOCKER_CONFIG").map(PathBuf::from).or_else(home)
 }
 
-/// Where the program `name` is: in the directories of `PATH`, or in those of the system's programs,
-/// which the `PATH` of a user may not have.
-pub fn find_program(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let system = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin"];
-    let is_program = |path: &PathBuf| {
-        fs::metadata(path)
-            .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-    };
-    env::split_paths(&path)
-        .filter(|dir| dir.is_absolute())
-        .chain(system.map(PathBuf::from))
-        .map(|dir| dir.join(name))
-        .find(is_program)
-}
-
-/// The variable `name` of this process, if it is text.
+/// Returns the environment variable `name` as `NAME=VALUE`; `None` if it is unset or not UTF-8.
 pub fn variable(name: &str) -> Option<String> {
     Some(format!("{name}={}", env::var(name).ok()?))
 }
 
-/// Where the service manager wants to be told that the daemon is ready.
+/// Returns the sd_notify(3) socket of the service manager.
 pub fn notify_socket() -> Option<OsString> {
     env::var_os("NOTIFY_SOCKET")
 }
 
-/// The fault that tests want this process to have (see [`crate::inject`]).
+/// Returns the fault to inject into this process, for tests (see [`inlay_base::inject`]).
 pub fn injected_fault() -> Option<String> {
     env::var("INLAY_INJECT").ok()
 }
 
-/// How many descriptors the service manager keeps for this service, if it says so (systemd does from
-/// version 254 on).
+/// Returns the kernel features that this process must not use (see [`inlay_mounts::features`]).
+pub fn disabled_features() -> Option<String> {
+    env::var("INLAY_WITHOUT").ok()
+}
+
+/// Returns the size of the service manager's descriptor store for this service, if it is known
+/// (systemd 254 and later).
 pub fn descriptor_store_size() -> Option<usize> {
     env::var("FDSTORE").ok()?.parse().ok()
 }
 
-/// The names of the descriptors that the service manager has given to this process, in their order,
-/// the first of them number 3: the protocol of sd_listen_fds(3).
+/// Returns the names of the descriptors passed by the service manager, in order, starting with
+/// descriptor 3 (sd_listen_fds(3)).
 pub fn given_descriptors() -> Vec<String> {
     given(std::process::id(), |name| env::var(name).ok())
 }
 
 fn given(process: u32, variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
     let number = |name| variable(name)?.parse::<u32>().ok();
-    // Variables that were meant for this process's parent are of no account.
+    // Inherited variables may be addressed to the parent process.
     if number("LISTEN_PID") != Some(process) {
         return Vec::new();
     }
@@ -109,7 +93,7 @@ fn given(process: u32, variable: impl Fn(&str) -> Option<String>) -> Vec<String>
 
 type Variables = BTreeMap<String, String>;
 
-/// All that are text: a variable that is not is none of ours.
+/// Returns all variables that are UTF-8; others are never options of a store.
 fn variables() -> Variables {
     env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -119,7 +103,7 @@ fn variables() -> Variables {
 fn plain_options(variables: &Variables) -> Vec<(String, String)> {
     variables
         .iter()
-        .filter(|(name, _)| PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
+        .filter(|(name, _)| STORE_VARIABLE_PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect()
 }
@@ -134,7 +118,7 @@ fn aws_options(
     let file = |variable: &str, name: &str| {
         variables.get(variable).map_or_else(|| home.join(".aws").join(name), PathBuf::from)
     };
-    // A key from a variable goes with the secret from a variable: halves are never mixed.
+    // Never combine a key from the environment with a secret from a file.
     let has_keys = options.contains_key("AWS_ACCESS_KEY_ID");
     let sources = [
         (file("AWS_SHARED_CREDENTIALS_FILE", "credentials"), profile.to_owned()),
@@ -166,7 +150,7 @@ fn aws_options(
     options.into_iter().collect()
 }
 
-/// The `key = value` lines of one `[section]`.
+/// Returns the `key = value` pairs of one `[section]`.
 fn ini_section<'t>(text: &'t str, section: &str) -> Vec<(&'t str, &'t str)> {
     let mut inside = false;
     let mut found = Vec::new();

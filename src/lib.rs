@@ -1,23 +1,10 @@
-//! The product.
+//! The `inlay` command line and daemon.
+// The macros panic if the stream takes nothing, e.g. a full disk or a closed pipe.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
-pub mod bench;
-pub mod capture;
 pub mod cli;
 pub mod config;
-pub mod content;
-pub mod copy;
 pub mod daemon;
-mod duration;
-pub mod export;
-pub mod host;
-pub mod import;
-mod in_root;
-pub mod inject;
-pub mod mount;
-mod own_signals;
-pub mod sandbox;
-pub mod snapshots;
-mod sockets;
-pub mod state;
-pub mod trace;
-mod utc;
+pub mod doctor;
+pub mod log;
+pub mod version;

@@ -12,7 +12,6 @@ mod http;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use common::{import, local, of};
 use http::{Answer, Asked, send};
@@ -92,9 +91,9 @@ impl Daemon {
     fn kill(&self) {
         let (pid, _) = self.inlay.daemon_pids().unwrap();
         kill_process(pid, Signal::KILL).unwrap();
-        while self.inlay.daemon_status().is_ok_and(|now| now["server"]["pid"] == pid.as_raw_pid()) {
-            std::thread::yield_now();
-        }
+        inlay_testkit::wait::until("the daemon's end", || {
+            !self.inlay.daemon_status().is_ok_and(|now| now["server"]["pid"] == pid.as_raw_pid())
+        });
         self.inlay.wait_for_daemon().unwrap();
     }
 
@@ -154,9 +153,11 @@ fn a_request_with_a_key_is_carried_out_once() {
     // The next daemon knows it, too.
     daemon.kill();
     let again = daemon.mount(&dir, &key);
-    assert_eq!((again.status, &again.body["seen"]), (200, &first.body["seen"]));
+    assert_eq!((again.status, &again.body["mount"]), (200, &first.body["mount"]));
     assert_eq!(daemon.mounted(), 1);
     let gone = [("Idempotency-Key", "umount-1")];
+    // A refusal changed nothing and is not remembered: the same request may succeed a moment later.
+    assert_eq!(daemon.umount(&daemon.place("nothing"), &gone).status, 404);
     assert_eq!(daemon.umount(&dir, &gone).status, 200);
     assert_eq!(daemon.umount(&dir, &gone).status, 200);
     assert_eq!(daemon.umount(&dir, &[]).status, 404);
@@ -199,16 +200,18 @@ fn callers_of_a_slow_mount_that_give_up_never_see_it() {
     let asked = |dir: &Path, headers: &[(&str, &str)], view: &Value| {
         let before = proxy.requests("GET", "/names/").len();
         let asked = daemon.send("POST", headers, &daemon.mount_request(dir, view));
-        while proxy.requests("GET", "/names/").len() == before {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        inlay_testkit::wait::until("a request for the name", || {
+            proxy.requests("GET", "/names/").len() != before
+        });
         asked
     };
     for view in [json!("read-only"), json!({ "writable": "scratch" })] {
         proxy.inject(Rule::new(Fault::Stall).method("GET").path("/names/"));
         let (late, gone, key) = (daemon.place("late"), daemon.place("gone"), daemon.place("key"));
         // One whose time is over, one that goes away.
-        let late_one = asked(&late, &[("Inlay-Deadline", "50ms")], &view);
+        // On a busy machine its time may be over before the store is asked.
+        let soon = [("Inlay-Deadline", "50ms")];
+        let late_one = daemon.send("POST", &soon, &daemon.mount_request(&late, &view));
         let answer = late_one.answer().unwrap();
         assert_eq!((answer.status, &answer.body["kind"]), (504, &json!("deadline")));
         drop(asked(&gone, &[], &view));
@@ -226,6 +229,141 @@ fn callers_of_a_slow_mount_that_give_up_never_see_it() {
         for dir in [&late, &gone] {
             assert_eq!(fs::read_dir(dir).unwrap().count(), 0);
         }
+    }
+    daemon.stop();
+}
+
+/// Values that a field of this schema can have, and others that it can't.
+fn values(document: &Value, schema: &Value, random: &mut fastrand::Rng, depth: usize) -> Value {
+    let odd = [
+        Value::Null,
+        json!(true),
+        json!(-1),
+        json!(1.5),
+        json!(u64::MAX),
+        json!(""),
+        json!("a\u{0}b"),
+        json!("../../x"),
+        json!("/\u{1b}[31m"),
+        json!("x".repeat(5000)),
+        json!([]),
+        json!({}),
+        json!([[[]]]),
+    ];
+    if depth > 6 || random.u8(..8) == 0 {
+        return odd[random.usize(..odd.len())].clone();
+    }
+    let depth = depth + 1;
+    if let Some(name) = schema["$ref"].as_str() {
+        let named = document.pointer(name.trim_start_matches('#')).unwrap();
+        return values(document, named, random, depth);
+    }
+    for several in ["oneOf", "anyOf", "allOf"] {
+        if let Some(several) = schema[several].as_array().filter(|several| !several.is_empty()) {
+            let place = random.usize(..several.len());
+            return values(document, &several[place], random, depth);
+        }
+    }
+    if let Some(words) = schema["enum"].as_array() {
+        return words[random.usize(..words.len())].clone();
+    }
+    let kind = match &schema["type"] {
+        Value::Array(kinds) => kinds[0].clone(),
+        kind => kind.clone(),
+    };
+    match kind.as_str() {
+        Some("object") => {
+            let fields = schema["properties"].as_object().into_iter().flatten();
+            let fields = fields
+                .map(|(name, schema)| (name.clone(), values(document, schema, random, depth)));
+            Value::Object(fields.collect())
+        }
+        Some("array") => json!([values(document, &schema["items"], random, depth)]),
+        // No number of a process that there is, and no long wait.
+        Some("integer" | "number") => {
+            json!([0, 3_999_999_999_u64, 4_000_000_000_u64][random.usize(..3)])
+        }
+        Some("boolean") => json!(random.bool()),
+        _ => json!(["none", "/none/such", "b", "base:x", "1", "x=y"][random.usize(..6)]),
+    }
+}
+
+/// No request of a client, however wrong, is a failure of the daemon.
+#[test]
+fn wrong_requests_are_their_clients_errors() {
+    const EACH: usize = 12;
+    let daemon = Daemon::with_base();
+    let state = daemon.inlay.state();
+    let document = send(state, "GET", "/v1/openapi.json", &[], &Value::Null).unwrap();
+    let document = document.answer().unwrap().body;
+    let mut random = fastrand::Rng::with_seed(23);
+    let mut asked = 0;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            if path == "/v1/stop" {
+                continue;
+            }
+            let method = method.to_uppercase();
+            let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
+            for round in 0..EACH {
+                let word = ["none", "sb-000000000000", "%00", "%ff", "..%2f..", "a%20b", "%1b%5b"];
+                // A right one goes on for as long as its client stays.
+                if path == "/v1/traces" && round % 4 != 0 {
+                    continue;
+                }
+                let place = word[random.usize(..word.len())];
+                let mut path = path.replace("{sandbox}", place).replace("{trace}", place);
+                if round % 3 == 1 {
+                    path.push_str("?path=x&tail=-1&follow=maybe&since_ns=%ff&owners=nobody");
+                }
+                let body = match round % 4 {
+                    _ if schema.is_null() => Value::Null,
+                    0 => json!(["wrong"]),
+                    _ => values(&document, schema, &mut random, 0),
+                };
+                let (status, head) = send(state, &method, &path, &[], &body)
+                    .and_then(Asked::head)
+                    .unwrap_or_else(|error| panic!("{method} {path} {body}: {error}"));
+                // A caller that waits for nothing is told that its time is over.
+                let is_fine = status < 500 || status == 504;
+                assert!(is_fine, "{method} {path} {body}: {status} {head}");
+                asked += 1;
+            }
+        }
+    }
+    assert!(asked > 200, "{asked}");
+    daemon.stop();
+}
+
+#[test]
+fn what_is_no_request_is_refused_with_the_status_that_says_so() {
+    let daemon = Daemon::with_base();
+    let state = daemon.inlay.state();
+    let raw = |text: &[u8]| {
+        use std::io::{Read as _, Write as _};
+        let mut stream =
+            std::os::unix::net::UnixStream::connect(state.join("run/daemon.sock")).unwrap();
+        stream.set_read_timeout(Some(inlay_testkit::wait::SURELY)).unwrap();
+        // It may be refused before all of it is sent.
+        let _ = stream.write_all(text);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let head = "POST /v1/mounts HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
+    let json = "content-type: application/json\r\n";
+    let long = " ".repeat(5 << 20);
+    for (text, status) in [
+        (format!("{head}{json}content-length: 1\r\n\r\n{{"), "400"),
+        (format!("{head}content-length: 2\r\n\r\n{{}}"), "415"),
+        (format!("{head}{json}content-length: {}\r\n\r\n{long}", long.len()), "413"),
+        ("GET /v1/none HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".to_owned(), "404"),
+        ("BREW /v1/mounts HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".to_owned(), "405"),
+        ("no HTTP at all\r\n\r\n".to_owned(), "400"),
+    ] {
+        let answer = raw(text.as_bytes());
+        let began: String = text.chars().take(120).collect();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{began}: {answer}");
     }
     daemon.stop();
 }

@@ -1,5 +1,6 @@
 //! `inlay bench startup` on small roots: what works has numbers that fit to each other, what does not has
-//! none. It needs runc and busybox, and the test kit's program beside `inlay`.
+//! none. It needs runc and busybox, and the test kit's program `shaped-store` beside `inlay`, which
+//! `cargo test --workspace` builds.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -13,6 +14,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use inlay_testkit::proxy::Proxy;
+use inlay_testkit::weed::{BUCKET, Weed};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -60,20 +63,16 @@ impl Place {
     }
 
     fn bench(&self, words: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_inlay"));
+        command.env_remove("INLAY_STORE");
+        self.bench_by(command, &[&["--link", "5ms,1gbit"], words].concat())
+    }
+
+    fn bench_by(&self, mut command: Command, words: &[&str]) -> Output {
         let work = self.path("work");
         fs::create_dir_all(&work).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_inlay"));
-        command.args([
-            "--json",
-            "bench",
-            "startup",
-            "--runs",
-            "1",
-            "--link",
-            "5ms,1gbit",
-            "--work",
-        ]);
-        let ended = command.arg(&work).args(words).env_remove("INLAY_STORE").output().unwrap();
+        command.args(["--json", "bench", "startup", "--runs", "1", "--work"]);
+        let ended = command.arg(&work).args(words).output().unwrap();
         let left: Vec<_> = fs::read_dir(&work).unwrap().collect();
         assert!(left.is_empty(), "left: {left:?}; {}", String::from_utf8_lossy(&ended.stderr));
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -133,6 +132,90 @@ fn what_is_measured_fits_together() {
         let text = fs::read_to_string(output.join(file)).unwrap();
         assert!(text.contains(says), "{file}");
     }
+}
+
+/// `inlay` without the test kit's program: the directory of the build has both.
+fn inlay_alone() -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let alone = dir.path().join("inlay");
+    fs::hard_link(env!("CARGO_BIN_EXE_inlay"), &alone).unwrap();
+    (dir, alone)
+}
+
+#[test]
+fn the_program_alone_measures_with_a_local_directory() {
+    let place = Place::new();
+    let (_dir, alone) = inlay_alone();
+    let good = place.scenario("good", "cat /data > /dev/null && echo ready", "");
+    let mut command = Command::new(&alone);
+    command.env_remove("INLAY_STORE").env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    let ended = place.bench_by(command, &["--method", "profile,no-profile", &good]);
+    let stderr = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(ended.status.success(), "{stderr}");
+    // The warning names the missing program, and how to get it.
+    assert!(
+        stderr.contains("shaped-store") && stderr.contains("scripts/bench startup"),
+        "{stderr}"
+    );
+    let report = report(&ended);
+    assert_eq!(report["conditions"]["store"], "a local directory", "{report}");
+    assert_eq!(report["links"][0]["name"], "own", "{report}");
+    for cell in report["cells"].as_array().unwrap() {
+        assert!(cell["seconds"]["median"].as_f64().unwrap() > 0.0, "{cell}");
+    }
+    let bytes = cell(&report, "good", "profile", "cold")["samples"][0]["bytes"].as_u64().unwrap();
+    assert!(bytes > DATA as u64, "{report}");
+}
+
+#[test]
+fn a_shaped_link_that_was_asked_for_is_not_replaced() {
+    let place = Place::new();
+    let (_dir, alone) = inlay_alone();
+    let good = place.scenario("good", "echo ready", "");
+    let mut command = Command::new(&alone);
+    command.env_remove("INLAY_STORE").env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    let ended = place.bench_by(command, &["--link", "wan", &good]);
+    assert_eq!(ended.status.code(), Some(1));
+    let stderr = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(
+        stderr.contains("shaped-store") && stderr.contains("scripts/bench startup"),
+        "{stderr}"
+    );
+    assert!(ended.stdout.is_empty(), "{ended:?}");
+}
+
+#[test]
+fn the_ideal_of_an_own_store_counts_its_latency_and_bandwidth() {
+    const LATENCY: f64 = 0.005;
+    const RATE: f64 = 12.5e6;
+    let weed = Weed::start().unwrap();
+    let proxy = Proxy::start(weed.address()).unwrap();
+    proxy.shape("5ms,100mbit".parse().unwrap());
+    let place = Place::new();
+    let good = place.scenario("good", "cat /data > /dev/null && echo ready", "");
+    // More than what the start reads: the rate is measured while all of it is loaded.
+    let mut random = fastrand::Rng::with_seed(8);
+    let more: Vec<u8> = (0..24 * DATA).map(|_| random.u8(..)).collect();
+    fs::write(place.path("root/more"), more).unwrap();
+    let (_dir, alone) = inlay_alone();
+    let mut command = Command::new(&alone);
+    command
+        .envs(Weed::environment(proxy.address()))
+        .env("INLAY_STORE", format!("s3://{BUCKET}/own"));
+    let ended = place.bench_by(command, &["--method", "profile", &good]);
+    let report = report(&ended);
+    assert!(ended.status.success(), "{report}");
+    let figures = &report["links"][0]["figures"];
+    let latency = figures["latency"].as_f64().unwrap();
+    let bandwidth = figures["bandwidth"].as_f64().unwrap_or_else(|| panic!("{report}"));
+    // A busy machine makes the link look slower; what its sockets hold makes it look a little faster.
+    assert!(latency > 0.9 * LATENCY, "{figures}");
+    assert!(0.0 < bandwidth && bandwidth < 1.5 * RATE, "{figures}");
+    let native = cell(&report, "good", "native", "hot")["seconds"]["median"].as_f64().unwrap();
+    let needed = report["scenarios"][0]["needed"]["stored_bytes"].as_f64().unwrap();
+    assert!(needed > DATA as f64, "{report}");
+    let ideal = report["scenarios"][0]["ideal"]["own"].as_f64().unwrap();
+    assert!((ideal - (2.0 * latency + needed / bandwidth + native)).abs() < 1e-6, "{report}");
 }
 
 #[test]

@@ -9,6 +9,10 @@
 mod common;
 
 use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::{Source, import, local, of};
 use inlay_testkit::cli::Inlay;
@@ -16,7 +20,7 @@ use inlay_testkit::scratch;
 use inlay_testkit::tree::EveryKind;
 use serde_json::Value;
 
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 20] = [
     "import",
     "export",
     "mount",
@@ -34,6 +38,9 @@ const COMMANDS: [&str; 17] = [
     "verify",
     "profile",
     "cache",
+    "doctor",
+    "completion",
+    "version",
 ];
 
 fn with_base() -> (Inlay, Source) {
@@ -101,6 +108,7 @@ fn every_command_speaks_json() {
         &["mount", "base", &mount],
         &["mounts"],
         &["umount", &mount],
+        &["version"],
     ];
     for arguments in runs {
         let ran = inlay.succeed([&["--json"], *arguments].concat()).unwrap();
@@ -193,13 +201,27 @@ fn a_reader_that_leaves_is_no_error() {
     let (inlay, _source) = with_base();
     let program = env!("CARGO_BIN_EXE_inlay");
     let script = format!("{program} ls -R base | head -n 1; echo \"${{PIPESTATUS[0]}}\"");
-    let output = std::process::Command::new("bash")
+    let output = Command::new("bash")
         .args(["-c", &script])
         .env("INLAY_STATE", inlay.state())
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.is_empty(), "{said}");
+}
+
+#[test]
+fn a_standard_error_that_takes_nothing_is_no_error() {
+    let (inlay, source) = with_base();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_inlay"))
+        .args(["import", "--name", "again"])
+        .arg(of("dir", &source.path()))
+        .env("INLAY_STATE", inlay.state())
+        .stderr(full)
+        .output()
+        .unwrap();
+    assert!(output.status.success() && !output.stdout.is_empty(), "{output:?}");
 }
 
 #[test]
@@ -292,4 +314,140 @@ fn a_profile_of_another_snapshot_or_a_damaged_one_is_refused() {
     }
     inlay.succeed(["profile", "drop", "base"]).unwrap();
     assert!(!stored.exists());
+}
+
+#[test]
+fn the_version_is_one_line_or_all_that_is_known() {
+    let inlay = local();
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(inlay.succeed(["-V"]).unwrap().text(), format!("inlay {version}\n"));
+    let text = inlay.succeed(["version"]).unwrap().text();
+    assert_eq!(inlay.succeed(["--version"]).unwrap().text(), text);
+    let known = json(&inlay, &["version"]);
+    assert_eq!(known["version"], version);
+    let commit = known["commit"].as_str().unwrap();
+    assert!(text.starts_with(&format!("inlay {version}\ncommit    {commit}\n")), "{text}");
+    let formats: Vec<_> = known["formats"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| it["name"].as_str().unwrap())
+        .collect();
+    for name in ["snapshot index", "store records", "sandbox records", "mount records", "ledger"] {
+        assert!(formats.contains(&name) && text.contains(name), "{name}: {text}");
+    }
+    let inlay = inlay.with_environment([("INLAY_WITHOUT", "statmount")]);
+    let features = json(&inlay, &["version"])["features"].as_array().unwrap().clone();
+    let enabled =
+        |name: &str| features.iter().find(|it| it["name"] == name).unwrap()["enabled"].clone();
+    assert_eq!((enabled("statmount"), enabled("fuse-resend")), (false.into(), true.into()));
+}
+
+#[test]
+fn the_commit_is_that_of_the_checkout() {
+    let git = |words: &[&str]| {
+        let mut git = Command::new("git");
+        let output = git.current_dir(env!("CARGO_MANIFEST_DIR")).args(words).output().ok()?;
+        output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
+    };
+    let is_checkout = git(&["rev-parse", "--show-toplevel"])
+        .is_some_and(|top| fs::canonicalize(top).unwrap() == Path::new(env!("CARGO_MANIFEST_DIR")));
+    let wanted = match option_env!("INLAY_COMMIT").filter(|given| !given.is_empty()) {
+        Some(given) => given.to_owned(),
+        None if is_checkout => git(&["rev-parse", "HEAD"]).unwrap(),
+        None => "unknown".to_owned(),
+    };
+    assert_eq!(json(&local(), &["version"])["commit"], wanted);
+}
+
+/// What the shell's script is told for the words of a command line, the last of them unfinished.
+fn completed(inlay: &Inlay, words: &[&str]) -> Vec<String> {
+    let mut command = inlay.command();
+    command.env("INLAY_COMPLETE", "bash").env("_CLAP_IFS", "\n");
+    command.env("_CLAP_COMPLETE_INDEX", words.len().to_string());
+    let output = command.args(["--", "inlay"]).args(words).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn command_lines_are_completed() {
+    let (inlay, _source) = with_base();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = inlay.succeed(["completion", shell]).unwrap().text();
+        assert!(script.contains("INLAY_COMPLETE") && script.contains(shell), "{shell}: {script}");
+    }
+    let commands = completed(&inlay, &[""]);
+    for command in COMMANDS {
+        assert!(commands.iter().any(|offered| offered == command), "{command}: {commands:?}");
+    }
+    for hidden in ["keeper", "monitor", "man"] {
+        assert!(!commands.iter().any(|offered| offered == hidden), "{hidden}: {commands:?}");
+    }
+    assert_eq!(completed(&inlay, &["mount", "ba"]), ["base"]);
+    assert_eq!(completed(&inlay, &["mount", "x"]), [""; 0]);
+    assert_eq!(completed(&inlay, &["cat", "base:/x", "ba"]), ["base:/"]);
+    // Another state has no store, and gets none by being asked.
+    let scratch = scratch().unwrap();
+    let other = scratch.path().join("state").display().to_string();
+    assert_eq!(completed(&inlay, &["--state", &other, "mount", "ba"]), [""; 0]);
+    assert!(!Path::new(&other).exists());
+    let store = inlay.state().join("store").display().to_string();
+    assert_eq!(completed(&inlay, &["--state", &other, "--store", &store, "mount", "ba"]), ["base"]);
+    // The record of a sandbox says its name.
+    let dir = inlay.state().join("sandboxes/sb-0123456789ab");
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("sandbox.json"), r#"{"version": 1, "name": "work"}"#).unwrap();
+    assert_eq!(completed(&inlay, &["exec", "w"]), ["work"]);
+    assert_eq!(completed(&inlay, &["mount", "base", "wo"]), ["work:/"]);
+    fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn a_store_that_hangs_does_not_hold_up_the_completion() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let store = format!("s3://bucket/{}", silent.local_addr().unwrap().port());
+    let inlay = local().with_environment([
+        ("AWS_ACCESS_KEY_ID", "a".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "b".to_owned()),
+        ("AWS_ENDPOINT_URL", format!("http://{}", silent.local_addr().unwrap())),
+        ("INLAY_STORE", store),
+    ]);
+    let begun = Instant::now();
+    assert_eq!(completed(&inlay, &["mount", "ba"]), [""; 0]);
+    // Half a second, and what a busy machine needs beside; without a deadline it is minutes.
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn bash_completes_with_the_script() {
+    let (inlay, _source) = with_base();
+    let program = Path::new(env!("CARGO_BIN_EXE_inlay")).parent().unwrap();
+    let path = std::env::join_paths(
+        std::iter::once(program.to_owned())
+            .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
+    );
+    let script = "source <(inlay completion bash); COMP_WORDS=(inlay mount ba); COMP_CWORD=2; \
+        COMP_TYPE=9; _clap_complete_inlay inlay ba mount; printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let mut bash = Command::new("bash");
+    bash.args(["--norc", "-c", script]).env("PATH", path.unwrap());
+    let output = bash.env("INLAY_STATE", inlay.state()).env_remove("INLAY_STORE").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "base\n", "{output:?}");
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let inlay = local();
+    let scratch = scratch().unwrap();
+    let dir = scratch.path().join("man");
+    inlay.succeed(["man", &dir.display().to_string()]).unwrap();
+    for command in COMMANDS {
+        let page = fs::read_to_string(dir.join(format!("inlay-{command}.1"))).unwrap();
+        assert!(page.contains(".SH SYNOPSIS"), "{command}: {page}");
+    }
+    assert!(dir.join("inlay.1").exists() && dir.join("inlay-sandbox-create.1").exists());
+    assert!(!dir.join("inlay-keeper.1").exists());
+    fs::write(scratch.path().join("file"), "").unwrap();
+    let ran = inlay.fail(["man", &scratch.path().join("file/man").display().to_string()]).unwrap();
+    assert!(ran.stderr.starts_with("inlay: can't write "), "{ran:?}");
 }

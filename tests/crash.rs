@@ -53,9 +53,9 @@ fn a_killed_import_shows_nothing_and_is_repeated_without_uploading_again() {
         let answered = |proxy: &Proxy| {
             proxy.requests("PUT", "/blobs/").iter().filter(|seen| seen.status == Some(200)).count()
         };
-        while answered(&proxy) < puts && importing.0.try_wait().unwrap().is_none() {
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
+        inlay_testkit::wait::until("uploads", || {
+            answered(&proxy) >= puts || importing.0.try_wait().unwrap().is_some()
+        });
         importing.kill();
         let seen = proxy.requests("PUT", "/blobs/");
         let stored: Vec<_> = seen.iter().filter(|seen| seen.status == Some(200)).collect();
@@ -89,11 +89,10 @@ fn a_killed_mount_serves_no_wrong_byte_when_it_is_back() {
         cat.arg(mounted.path()).args(["-type", "f", "-exec", "cat", "{}", "+"]);
         let mut reading = Running(cat.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         // In the middle of fetching, until everything is in the cache.
-        while proxy.requests("GET", "/blobs/").len() < round
-            && reading.0.try_wait().unwrap().is_none()
-        {
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
+        inlay_testkit::wait::until("reads", || {
+            proxy.requests("GET", "/blobs/").len() >= round
+                || reading.0.try_wait().unwrap().is_some()
+        });
         // What is being read goes on with the next daemon.
         mounted.kill_server().unwrap();
         assert!(reading.0.wait().unwrap().success());

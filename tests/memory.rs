@@ -16,6 +16,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::local;
+use inlay_mounts::{MountFlags, WantedView};
 use inlay_store::format::Timestamp;
 use inlay_store::format::write::{IndexParts, write_index};
 use inlay_store::ids::{BlobId, Digest, IndexDigest, Kind, SnapshotId};
@@ -26,9 +27,8 @@ use inlay_store::tree::{Meta, NodeId, NodeKind, Tree, TreeLimits};
 use inlay_testkit::process::Server;
 use inlay_testkit::scratch;
 use inlayfs::daemon::{
-    CacheUse, Client, LoadOptions, MOUNTS, MountRequest, MountShown, Paths, StoreRef,
+    CacheUse, Client, LoadOptions, MOUNTS, MountOrigin, MountRequest, MountShown, Paths, StoreRef,
 };
-use inlayfs::mount::WantedView;
 
 /// What a thousand snapshots may take.
 const RESIDENT_MAX: u64 = 256 << 20;
@@ -133,6 +133,8 @@ fn measure(snapshots: u32, files: u32) -> Measured {
             pid: None,
             view: WantedView::ReadOnly,
             chown: None,
+            flags: MountFlags::default(),
+            origin: MountOrigin::Command,
             deadline_ms: 60_000,
         };
         let start = Instant::now();

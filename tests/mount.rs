@@ -112,18 +112,6 @@ fn a_writable_view_is_an_ordinary_root_filesystem() {
 }
 
 #[test]
-fn the_whole_tree_is_one_device_so_that_nothing_is_skipped() {
-    let host = Host::new(|tree| EveryKind { entries: 10, large: 1 << 20 }.make(tree).unwrap());
-    let mounted = host.inlay.mount("base", SCRATCH).unwrap();
-    let mnt = mounted.path();
-    fs::write(mnt.join("sizes/text-1"), "changed").unwrap();
-    let device = fs::metadata(mnt).unwrap().dev();
-    for path in ["sizes", "sizes/text-1", "sizes/text-256", "special/null"] {
-        assert_eq!(fs::symlink_metadata(mnt.join(path)).unwrap().dev(), device, "{path}");
-    }
-}
-
-#[test]
 fn owners_are_shown_as_others_wherever_a_snapshot_is_served() {
     // One with attributes and a large file, which is attached in two parts below an overlay, and one
     // without.
@@ -132,6 +120,8 @@ fn owners_are_shown_as_others_wherever_a_snapshot_is_served() {
             one_file(tree);
             fs::write(tree.join("other"), "o").unwrap();
             chown(tree.join("other"), Some(7), Some(8)).unwrap();
+            fs::write(tree.join("theirs"), "t").unwrap();
+            chown(tree.join("theirs"), Some(1000), Some(1001)).unwrap();
             if large {
                 fs::write(tree.join("large"), content::random("x", 3 << 20)).unwrap();
             }
@@ -144,7 +134,7 @@ fn owners_are_shown_as_others_wherever_a_snapshot_is_served() {
                 (meta.uid(), meta.gid())
             };
             assert_eq!((owner(""), owner("file")), ((1000, 1001), (1000, 1001)));
-            assert_eq!(owner("other"), (7, 8));
+            assert_eq!((owner("other"), owner("theirs")), ((7, 8), (1000, 1001)));
             assert_eq!(fs::read(mounted.path().join("file")).unwrap(), b"x");
             if options.len() > 2 {
                 let mut append = Command::new("setpriv");
@@ -393,14 +383,14 @@ fn a_mount_is_made_where_its_caller_is() {
 
 #[test]
 fn a_mount_whose_caller_gave_up_does_not_stay() {
+    use inlay_mounts::{MountFlags, WantedView};
     use inlay_testkit::faults::{Fault, Rule};
     use inlay_testkit::proxy::Proxy;
     use inlay_testkit::weed::{BUCKET, Weed};
     use inlayfs::daemon::{
-        CacheUse, Client, DaemonError, ErrorKind, LoadOptions, MOUNTS, MountRequest, MountShown,
-        Paths, StoreRef,
+        CacheUse, Client, DaemonError, ErrorKind, LoadOptions, MOUNTS, MountOrigin, MountRequest,
+        MountShown, Paths, StoreRef,
     };
-    use inlayfs::mount::WantedView;
     let weed = Weed::start().unwrap();
     let proxy = Proxy::start(weed.address()).unwrap();
     let prefix = "given-up";
@@ -414,9 +404,9 @@ fn a_mount_whose_caller_gave_up_does_not_stay() {
     let mut client = next.command();
     client.args(["mount", "base"]).arg(&dir).stdout(Stdio::null()).stderr(Stdio::null());
     let mut client = client.spawn().unwrap();
-    while proxy.requests("GET", "/names/").is_empty() {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    inlay_testkit::wait::until("a request for the name", || {
+        !proxy.requests("GET", "/names/").is_empty()
+    });
     // One that says how long it waits, and is told when that is over.
     let other = host.path("other");
     fs::create_dir(&other).unwrap();
@@ -429,6 +419,8 @@ fn a_mount_whose_caller_gave_up_does_not_stay() {
         pid: None,
         view: WantedView::ReadOnly,
         chown: None,
+        flags: MountFlags::default(),
+        origin: MountOrigin::Command,
         deadline_ms: 50,
     };
     let api = Client::new(&Paths::of(next.state())).unwrap();

@@ -79,9 +79,12 @@ impl Host {
     }
 
     fn slots(&self) -> usize {
-        let ran = self.inlay.succeed(["mounts", "--json"]).unwrap();
-        let mounts: Value = serde_json::from_slice(&ran.stdout).unwrap();
-        mounts[0]["slots"].as_array().unwrap().len()
+        let records = fs::read_dir(self.inlay.state().join("mounts")).unwrap();
+        let records = records.map(|entry| entry.unwrap().path());
+        let mut records = records.filter(|path| path.extension().is_some_and(|it| it == "json"));
+        let record = fs::read(records.next().unwrap()).unwrap();
+        let record: Value = serde_json::from_slice(&record).unwrap();
+        record["slots"].as_array().unwrap().len()
     }
 }
 
@@ -167,9 +170,9 @@ fn changes_above_two_layers_are_those_of_any_directory() {
     mounted.unmount().unwrap();
 }
 
-/// Programs such as git keep 32 bits of an inode's number to see whether a file is still the same.
+/// Programs such as git keep an inode's number to see whether a file is still the same.
 #[test]
-fn the_low_half_of_an_inodes_number_is_the_same_in_every_mount() {
+fn a_files_number_is_the_same_in_every_mount_of_its_kind() {
     let host = Host::new();
     let numbers = |options: &[&str]| {
         let mounted = host.inlay.mount("base", options).unwrap();
@@ -177,12 +180,14 @@ fn the_low_half_of_an_inodes_number_is_the_same_in_every_mount() {
         let found = paths.map(|path| fs::metadata(mounted.path().join(path)).unwrap().ino());
         assert_eq!(found[2], found[3], "one file with two names");
         for entry in fs::read_dir(mounted.path()).unwrap().map(Result::unwrap) {
-            assert_eq!(entry.ino(), entry.metadata().unwrap().ino());
+            let metadata = entry.metadata().unwrap();
+            // An overlay has numbers of its own for directories, which listings do not show.
+            assert!(metadata.is_dir() || entry.ino() == metadata.ino(), "{entry:?}");
         }
         mounted.unmount().unwrap();
-        found.map(|number| number & u64::from(u32::MAX))
+        found
     };
-    let alone = numbers(&[]);
-    assert_eq!(numbers(&["--rw", "--scratch"]), alone);
-    assert_eq!(numbers(&["--rw", "--scratch"]), alone);
+    for options in [&[][..], &["--rw", "--scratch"]] {
+        assert_eq!(numbers(options), numbers(options));
+    }
 }

@@ -6,13 +6,20 @@
     reason = "a test ends at the first surprise"
 )]
 
+#[path = "sandbox_runtime_kit/confinement.rs"]
+mod confinement;
 mod sandbox_runtime_kit;
 
 use std::fs;
 use std::io::Write;
 use std::time::Duration;
 
-use inlayfs::sandbox::{
+use confinement::{
+    a_sandbox_has_files_of_its_own_in_etc, capabilities_and_privileges_are_as_asked,
+    images_without_etc_or_with_links_there_get_the_files, processes_and_shared_memory_have_limits,
+    system_calls_end_as_in_docker, what_tells_of_the_host_is_hidden,
+};
+use inlay_sandbox::{
     ExecOptions, ExitCause, FirstProcess, Found, Frame, FrameKind, Limits, LogFrom, LogReader,
     LogStream, Network, RootAccess, SandboxError, SandboxOptions, Secret, Stdin, StopOptions,
     Terminal, WindowSize, recover, remove, stop,
@@ -24,6 +31,9 @@ fn run(command: &[&str]) -> SandboxOptions {
     let process = FirstProcess::Image { entrypoint: None, command };
     SandboxOptions { process, ..Default::default() }
 }
+
+/// How long freezing a sandbox may take.
+const WITHIN: Duration = Duration::from_secs(20);
 
 /// Makes each of these a test with each runtime.
 macro_rules! with_each_runtime {
@@ -46,6 +56,12 @@ with_each_runtime!(
     secrets_are_seen_inside_and_nowhere_else,
     a_read_only_root_can_not_be_changed_and_the_host_is_reached_only_if_wanted,
     dangerous_system_calls_are_refused,
+    system_calls_end_as_in_docker,
+    capabilities_and_privileges_are_as_asked,
+    what_tells_of_the_host_is_hidden,
+    processes_and_shared_memory_have_limits,
+    a_sandbox_has_files_of_its_own_in_etc,
+    images_without_etc_or_with_links_there_get_the_files,
     a_terminal_is_the_first_processes_too,
     a_frozen_sandbox_stands_still_and_always_runs_on,
     a_sandbox_without_its_monitor_is_ended_and_its_changes_stay,
@@ -66,7 +82,7 @@ fn hosts_with_the_unified_hierarchy_only_are_as_good() {
     let status = std::process::Command::new("unshare")
         .args(["--mount", "sh", "-c", UNIFIED, "sh"])
         .arg(std::env::current_exe().unwrap())
-        .args(["runc::", "whoever_dies", "--skip", "limits_hold"])
+        .args(["runc::", "whoever_dies", "--skip", "limits_hold", "--skip", "have_limits"])
         .status()
         .unwrap();
     assert!(status.success());
@@ -163,13 +179,17 @@ fn programs_read_what_is_sent_and_terminals_have_a_size(runtime: &str) {
     "sha256sum".clone_into(&mut command.command[2]);
     let mine = blake_free_sha(&much);
     assert_eq!(exec(&sandbox.monitor, &command, &much).stdout, format!("{mine}  -\n"));
-    let mut command = shell("stty size; test -t 0 && test -t 1 && echo terminal $TERM; stty size");
+    // crun's exec sets the size from outside while the program starts already.
+    let sized = "n=0; until test \"$(stty size)\" = '31 99'; do
+        n=$((n+1)); test $n -lt 2000 || exit 7; done";
+    let mut command =
+        shell(&format!("{sized}; test -t 0 && test -t 1 && echo terminal $TERM; stty size"));
     command.terminal = Terminal::Pty;
     command.size = Some(WindowSize { rows: 31, columns: 99 });
     let output = exec(&sandbox.monitor, &command, b"");
-    assert_eq!(output.stdout, "31 99\r\nterminal xterm\r\n31 99\r\n");
-    // A new size, and a signal by the terminal's driver.
-    "trap 'stty size; exit 5' WINCH; echo ready; read x".clone_into(&mut command.command[2]);
+    assert_eq!(output.stdout, "terminal xterm\r\n31 99\r\n");
+    // A new size, and a signal by the terminal's driver. The first size is a change, too.
+    command.command[2] = format!("{sized}; trap 'stty size; exit 5' WINCH; echo ready; read x");
     command.stdin = Stdin::Open;
     let mut stream = sandbox.monitor.exec(&command).unwrap();
     let first = Frame::read_from(&mut stream.socket).unwrap().unwrap();
@@ -234,7 +254,7 @@ fn limited_on(runtime: &str, limits: Limits) -> SandboxOptions {
 fn limits_hold(runtime: &str) {
     let sandbox = Box::started(limited_on(
         runtime,
-        Limits { memory: Some(96 << 20), cpus: Some(0.5), pids: Some(30), disk: None },
+        Limits { memory: Some(96 << 20), cpus: Some(0.5), pids: Some(30), ..Limits::default() },
     ));
     let output = sandbox.sh("python3 -c 'x = bytearray(300 << 20)'");
     assert_eq!(output.code, 137, "{output:?}");
@@ -363,14 +383,14 @@ fn logs_are_kept_followed_and_bounded_and_attaching_misses_nothing() {
     let (mut streams, mut gone) = (Vec::new(), false);
     loop {
         match follower.wait_entry(Duration::from_mins(1)).unwrap() {
-            inlayfs::sandbox::Waited::Entry(entry) => {
+            inlay_sandbox::Waited::Entry(entry) => {
                 streams.push(entry.stream);
                 let printed = entry.stream == LogStream::Stdout;
                 let to = if printed { &mut followed } else { &mut said };
                 to.extend(entry.bytes());
             }
-            inlayfs::sandbox::Waited::Ended => break,
-            inlayfs::sandbox::Waited::Nothing => panic!("nothing after {followed:?}"),
+            inlay_sandbox::Waited::Ended => break,
+            inlay_sandbox::Waited::Nothing => panic!("nothing after {followed:?}"),
         }
         if followed.ends_with(b"end") && !gone {
             gone = true;
@@ -434,19 +454,15 @@ fn many_run_at_once_and_whoever_is_left_alone_hears_sighup() {
         .unwrap();
     assert_eq!(Frame::read_from(&mut stream.socket).unwrap().unwrap().bytes, b"ready\n");
     drop(stream);
-    while !sandbox.upper().join("hung-up").exists() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    while sandbox.monitor.status().unwrap().execs > 0 {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    inlay_testkit::wait::until("SIGHUP", || sandbox.upper().join("hung-up").exists());
+    inlay_testkit::wait::until("the program's end", || {
+        sandbox.monitor.status().unwrap().execs == 0
+    });
     // On its own from the beginning.
     let mut command = shell("sleep 0.1; touch /alone");
-    command.output = inlayfs::sandbox::Output::Discard;
+    command.output = inlay_sandbox::Output::Discard;
     drop(sandbox.monitor.exec(&command).unwrap());
-    while !sandbox.upper().join("alone").exists() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    inlay_testkit::wait::until("the program on its own", || sandbox.upper().join("alone").exists());
     sandbox.remove();
 }
 
@@ -458,15 +474,13 @@ fn count(sandbox: &Box) -> String {
 
 fn wait_for_count(sandbox: &Box) {
     let before = count(sandbox);
-    while count(sandbox) == before {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    inlay_testkit::wait::until("the count to grow", || count(sandbox) != before);
 }
 
 fn a_frozen_sandbox_stands_still_and_always_runs_on(runtime: &str) {
     let sandbox = Box::started(run_on(runtime, &["sh", "-c", COUNT]));
     wait_for_count(&sandbox);
-    let frozen = sandbox.monitor.freeze(Duration::from_secs(30)).unwrap();
+    let frozen = sandbox.monitor.freeze(WITHIN, Duration::from_secs(30)).unwrap();
     let before = count(&sandbox);
     assert!(sandbox.monitor.status().unwrap().frozen);
     std::thread::sleep(Duration::from_millis(50));
@@ -475,15 +489,15 @@ fn a_frozen_sandbox_stands_still_and_always_runs_on(runtime: &str) {
     assert!(thawed.held && thawed.frozen >= Duration::from_millis(50), "{thawed:?}");
     wait_for_count(&sandbox);
     // Whoever goes lets go.
-    drop(sandbox.monitor.freeze(Duration::from_secs(30)).unwrap());
+    drop(sandbox.monitor.freeze(WITHIN, Duration::from_secs(30)).unwrap());
     wait_for_count(&sandbox);
     // Whoever takes too long is told so.
-    let frozen = sandbox.monitor.freeze(Duration::from_millis(500)).unwrap();
+    let frozen = sandbox.monitor.freeze(WITHIN, Duration::from_millis(500)).unwrap();
     wait_for_count(&sandbox);
     assert!(!frozen.thaw().unwrap().held);
     // One of two goes: it stands still for the other.
-    let first = sandbox.monitor.freeze(Duration::from_secs(30)).unwrap();
-    let second = sandbox.monitor.freeze(Duration::from_secs(30)).unwrap();
+    let first = sandbox.monitor.freeze(WITHIN, Duration::from_secs(30)).unwrap();
+    let second = sandbox.monitor.freeze(WITHIN, Duration::from_secs(30)).unwrap();
     first.thaw().unwrap();
     let before = count(&sandbox);
     std::thread::sleep(Duration::from_millis(20));
@@ -491,7 +505,7 @@ fn a_frozen_sandbox_stands_still_and_always_runs_on(runtime: &str) {
     second.thaw().unwrap();
     wait_for_count(&sandbox);
     // Stopping does not wait for whoever holds it.
-    let _frozen = sandbox.monitor.freeze(Duration::from_secs(50)).unwrap();
+    let _frozen = sandbox.monitor.freeze(WITHIN, Duration::from_secs(50)).unwrap();
     let options = StopOptions { signal: None, grace: Duration::from_millis(50) };
     assert_eq!(stop(&sandbox.layout, options).unwrap().code, 137);
     sandbox.remove();
@@ -507,7 +521,7 @@ fn kill_monitor(sandbox: &Box) {
 fn a_sandbox_without_its_monitor_is_ended_and_its_changes_stay(runtime: &str) {
     let sandbox = Box::started(run_on(runtime, &["sh", "-c", COUNT]));
     wait_for_count(&sandbox);
-    let frozen = sandbox.monitor.freeze(Duration::from_secs(30)).unwrap();
+    let frozen = sandbox.monitor.freeze(WITHIN, Duration::from_secs(30)).unwrap();
     kill_monitor(&sandbox);
     assert!(frozen.thaw().is_err());
     let Found::Stopped(exit) = recover(&sandbox.layout).unwrap() else { panic!("runs") };
@@ -531,9 +545,7 @@ fn what_has_ended_is_told_though_it_is_removed_at_once(runtime: &str) {
     let mut stream = monitor.attach(Stdin::Empty, None, None).unwrap();
     monitor.start().unwrap();
     // From here on it counts as stopped, while its monitor still has the container to delete.
-    while !sandbox.layout.exit().exists() {
-        std::thread::yield_now();
-    }
+    inlay_testkit::wait::until("the end to be recorded", || sandbox.layout.exit().exists());
     remove(&sandbox.layout).unwrap();
     let Output { stdout, code, .. } = Output::read(&mut stream.socket);
     assert_eq!((stdout.as_str(), code), ("all\n", 7));
@@ -553,14 +565,13 @@ fn whoever_reads_slowly_gets_everything_and_holds_nobody_up(runtime: &str) {
         reader.next_entry().unwrap().map(|entry| entry.bytes())
     };
     let mut before = None;
-    loop {
+    inlay_testkit::wait::until("the program to wait for its reader", || {
         std::thread::sleep(Duration::from_millis(200));
         let now = lines();
-        if now.is_some() && now == before {
-            break;
-        }
+        let still = now.is_some() && now == before;
         before = now;
-    }
+        still
+    });
     let at_once = StopOptions { signal: None, grace: Duration::ZERO };
     assert_eq!(stop(&sandbox.layout, at_once).unwrap().code, 137);
     let last = lines().unwrap();
@@ -635,9 +646,9 @@ fn a_runtime_that_hangs_is_ended_with_the_sandbox() {
     let sandbox = Box::prepared(options, &[], None);
     std::thread::scope(|scope| {
         let spawning = scope.spawn(|| sandbox.spawn());
-        while !sandbox.layout.monitor_socket().exists() {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        inlay_testkit::wait::until("the monitor's socket", || {
+            sandbox.layout.monitor_socket().exists()
+        });
         remove(&sandbox.layout).unwrap();
         assert!(spawning.join().unwrap().is_err());
     });

@@ -20,6 +20,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use common::boxes::Boxes;
 use common::{import, local, of};
 use inlay_testkit::cli::Inlay;
 use inlay_testkit::service::{Manager, Service, Stored, unit_values};
@@ -32,6 +33,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tempfile::TempDir;
 
 const UNIT: &str = include_str!("../dist/systemd/inlay.service");
+/// What systemd knows from version 254 on.
+const LATER: &str = include_str!("../dist/systemd/inlay.service.d/254.conf");
 
 /// What is stored of a session, sorted.
 const NAMES: [&str; 6] = [
@@ -65,7 +68,8 @@ fn the_unit_starts_a_daemon_whose_descriptors_are_kept() {
     let values: BTreeMap<_, _> = unit_values(UNIT, "Service").into_iter().collect();
     assert_eq!(values["Type"], "notify");
     assert!(values["FileDescriptorStoreMax"].parse::<usize>().unwrap() >= NAMES.len());
-    assert_eq!(values["FileDescriptorStorePreserve"], "yes");
+    let later: BTreeMap<_, _> = unit_values(LATER, "Service").into_iter().collect();
+    assert_eq!(later["FileDescriptorStorePreserve"], "yes");
 }
 
 /// A service with a state of its own, in which `base` is imported.
@@ -483,4 +487,20 @@ fn a_service_that_ends_with_nothing_mounted_leaves_nothing() {
     assert!(service.wait().unwrap().success());
     assert!(host.manager.names().is_empty());
     host.inlay.wait_until_quiet().unwrap();
+}
+
+/// A runtime that inherited the manager's socket would wait for its container to say that it is ready.
+#[test]
+fn a_sandbox_of_a_service_starts() {
+    let host = Boxes::new(local());
+    let manager = Manager::new().unwrap();
+    let mut command = host.inlay.command();
+    command.args(unit_words()).arg("--state").arg(host.inlay.state());
+    let mut service = manager.start(&command).unwrap();
+    service.wait_until_ready().unwrap();
+    host.create("a", &[]);
+    assert_eq!(host.sh("a", "echo \"${NOTIFY_SOCKET-none}\""), "none\n");
+    host.succeed(&["sandbox", "rm", "--force", "a"]);
+    host.succeed(&["daemon", "stop"]);
+    service.wait().unwrap();
 }

@@ -130,10 +130,10 @@ fn a_process_that_waits_for_a_stalled_store_can_be_killed() {
     setup.proxy.inject(Rule::new(Fault::Stall).method("GET").path("/blobs/"));
     let (path, _) = setup.large_file(mounted.path());
     let mut reader = Command::new("cat").arg(&path).stdout(Stdio::null()).spawn().unwrap();
-    while setup.proxy.requests("GET", "/blobs/").is_empty() {
+    inlay_testkit::wait::until("a request for a blob", || {
         assert!(reader.try_wait().unwrap().is_none(), "the reader did not wait");
-        std::thread::yield_now();
-    }
+        !setup.proxy.requests("GET", "/blobs/").is_empty()
+    });
     reader.kill().unwrap();
     let status = reader.wait().unwrap();
     assert!(!status.success());

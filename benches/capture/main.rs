@@ -13,13 +13,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use inlay_store::ids::Kind;
-use inlay_store::remote::PlainHttp;
-use inlayfs::capture::{
-    CaptureOptions, Captured, Frozen, Plan, Subject, SubjectError, View, capture,
+use inlay_capture::{
+    CaptureOptions, Captured, Frozen, Plan, Stood, Subject, SubjectError, Thawed, View, capture,
 };
-use inlayfs::host::Host;
-use inlayfs::import::NoProgress;
+use inlay_images::import::NoProgress;
+use inlay_snapshots::host::Host;
+use inlay_snapshots::state::State;
+use inlay_store::ids::Kind;
+use inlay_store::remote::StoreConfig;
 
 const ROUNDS: u64 = 5;
 const CHANGED: u32 = 100;
@@ -34,13 +35,17 @@ impl Subject for Quiet {
     }
 
     fn freeze(&self) -> Result<Box<dyn Frozen + '_>, SubjectError> {
-        struct Still;
+        struct Still(Instant);
         impl Frozen for Still {
-            fn thaw(self: Box<Self>) -> Result<(), SubjectError> {
-                Ok(())
+            fn until(&self) -> Option<Instant> {
+                None
+            }
+
+            fn thaw(self: Box<Self>) -> Result<Thawed, SubjectError> {
+                Ok(Thawed { stood: Stood::Throughout, frozen: self.0.elapsed() })
             }
         }
-        Ok(Box::new(Still))
+        Ok(Box::new(Still(Instant::now())))
     }
 
     fn processes(&self) -> Result<Vec<u32>, SubjectError> {
@@ -93,7 +98,11 @@ fn main() {
 }
 
 fn measure(dir: &Path, upper: &Path, files: u32) {
-    let host = Host::open(None, &dir.join("state"), PlainHttp::LoopbackOnly).unwrap();
+    let host = {
+        let state = State::open(&dir.join("state")).unwrap();
+        let store = StoreConfig::new(state.store_url(None));
+        Host::open(state, &store).unwrap()
+    };
     let options = CaptureOptions {
         seen_dir: Some(dir.join("seen")),
         ..CaptureOptions::new(Kind::Directory, "bench")

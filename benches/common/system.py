@@ -11,7 +11,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _MS_RDONLY = 1
 _MNT_DETACH = 2
 # Options of the overlay that `inlay mount --rw` makes, so that all are compared alike.
-_OVERLAY = "redirect_dir=on,metacopy=on,xino=on,index=off"
+_OVERLAY = "redirect_dir=on,metacopy=on,xino=off,index=off"
 
 
 class Failed(Exception):

@@ -1,35 +1,35 @@
-//! How many requests of each sort the kernel has sent.
+//! Counts the kernel's requests by type.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 macro_rules! requests {
     ($($(#[$doc:meta])* $field:ident),* $(,)?) => {
-        /// Requests that came, one number for each sort. Shared by the threads of a mount.
+        /// Request counters by type. Shared by the threads of a mount.
         #[derive(Debug, Default)]
         pub struct RequestCounters {
             $(pub(crate) $field: AtomicU64,)*
         }
 
-        /// Requests that had come at one moment.
+        /// Snapshot of the request counters.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         pub struct RequestCounts {
             $($(#[$doc])* pub $field: u64,)*
         }
 
         impl RequestCounters {
-            /// The numbers as they are now.
+            /// Returns the current counts.
             pub fn snapshot(&self) -> RequestCounts {
                 RequestCounts { $($field: self.$field.load(Relaxed),)* }
             }
         }
 
         impl RequestCounts {
-            /// All of them together.
+            /// Returns the sum of all counts.
             pub fn total(&self) -> u64 {
                 0 $(+ self.$field)*
             }
 
-            /// Each number with its name.
+            /// Returns each count with its name.
             pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($field), self.$field),)*].into_iter()
             }
@@ -38,49 +38,49 @@ macro_rules! requests {
 }
 
 requests! {
-    /// A name in a directory.
+    /// Name lookups.
     lookup,
-    /// `stat`.
+    /// `stat` requests.
     getattr,
-    /// A link's target.
+    /// Reads of a link's target.
     readlink,
     /// Files opened.
     open,
-    /// Those of the files opened that the kernel reads from the cached file itself.
+    /// Of the files opened, those with passthrough.
     open_passthrough,
-    /// Reads of files that were answered at once.
+    /// Reads served at once.
     read_hit,
-    /// Reads of files that had to wait for the source.
+    /// Reads that waited for the source.
     read_miss,
     /// Files closed.
     release,
-    /// Whether closes matter.
+    /// Flushes on close; disabled by the first reply.
     flush,
     /// Directories opened.
     opendir,
-    /// Pieces of listings.
+    /// Directory listings, per piece.
     readdir,
-    /// Pieces of listings with attributes.
+    /// Directory listings with attributes, per piece.
     readdirplus,
     /// Directories closed.
     releasedir,
-    /// One extended attribute.
+    /// Reads of one extended attribute.
     getxattr,
-    /// Names of extended attributes.
+    /// Listings of extended attribute names.
     listxattr,
     /// `SEEK_DATA` and `SEEK_HOLE`.
     lseek,
-    /// Inode flags and other controls, of which there are none.
+    /// ioctls; only inode flags are supported.
     ioctl,
-    /// The filesystem's size.
+    /// `statfs` requests.
     statfs,
-    /// Cached files that the kernel would not read itself.
+    /// Cache files that the kernel refused to pass through.
     passthrough_refused,
-    /// Requests answered with an error that means damage or a failing store.
+    /// Requests that failed because of damage or a failing store.
     failed,
 }
 
-/// One more.
+/// Increments a counter.
 pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Relaxed);
 }

@@ -1,4 +1,4 @@
-//! The moment when a filesystem is mounted nowhere any more and its threads have stopped.
+//! Signals that a filesystem is no longer mounted anywhere and its threads have stopped.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,15 +7,15 @@ use parking_lot::{Condvar, Mutex};
 
 type Waiter = Box<dyn FnOnce() + Send>;
 
-/// Tells when a filesystem has ended.
+/// A one-shot event: the end of a filesystem.
 #[derive(Default)]
 pub struct Ended {
-    state: Mutex<State>,
+    state: Mutex<EndedState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct EndedState {
     over: bool,
     waiters: Vec<Waiter>,
 }
@@ -27,7 +27,7 @@ impl std::fmt::Debug for Ended {
 }
 
 impl Ended {
-    /// Blocks until then.
+    /// Blocks until the end.
     pub fn wait(&self) {
         let mut state = self.state.lock();
         while !state.over {
@@ -35,7 +35,7 @@ impl Ended {
         }
     }
 
-    /// Blocks until then, but not longer than `limit`. Returns whether it is over.
+    /// Blocks until the end, for at most `limit`. Returns whether it has ended.
     pub fn within(&self, limit: Duration) -> bool {
         let mut state = self.state.lock();
         if !state.over {
@@ -44,7 +44,7 @@ impl Ended {
         state.over
     }
 
-    /// Calls `waiter` then, from the thread that ends; at once if it is over.
+    /// Calls `waiter` at the end, on the thread that ends it; at once if it has already ended.
     pub fn then(&self, waiter: impl FnOnce() + Send + 'static) {
         let mut state = self.state.lock();
         if state.over {
@@ -55,7 +55,7 @@ impl Ended {
         }
     }
 
-    /// Now.
+    /// Signals the end and runs the waiters.
     pub(crate) fn set(&self) {
         let waiters = {
             let mut state = self.state.lock();
@@ -69,7 +69,7 @@ impl Ended {
     }
 }
 
-/// Sets the end when dropped, so that it comes even if the thread panics.
+/// Signals the end on drop, so that it is signalled even if the thread panics.
 pub(crate) struct EndOnDrop(Arc<Ended>);
 
 impl EndOnDrop {

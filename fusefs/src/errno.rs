@@ -1,4 +1,4 @@
-//! The one place where errors become the numbers that programs see.
+//! Maps errors to the errno that programs see. No other place does.
 
 use fuser::Errno;
 
@@ -6,12 +6,14 @@ use crate::content::ContentError;
 use crate::error::{FsError, Wanted};
 use crate::ledger::LedgerError;
 
-/// What a program that made the request sees in `errno`.
+/// Returns the errno for the program that made the request.
 pub(crate) fn errno(error: &FsError) -> Errno {
     match error {
-        // Inode numbers of a snapshot that is gone: what NFS says of a file handle whose file is.
+        // A node ID of a detached snapshot: the error that NFS uses for a stale file handle.
         FsError::UnknownInode(_) => Errno::ESTALE,
         FsError::NoSuchName => Errno::ENOENT,
+        // Never sent: the request is left for the kernel to resend.
+        FsError::NotYet => Errno::EAGAIN,
         FsError::Ledger(LedgerError::Full) => Errno::ENFILE,
         FsError::Index { .. } | FsError::NotOpen { .. } | FsError::Ledger(_) => Errno::EIO,
         FsError::Content { source, .. } => content(source),
@@ -24,9 +26,9 @@ pub(crate) fn errno(error: &FsError) -> Errno {
     }
 }
 
-/// Programs know one error for bytes that a regular file has but that can't be read: `EIO`.
-/// `ETIMEDOUT`, `ENOENT` or `ESHUTDOWN` from `read` would be taken for something else, or be
-/// retried without end. The log says which it was.
+/// Any failure to read the bytes of a regular file is `EIO`. Programs would misinterpret
+/// `ETIMEDOUT`, `ENOENT` or `ESHUTDOWN` from `read`, or retry forever. The log has the actual
+/// cause.
 fn content(error: &ContentError) -> Errno {
     match error {
         ContentError::Timeout { .. }
@@ -40,8 +42,8 @@ fn content(error: &ContentError) -> Errno {
 fn wrong_kind(wanted: Wanted) -> Errno {
     match wanted {
         Wanted::Directory => Errno::ENOTDIR,
-        // `readlink` of something that is no link, `read` of something that is no file. The kernel
-        // checks first, so only a damaged index can lead here with a directory.
+        // `readlink` of a non-link or `read` of a non-file. The kernel checks first, so only a
+        // damaged index can lead here with a directory.
         Wanted::SymbolicLink | Wanted::RegularFile => Errno::EINVAL,
     }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with a request of the kernel.
+//! Errors of FUSE requests.
 
 use std::sync::Arc;
 
@@ -7,74 +7,78 @@ use inlay_store::format::{FormatError, InodeIdx};
 use crate::content::ContentError;
 use crate::ledger::LedgerError;
 
-/// Why a request of the kernel is refused.
+/// Why a request of the kernel fails.
 #[derive(Debug, thiserror::Error)]
 pub enum FsError {
-    /// The number is of no inode of a mounted snapshot.
+    /// The node ID belongs to no attached snapshot.
     #[error("no snapshot is mounted that has the inode number {0:#x}")]
     UnknownInode(u64),
-    /// A snapshot of an earlier server could not be opened again.
+    /// A snapshot attached by an earlier server cannot be reopened.
     #[error("the snapshot in slot {slot} can't be opened: {why}")]
     NotOpen {
-        /// Which.
+        /// Slot number.
         slot: u32,
-        /// Why.
+        /// Cause.
         why: Arc<str>,
     },
+    /// A snapshot attached by an earlier server is being reopened: the request must not be answered
+    /// now.
+    #[error("the snapshot is being opened")]
+    NotYet,
     /// The root directory has no such name now.
     #[error("no such slot")]
     NoSuchName,
-    /// The index contradicts itself.
+    /// The index is inconsistent.
     #[error("inode {}: {source}", inode.0)]
     Index {
-        /// Whose records are damaged.
+        /// Inode with damaged records.
         inode: InodeIdx,
-        /// How.
+        /// Cause.
         source: FormatError,
     },
-    /// A file's bytes could not be had.
+    /// A file's bytes cannot be read.
     #[error("inode {}, {len} bytes at {offset}: {source}", inode.0)]
     Content {
-        /// Of which file.
+        /// Inode of the file.
         inode: InodeIdx,
-        /// Where the read began, in bytes.
+        /// Offset of the read, in bytes.
         offset: u64,
-        /// How many bytes were wanted.
+        /// Length of the read, in bytes.
         len: u32,
-        /// Why.
+        /// Cause.
         source: ContentError,
     },
-    /// The inode is of another kind than the request needs.
+    /// The inode has the wrong type for the request.
     #[error("inode {} is not a {wanted}", inode.0)]
     WrongKind {
-        /// Which.
+        /// The inode.
         inode: InodeIdx,
-        /// What it should be.
+        /// Required type.
         wanted: Wanted,
     },
     /// The inode has no extended attribute of that name.
     #[error("no such extended attribute")]
     NoAttribute,
-    /// The caller's buffer is too small for the value, which takes so many bytes.
+    /// The caller's buffer is too small; holds the required size in bytes.
     #[error("the buffer is too small: {0} bytes are needed")]
     BufferTooSmall(usize),
-    /// There is no data, or no hole, at or after the offset.
+    /// No data, or no hole, at or after the offset.
     #[error("the offset is past the last byte of that sort")]
     NothingAfter,
-    /// A snapshot can't be written to.
+    /// Snapshots cannot be written to.
     #[error("snapshots are read-only")]
     ReadOnly,
-    /// An open file could not be noted where the next server finds it.
+    /// An open file cannot be recorded for the next server.
     #[error("a file can't be opened: {0}")]
     Ledger(#[from] LedgerError),
-    /// The kernel asked for something that was not agreed on.
+    /// The kernel sent a request that the negotiated protocol excludes.
     #[error("invalid request: {0}")]
     Invalid(&'static str),
 }
 
 impl FsError {
-    /// Whether it tells of damage or a failing store, which the administrator wants to know, and
-    /// not of what programs do every day.
+    /// Returns whether this is damage or a failing store, which belongs in the log, rather than an
+    /// everyday error of programs.
     pub(crate) fn is_failure(&self) -> bool {
         match self {
             Self::NotOpen { .. }
@@ -84,6 +88,7 @@ impl FsError {
             | Self::Invalid(_) => true,
             Self::UnknownInode(_)
             | Self::NoSuchName
+            | Self::NotYet
             | Self::WrongKind { .. }
             | Self::NoAttribute
             | Self::BufferTooSmall(_)
@@ -93,7 +98,7 @@ impl FsError {
     }
 }
 
-/// The kind of inode that a request needs.
+/// The inode type that a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// A directory.

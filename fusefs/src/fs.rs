@@ -1,10 +1,13 @@
-//! A snapshot as a filesystem: what the kernel may ask, answered from the index and the content
-//! source. Knows nothing of FUSE, allocates nothing for metadata, and never waits.
+//! A snapshot as a filesystem: serves requests from the index and the content source. Knows nothing
+//! of FUSE, allocates nothing for metadata, and never blocks.
 
+mod alias;
+mod changed;
 mod dir;
+mod findings;
 mod read;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod view;
 #[cfg(test)]
 mod view_tests;
@@ -18,42 +21,48 @@ use inlay_store::ids::Digest;
 use crate::content::ContentSource;
 use crate::error::{FsError, Wanted};
 
+pub use alias::{OwnerAlias, Renumber};
 pub use dir::{DirItem, DirOffset, Emit};
+pub use findings::Findings;
 pub(crate) use read::READ_LEN_MAX;
 pub use read::{Answered, Seek};
 pub use view::{APART_LEN_MIN, Parts, Split, View};
 pub use xattr::{Viewer, XattrAnswer};
 
-/// The unit of `statfs`, and what programs are told to read in, in bytes.
+/// Block size of `statfs` and preferred I/O size, in bytes.
 pub(crate) const BLOCK_SIZE: u32 = 4096;
 
-/// One snapshot. All calls may come from any number of threads.
+/// Length of the header and the first inodes of an index, in bytes.
+const SEED_LEN: usize = 4096;
+
+/// One snapshot. All methods may be called concurrently.
 pub struct SnapshotFs {
     index: Index,
     view: View,
+    alias: Option<OwnerAlias>,
     source: Arc<dyn ContentSource>,
     content_bytes: OnceLock<u64>,
 }
 
-/// What a directory has under a name.
+/// A directory entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
     /// The inode.
     pub inode: InodeIdx,
-    /// What `stat` tells of it.
+    /// Its attributes.
     pub attr: Attr,
 }
 
-/// What `statfs` tells of a snapshot. It is full: nothing is free.
+/// `statfs` of a snapshot. No space is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StatFs {
-    /// Blocks of [`StatFs::block_size`] that the files' different contents take.
+    /// Blocks of [`StatFs::block_size`] occupied by the deduplicated file contents.
     pub blocks: u64,
-    /// In bytes.
+    /// Block size, in bytes.
     pub block_size: u32,
-    /// Inodes.
+    /// Number of inodes.
     pub files: u64,
-    /// The longest name, in bytes.
+    /// Maximum name length, in bytes.
     pub name_len_max: u32,
 }
 
@@ -66,42 +75,56 @@ impl std::fmt::Debug for SnapshotFs {
 }
 
 impl SnapshotFs {
-    /// The snapshot that `index` describes and whose contents `source` serves.
+    /// Creates a filesystem from `index`, with contents served by `source`.
     pub fn new(index: Index, source: Arc<dyn ContentSource>) -> Self {
         Self::with_view(index, source, View::Whole)
     }
 
-    /// A part of it. What is not shown can't be looked up, and is in no listing.
+    /// Creates a filesystem that shows only the part `view`. Hidden entries cannot be looked up and
+    /// are not listed.
     pub fn with_view(index: Index, source: Arc<dyn ContentSource>, view: View) -> Self {
-        Self { index, view, source, content_bytes: OnceLock::new() }
+        Self { index, view, alias: None, source, content_bytes: OnceLock::new() }
     }
 
-    /// Whether only a part of the snapshot is shown, as it is done below overlays alone.
+    /// Sets an owner alias.
+    #[must_use]
+    pub fn with_alias(self, alias: Option<OwnerAlias>) -> Self {
+        Self { alias, ..self }
+    }
+
+    /// Returns whether only a part of the snapshot is shown. Parts are only used below overlays.
     pub(crate) fn is_part(&self) -> bool {
         !matches!(self.view, View::Whole)
     }
 
-    /// Whether anything that is shown may have an extended attribute.
+    /// Returns whether any visible inode may have an extended attribute.
     pub fn has_xattrs(&self) -> bool {
         !matches!(self.view, View::Common) && self.index.has_xattrs()
     }
 
-    /// Whether a file may be shown that can be passed through to its cached copy.
+    /// Returns whether any visible file may be eligible for passthrough to its cache file.
     pub fn has_large_files(&self) -> bool {
         !matches!(self.view, View::Common) && self.index.has_large_files()
     }
 
-    /// The digest of a large file's contents; `None` for others.
+    /// Returns the digest of a large file's contents; `None` for other files.
     pub(crate) fn content(&self, inode: InodeIdx) -> Result<Option<Digest>, FsError> {
         self.index.content(inode).map_err(|e| damaged(inode, e))
     }
 
-    /// What serves its files' bytes.
+    /// Returns the inode count and a digest that identifies the snapshot well enough to choose its
+    /// inode numbers. Reads little of the index.
+    pub(crate) fn seed(&self) -> (u32, Digest) {
+        let head = self.index.bytes().get(..SEED_LEN).unwrap_or(self.index.bytes());
+        (self.index.inode_count(), Digest::of(head))
+    }
+
+    /// Returns the content source.
     pub(crate) fn source(&self) -> &dyn ContentSource {
         &*self.source
     }
 
-    /// What `name` is in the directory `parent`; `None` if it has no such entry.
+    /// Looks up `name` in the directory `parent`; `None` if it has no such entry.
     pub fn lookup(&self, parent: InodeIdx, name: &[u8]) -> Result<Option<Found>, FsError> {
         let found = self.index.lookup(parent, name).map_err(|e| damaged(parent, e))?;
         let found = found.map(|inode| self.child(parent, inode)).transpose()?;
@@ -115,23 +138,23 @@ impl SnapshotFs {
         self.view.shows(&self.index, inode, kind).map_err(|e| damaged(inode, e))
     }
 
-    /// What `stat` tells of `inode`.
+    /// Returns the attributes of `inode`.
     pub fn attr(&self, inode: InodeIdx) -> Result<Attr, FsError> {
         let attr = self.index.attr(inode).map_err(|e| damaged(inode, e))?;
-        // The kernel's device numbers have 12 bits for the major and 20 for the minor part, and the
-        // protocol passes no more.
+        // The kernel's device numbers have 12 bits for the major and 20 bits for the minor part,
+        // and the protocol passes no more.
         if attr.device.major >= 1 << 12 || attr.device.minor >= 1 << 20 {
             return Err(contradiction(inode, "device number out of range"));
         }
-        Ok(attr)
+        Ok(self.alias.map_or(attr, |alias| alias.attr(attr)))
     }
 
-    /// The target of the symbolic link `inode`, 1 to 4095 bytes.
+    /// Returns the target of the symbolic link `inode`, 1 to 4095 bytes.
     pub fn readlink(&self, inode: InodeIdx) -> Result<&[u8], FsError> {
         self.index.symlink(inode).map_err(|e| damaged(inode, e))
     }
 
-    /// Checks that `inode` is a regular file that can be read.
+    /// Checks that `inode` is a readable regular file.
     pub fn open(&self, inode: InodeIdx) -> Result<(), FsError> {
         self.index.data(inode).map(drop).map_err(|e| damaged(inode, e))
     }
@@ -141,15 +164,16 @@ impl SnapshotFs {
         self.index.dir(inode).map(drop).map_err(|e| damaged(inode, e))
     }
 
-    /// How large a directory without files of its own is.
+    /// Returns `statfs` of a directory without files of its own.
     pub(crate) const fn statfs_of_nothing() -> StatFs {
         StatFs { blocks: 0, block_size: BLOCK_SIZE, files: 0, name_len_max: 255 }
     }
 
-    /// How large the snapshot is.
+    /// Returns `statfs` of the snapshot.
     pub fn statfs(&self) -> StatFs {
         let bytes = *self.content_bytes.get_or_init(|| {
-            // Groups are few next to files. A damaged one is no reason to have no answer.
+            // There are few groups compared to files. Damaged groups are skipped: `statfs` should
+            // still succeed.
             (0..self.index.group_count())
                 .filter_map(|group| self.index.group(GroupIdx(group)).ok())
                 .map(|group| u64::from(group.raw_len))
@@ -163,10 +187,10 @@ impl SnapshotFs {
         }
     }
 
-    /// An entry's inode, with its attributes.
+    /// Returns the inode of a directory entry with its attributes.
     ///
-    /// A directory must be where it says that it is. So a damaged index can't show one directory in
-    /// two places, nor a directory inside itself: the kernel can't bear either.
+    /// Checks that a directory's own parent matches. So a damaged index cannot show one directory
+    /// in two places, or a directory inside itself: the kernel tolerates neither.
     fn child(&self, parent: InodeIdx, inode: InodeIdx) -> Result<Found, FsError> {
         let attr = self.attr(inode)?;
         if attr.kind == FileKind::Directory {
@@ -183,8 +207,8 @@ fn contradiction(inode: InodeIdx, what: &'static str) -> FsError {
     FsError::Index { inode, source: FormatError::Corrupt { what, at: u64::from(inode.0) } }
 }
 
-/// A request for something that the inode's kind does not have is the caller's error; everything
-/// else is the index's.
+/// A request that the inode's type does not support is the caller's error; everything else is the
+/// index's.
 fn damaged(inode: InodeIdx, source: FormatError) -> FsError {
     match source {
         FormatError::WrongKind { wanted, .. } => FsError::WrongKind {

@@ -1,20 +1,28 @@
-//! The thin layer between the FUSE protocol and [`SnapshotFs`]: it finds the snapshot that a request
-//! is about, translates, and decides nothing.
+//! Adapts the FUSE protocol to [`SnapshotFs`]: finds the snapshot of a request and translates;
+//! makes no decisions.
 //!
-//! The kernel remembers every answer practically for ever, because snapshots never change: entries,
-//! absent names, attributes, links, listings and pages. It checks permissions itself, ACLs too.
+//! The kernel caches every reply practically forever, because snapshots never change: entries,
+//! negative entries, attributes, links, listings and pages. It checks permissions itself, including
+//! ACLs.
 
 mod attr;
+mod entry;
+mod read_reply;
+mod refused;
 mod root;
+mod shared;
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
+use attr::{ABSENT, NO_FLAGS, file_attr, file_type, flags_len, taken, xattr_reply};
+use entry::{Introduced, Listing, room_of};
 use fuser::{
     Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData,
@@ -22,67 +30,73 @@ use fuser::{
     ReplyStatfs, ReplyXattr, Request,
 };
 use inlay_store::format::InodeIdx;
+use read_reply::ReadReply;
+use refused::Refused;
 
 use crate::counters::{RequestCounters, count};
-use crate::errno::errno;
 use crate::error::FsError;
+use crate::features::FuseFeature;
 use crate::fs::{Answered, DirOffset, Found, READ_LEN_MAX, Seek, SnapshotFs};
 use crate::host::{Attached, Host};
-use crate::inode::{self, Slot};
+use crate::inflight::{Recorded, Unique, answered_by_thread};
+use crate::inode;
 use crate::kind::ConnectionKind;
 use crate::ledger::Mode;
-use crate::limiter::{Line, LogLimiter};
-use crate::meter::RequestMeter;
-use crate::opens::{Opened, Opening};
+use crate::opens::{Opened, Opening, RESENT};
 use crate::raw::opened_passthrough;
 use crate::viewer::viewer;
-use attr::{ABSENT, file_attr, file_type, taken, xattr_reply};
+pub(crate) use shared::Shared;
 
-/// 35,000 years. The kernel adds it to its clock in ticks, so the longest `Duration` would overflow.
+/// 35,000 years. The kernel adds it to its clock in ticks, so the maximum `Duration` would
+/// overflow.
 const FOR_EVER: Duration = Duration::from_secs(1 << 40);
 
-/// How many requests that nobody waits for (read-ahead, mostly) the kernel has in flight at once.
-/// Together with one request for each thread that waits in a system call or page fault, this bounds
-/// the reads that wait for the content source.
+/// Maximum number of background requests (mostly read-ahead) that the kernel has in flight.
+/// Together with one request per thread blocked in a syscall or page fault, this bounds the reads
+/// that wait for the content source.
 const MAX_BACKGROUND: u16 = 256;
 
-/// Inode numbers are never used twice while a connection lives.
+/// Node IDs are never reused during a connection.
 const GENERATION: Generation = Generation(0);
 
-/// The number of every open file that is not large.
+/// File handle of every open file that is not large.
 const SMALL_FILE: FileHandle = FileHandle(0);
 
-/// What the kernel should do, where it can.
-const WANTED: [InitFlags; 7] = [
+/// INIT flags requested where the kernel offers them.
+const WANTED: [InitFlags; 5] = [
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_ASYNC_DIO,
-    InitFlags::FUSE_PASSTHROUGH,
-    // The kernel checks permissions here (`default_permissions`), so views may map owners.
-    InitFlags::FUSE_ALLOW_IDMAP,
 ];
 
-/// One connection to the kernel: the slots of one kind.
+/// INIT flags requested unless disabled.
+const OPTIONAL: [(FuseFeature, InitFlags); 2] = [
+    (FuseFeature::Passthrough, InitFlags::FUSE_PASSTHROUGH),
+    // The kernel checks permissions here (`default_permissions`), so views may map owners.
+    (FuseFeature::IdmappedMounts, InitFlags::FUSE_ALLOW_IDMAP),
+];
+
+/// One FUSE connection: the slots of one kind.
 #[derive(Debug)]
 pub(crate) struct Adapter {
     host: Arc<Host>,
     kind: ConnectionKind,
+    origin: Origin,
 }
 
-/// What replies on other threads need, too.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) counters: Arc<RequestCounters>,
-    pub(crate) meter: Arc<RequestMeter>,
-    limiter: LogLimiter,
-    /// The process is about to end: who comes next answers what would only be an error here.
-    leaving: AtomicBool,
+/// Origin of requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The kernel.
+    Kernel,
+    /// Records of requests in flight, replayed on kernels that do not resend.
+    Records,
 }
 
-/// What an inode number stands for.
-enum Place {
+/// What a node ID refers to.
+enum InodeTarget {
     /// The directory of the slots.
     Root,
     /// An inode of a snapshot.
@@ -90,41 +104,109 @@ enum Place {
 }
 
 impl Adapter {
-    pub(crate) fn new(host: Arc<Host>, kind: ConnectionKind) -> Self {
-        Self { host, kind }
+    pub(crate) fn new(host: Arc<Host>, kind: ConnectionKind, origin: Origin) -> Self {
+        Self { host, kind, origin }
     }
 
-    fn place(&self, ino: INodeNo) -> Result<Place, FsError> {
+    fn place(&self, ino: INodeNo) -> Result<InodeTarget, FsError> {
         let (slot, inode) = inode::inode(ino)?;
         match self.host.table.get(slot) {
-            Some(attached) if attached.kind() == self.kind => Ok(Place::In(attached, inode)),
-            None if ino == INodeNo::ROOT => Ok(Place::Root),
+            Some(attached) if attached.kind() == self.kind => Ok(InodeTarget::In(attached, inode)),
+            None if ino == INodeNo::ROOT => Ok(InodeTarget::Root),
             _ => Err(FsError::UnknownInode(ino.0)),
         }
     }
 
-    /// Counts a request and runs it where it belongs.
+    /// Counts a request and dispatches it to the root or a snapshot.
     fn at<T>(
         &self,
         counter: impl Fn(&RequestCounters) -> &AtomicU64,
         ino: INodeNo,
         in_root: impl FnOnce() -> Result<T, FsError>,
-        in_snapshot: impl FnOnce(&SnapshotFs, Slot, InodeIdx) -> Result<T, FsError>,
-    ) -> Result<T, Errno> {
+        in_snapshot: impl FnOnce(&SnapshotFs, &Attached, InodeIdx) -> Result<T, FsError>,
+    ) -> Result<T, FsError> {
         count(counter(&self.host.shared.counters));
-        let outcome = self.place(ino).and_then(|place| match place {
-            Place::Root => in_root(),
-            Place::In(attached, inode) => in_snapshot(attached.fs()?, attached.slot(), inode),
-        });
-        outcome.map_err(|error| self.host.shared.refuse(&error))
+        self.place(ino).and_then(|place| match place {
+            InodeTarget::Root => in_root(),
+            InodeTarget::In(attached, inode) => {
+                in_snapshot(self.host.ready(&attached)?, &attached, inode)
+            }
+        })
     }
 
-    /// A panic is a defect; it must cost one request and not the thread that answers them.
-    fn guard(&self, request: impl FnOnce()) {
+    /// Replies with an error, or leaves the request unanswered until its snapshot is open.
+    fn refuse(&self, request: &Request, reply: impl Refused, error: &FsError) {
+        match error {
+            // Dropping `reply` would send an I/O error.
+            FsError::NotYet if self.leave(request) => std::mem::forget(reply),
+            error => reply.refused(self.host.shared.refuse(error)),
+        }
+    }
+
+    /// Leaves a request unanswered, to come again. Returns false if it cannot be recorded.
+    fn leave(&self, request: &Request) -> bool {
+        let Some(in_flight) = self.host.shared.in_flight() else { return true };
+        match in_flight.leave(self.kind, Unique(request.unique().0)) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::error!(%error, "can't replay a request; it fails with EIO");
+                false
+            }
+        }
+    }
+
+    /// Marks a replayed request as answered, after a reply that bypassed fuser.
+    fn answered(&self, request: &Request) {
+        if self.origin == Origin::Records
+            && let Some(in_flight) = self.host.shared.in_flight()
+        {
+            in_flight.answered(self.kind, Unique(request.unique().0), None);
+        }
+    }
+
+    fn begin_read(&self, ino: INodeNo, offset: u64, size: u32, reply: ReadReply) {
+        let (attached, inode) = match self.place(ino) {
+            Ok(InodeTarget::In(attached, inode)) => (attached, inode),
+            Ok(InodeTarget::Root) => {
+                return reply.answer(Err(FsError::Invalid("the root is no file")));
+            }
+            Err(error) => return reply.answer(Err(error)),
+        };
+        let fs = match self.host.ready(&attached) {
+            Ok(fs) => fs,
+            Err(error) => return reply.answer(Err(error)),
+        };
+        let shared = Arc::clone(&self.host.shared);
+        fs.read(inode, offset, size, move |answered, outcome| {
+            count(match answered {
+                Answered::Now => &shared.counters.read_hit,
+                Answered::Later => &shared.counters.read_miss,
+            });
+            reply.answer(outcome);
+        });
+    }
+
+    /// Returns the device of this connection.
+    fn device(&self) -> Option<BorrowedFd<'_>> {
+        self.host.device(self.kind)
+    }
+
+    /// Runs a request handler. A panic is a bug; it must fail one request, not kill the thread.
+    fn guard(&self, request: &Request, answer: impl FnOnce()) {
         let _timed = self.host.shared.meter.request();
-        if catch_unwind(AssertUnwindSafe(request)).is_err() {
+        if catch_unwind(AssertUnwindSafe(answer)).is_err() {
             count(&self.host.shared.counters.failed);
-            tracing::error!("a request made its thread panic; it was answered with an I/O error");
+            tracing::error!("a request panicked; it fails with EIO");
+        }
+        // A request that is still unanswered has a record of its own by now.
+        let recorded = answered_by_thread(Unique(request.unique().0));
+        if recorded == Recorded::No
+            && self.origin == Origin::Kernel
+            && self.host.shared.in_flight().is_some()
+        {
+            tracing::error!(
+                "a request was not read into shared memory: it would not outlive this process"
+            );
         }
     }
 
@@ -133,165 +215,117 @@ impl Adapter {
         (attached.kind() == self.kind && attached.is_visible()).then_some(attached)
     }
 
-    /// Gives `emit` the root's entries from `offset` on: the name, its attributes, and where the
-    /// listing goes on. It returns whether there was no room.
-    fn list_root(&self, offset: u64, mut emit: impl FnMut(&OsStr, &fuser::FileAttr, u64) -> bool) {
+    /// Passes the root's entries from `offset` on to `emit`: the name, its attributes, and the next
+    /// offset. `emit` returns whether the buffer is full.
+    fn list_root(&self, offset: u64, mut emit: impl FnMut(&OsStr, &Introduced<'_>, u64) -> bool) {
         for (at, name) in [".", ".."].into_iter().enumerate() {
-            let at = at as u64;
-            if offset <= at && emit(OsStr::new(name), &root::ATTR, at + 1) {
+            let (at, root) = (at as u64, Introduced { node: INodeNo::ROOT, attr: &root::ATTR });
+            if offset <= at && emit(OsStr::new(name), &root, at + 1) {
                 return;
             }
         }
         for attached in self.host.table.visible_from(self.kind, root::first_slot(offset)) {
             let slot = attached.slot();
-            // One that can't be opened hides no other.
-            let Ok(attr) = attached.fs().and_then(|fs| fs.attr(InodeIdx::ROOT)) else { continue };
-            let attr = file_attr(slot, &Found { inode: InodeIdx::ROOT, attr });
-            if emit(OsStr::new(&slot.to_string()), &attr, root::offset_after(slot)) {
+            let number = INodeNo(attached.numbers().of(slot, InodeIdx::ROOT));
+            let found = self.host.ready(&attached).and_then(|fs| {
+                let attr = fs.attr(InodeIdx::ROOT)?;
+                Ok(file_attr(&attached, fs, &Found { inode: InodeIdx::ROOT, attr }))
+            });
+            let (node, attr) = match found {
+                Ok(attr) => (inode::number(slot, InodeIdx::ROOT), attr),
+                // Name only: the kernel looks it up when a program needs its attributes.
+                Err(_) => (INodeNo(0), fuser::FileAttr { ino: number, ..root::ATTR }),
+            };
+            let introduced = Introduced { node, attr: &attr };
+            if emit(OsStr::new(&slot.to_string()), &introduced, root::offset_after(slot)) {
                 return;
             }
-        }
-    }
-}
-
-impl Shared {
-    pub(crate) fn new(counters: Arc<RequestCounters>) -> Self {
-        let (meter, limiter) = Default::default();
-        Self { counters, meter, limiter, leaving: AtomicBool::new(false) }
-    }
-
-    /// From now on, reads that fail are left to the next server.
-    pub(crate) fn leave(&self) {
-        self.leaving.store(true, Relaxed);
-    }
-
-    /// The error number for a request that failed. Damage and failing stores go to the log.
-    fn refuse(&self, error: &FsError) -> Errno {
-        if error.is_failure() {
-            count(&self.counters.failed);
-            match self.limiter.line(Instant::now()) {
-                Line::Write { held_back: 0 } => tracing::error!("I/O error: {error}"),
-                Line::Write { held_back } => {
-                    tracing::error!("I/O error: {error} (and {held_back} more before)");
-                }
-                Line::HoldBack => {}
-            }
-        }
-        errno(error)
-    }
-}
-
-/// The answer to a read, which may be given by another thread, or by none.
-struct ReadReply {
-    reply: Option<ReplyData>,
-    shared: Arc<Shared>,
-}
-
-impl ReadReply {
-    fn answer(mut self, outcome: Result<&[u8], FsError>) {
-        match outcome {
-            Ok(bytes) => {
-                if let Some(reply) = self.reply.take() {
-                    reply.data(bytes);
-                }
-            }
-            // A server that is shutting down fails what its successor will get.
-            Err(_) if self.shared.leaving.load(Relaxed) => {}
-            Err(error) => {
-                let errno = self.shared.refuse(&error);
-                if let Some(reply) = self.reply.take() {
-                    reply.error(errno);
-                }
-            }
-        }
-    }
-}
-
-impl Drop for ReadReply {
-    fn drop(&mut self) {
-        // fuser answers with an I/O error what is dropped; what is forgotten stays with the kernel,
-        // which sends it to the next server.
-        if let Some(reply) = self.reply.take()
-            && self.shared.leaving.load(Relaxed)
-        {
-            std::mem::forget(reply);
         }
     }
 }
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Without it, the kernel would let everybody in whom an ACL keeps out.
+        // Without it, the kernel would ignore ACLs that deny access.
         config.add_capabilities(InitFlags::FUSE_POSIX_ACL).map_err(|_| {
             io::Error::new(io::ErrorKind::Unsupported, "this kernel's FUSE can't enforce ACLs")
         })?;
-        for wanted in WANTED {
+        let optional = OPTIONAL.into_iter().filter(|(feature, _)| self.host.uses(*feature));
+        for wanted in WANTED.into_iter().chain(optional.map(|(_, flag)| flag)) {
             if config.add_capabilities(wanted).is_err() {
-                tracing::info!(?wanted, "the kernel does not offer this: more requests will come");
+                tracing::info!(?wanted, "the kernel lacks a feature; expect more requests");
             }
         }
-        // Sets the size of reads, too. None of these is refused: all are in range.
+        // This also sets the read size. None of these calls fails: all values are in range.
         let _ = config.set_max_write(READ_LEN_MAX);
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_congestion_threshold(MAX_BACKGROUND / 4 * 3);
-        // With 0 no file can be passed through, with 2 no overlay fits on top.
+        // With 0, no file can be passed through; with 2, no overlay fits on top.
         let _ = config.set_max_stack_depth(1);
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guard(|| {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.guard(request, || {
             let name = name.as_bytes();
             count(&self.host.shared.counters.lookup);
-            // What the root does not have today it may have tomorrow: not to be remembered.
+            // A name that the root lacks today may exist tomorrow: must not be cached.
             let in_root = || self.root_entry(name).ok_or(FsError::NoSuchName);
-            let found = self.place(parent).and_then(|place| match place {
-                Place::Root => {
-                    let attached = in_root()?;
-                    let attr = attached.fs()?.attr(InodeIdx::ROOT)?;
-                    Ok(Some((attached.slot(), Found { inode: InodeIdx::ROOT, attr })))
-                }
-                Place::In(attached, dir) => {
-                    let found = attached.fs()?.lookup(dir, name)?;
-                    Ok(found.map(|found| (attached.slot(), found)))
-                }
+            let found = self.place(parent).and_then(|place| {
+                let (attached, found) = match place {
+                    InodeTarget::Root => {
+                        let attached = in_root()?;
+                        let attr = self.host.ready(&attached)?.attr(InodeIdx::ROOT)?;
+                        (attached, Some(Found { inode: InodeIdx::ROOT, attr }))
+                    }
+                    InodeTarget::In(attached, dir) => {
+                        let found = self.host.ready(&attached)?.lookup(dir, name)?;
+                        (attached, found)
+                    }
+                };
+                let Some(found) = found else { return Ok((INodeNo(0), ABSENT)) };
+                let node = inode::number(attached.slot(), found.inode);
+                Ok((node, file_attr(&attached, self.host.ready(&attached)?, &found)))
             });
-            match found {
-                Ok(Some((slot, found))) => {
-                    reply.entry(&FOR_EVER, &file_attr(slot, &found), GENERATION);
+            match (found, self.device()) {
+                (Ok((node, attr)), Some(device)) => {
+                    entry::entry(device, request, reply, &Introduced { node, attr: &attr });
+                    self.answered(request);
                 }
-                Ok(None) => reply.entry(&FOR_EVER, &ABSENT, GENERATION),
-                Err(error) => reply.error(self.host.shared.refuse(&error)),
+                (Ok(_), None) => reply.error(Errno::ENODEV),
+                (Err(error), _) => self.refuse(request, reply, &error),
             }
         });
     }
 
-    fn forget(&self, _: &Request, ino: INodeNo, _: u64) {
-        self.guard(|| self.host.forgotten(self.kind, ino));
+    fn forget(&self, request: &Request, ino: INodeNo, _: u64) {
+        self.guard(request, || self.host.forgotten(self.kind, ino));
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guard(|| {
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.guard(request, || {
             let attr = self.at(
                 |c| &c.getattr,
                 ino,
                 || Ok(root::ATTR),
-                |fs, slot, inode| Ok(file_attr(slot, &Found { inode, attr: fs.attr(inode)? })),
+                |fs, attached, inode| {
+                    Ok(file_attr(attached, fs, &Found { inode, attr: fs.attr(inode)? }))
+                },
             );
             match attr {
                 Ok(attr) => reply.attr(&FOR_EVER, &attr),
-                Err(errno) => reply.error(errno),
+                Err(error) => self.refuse(request, reply, &error),
             }
         });
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.guard(|| {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        self.guard(request, || {
             count(&self.host.shared.counters.readlink);
             let answered = match self.place(ino) {
-                Ok(Place::Root) => Err(FsError::Invalid("the root is no link")),
-                Ok(Place::In(attached, inode)) => {
-                    match attached.fs().and_then(|fs| fs.readlink(inode)) {
+                Ok(InodeTarget::Root) => Err(FsError::Invalid("the root is no link")),
+                Ok(InodeTarget::In(attached, inode)) => {
+                    match self.host.ready(&attached).and_then(|fs| fs.readlink(inode)) {
                         Ok(target) => return reply.data(target),
                         Err(error) => Err(error),
                     }
@@ -299,13 +333,13 @@ impl Filesystem for Adapter {
                 Err(error) => Err(error),
             };
             if let Err::<(), _>(error) = answered {
-                reply.error(self.host.shared.refuse(&error));
+                self.refuse(request, reply, &error);
             }
         });
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.guard(|| {
+        self.guard(request, || {
             if !self.kind.tells_opens() {
                 count(&self.host.shared.counters.open);
                 return reply.error(Errno::ENOSYS);
@@ -320,7 +354,11 @@ impl Filesystem for Adapter {
                     }
                     fs.open(inode)?;
                     let Some(content) = fs.content(inode)? else { return Ok(None) };
-                    let (kind, unique) = (self.kind, request.unique().0);
+                    let kind = self.kind;
+                    let unique = match self.origin {
+                        Origin::Kernel => request.unique().0,
+                        Origin::Records => request.unique().0 | RESENT,
+                    };
                     let opening = Opening { kind, inode: ino.0, content, unique };
                     let opened = self.host.open_large(fs, inode, &opening)?;
                     if matches!(opened.mode, Mode::Passthrough(_)) {
@@ -331,25 +369,25 @@ impl Filesystem for Adapter {
             );
             let plain = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
             match opened {
-                // There is nothing to remember for a small file.
+                // Small files need no record.
                 Ok(None) => reply.opened(SMALL_FILE, plain),
                 Ok(Some(Opened { handle, mode: Mode::Plain })) => {
                     reply.opened(FileHandle(handle), plain);
                 }
                 Ok(Some(Opened { handle, mode: Mode::Passthrough(id) })) => {
                     count(&self.host.shared.counters.open_passthrough);
-                    // The kernel allows no other flag beside this one.
+                    // The kernel allows no other flag with passthrough.
                     let flags = FopenFlags::FOPEN_NOFLUSH;
                     opened_passthrough(reply, FileHandle(handle), flags, id);
                 }
-                Err(errno) => reply.error(errno),
+                Err(error) => self.refuse(request, reply, &error),
             }
         });
     }
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -358,39 +396,25 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guard(|| {
-            let shared = Arc::clone(&self.host.shared);
-            let reply = ReadReply { reply: Some(reply), shared: Arc::clone(&shared) };
-            let (attached, inode) = match self.place(ino) {
-                Ok(Place::In(attached, inode)) => (attached, inode),
-                Ok(Place::Root) => {
-                    return reply.answer(Err(FsError::Invalid("the root is no file")));
-                }
-                Err(error) => return reply.answer(Err(error)),
-            };
-            let fs = match attached.fs() {
-                Ok(fs) => fs,
-                Err(error) => return reply.answer(Err(error)),
-            };
-            fs.read(inode, offset, size, move |answered, outcome| {
-                count(match answered {
-                    Answered::Now => &shared.counters.read_hit,
-                    Answered::Later => &shared.counters.read_miss,
-                });
-                reply.answer(outcome);
-            });
+        self.guard(request, || {
+            let reply = self.read_reply(request, reply);
+            let pending = reply.pending();
+            self.begin_read(ino, offset, size, reply);
+            self.keep_unanswered(request, &pending);
         });
     }
 
-    /// Closing a file that was only read needs no answer: the kernel asks this once.
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        count(&self.host.shared.counters.flush);
-        reply.error(Errno::ENOSYS);
+    /// Closing a read-only file needs no reply: after ENOSYS, the kernel never sends FLUSH again.
+    fn flush(&self, request: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.guard(request, || {
+            count(&self.host.shared.counters.flush);
+            reply.error(Errno::ENOSYS);
+        });
     }
 
     fn release(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         _: OpenFlags,
@@ -398,7 +422,7 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.guard(|| {
+        self.guard(request, || {
             count(&self.host.shared.counters.release);
             if handle != SMALL_FILE {
                 self.host.release(handle.0);
@@ -407,8 +431,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.guard(|| {
+    fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.guard(request, || {
             if !self.kind.tells_opens() {
                 count(&self.host.shared.counters.opendir);
                 return reply.error(Errno::ENOSYS);
@@ -424,32 +448,32 @@ impl Filesystem for Adapter {
             );
             match opened {
                 Ok(flags) => reply.opened(FileHandle(0), flags),
-                Err(errno) => reply.error(errno),
+                Err(error) => self.refuse(request, reply, &error),
             }
         });
     }
 
     fn readdir(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        self.guard(|| {
+        self.guard(request, || {
             count(&self.host.shared.counters.readdir);
             let listed = self.place(ino).and_then(|place| match place {
-                Place::Root => {
-                    self.list_root(offset, |name, attr, next| {
-                        reply.add(attr.ino, next, FileType::Directory, name)
+                InodeTarget::Root => {
+                    self.list_root(offset, |name, introduced, next| {
+                        reply.add(introduced.attr.ino, next, FileType::Directory, name)
                     });
                     Ok(())
                 }
-                Place::In(attached, dir) => {
-                    let slot = attached.slot();
-                    attached.fs()?.read_dir(dir, DirOffset(offset), |item| {
-                        let number = inode::number(slot, item.inode);
+                InodeTarget::In(attached, dir) => {
+                    let (slot, numbers) = (attached.slot(), attached.numbers());
+                    self.host.ready(&attached)?.read_dir(dir, DirOffset(offset), |item| {
+                        let number = INodeNo(numbers.of(slot, item.inode));
                         let name = OsStr::from_bytes(item.name);
                         Ok(taken(reply.add(number, item.next.0, file_type(item.kind), name)))
                     })
@@ -457,51 +481,68 @@ impl Filesystem for Adapter {
             });
             match listed {
                 Ok(()) => reply.ok(),
-                Err(error) => reply.error(self.host.shared.refuse(&error)),
+                Err(error) => self.refuse(request, reply, &error),
             }
         });
     }
 
     fn readdirplus(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        self.guard(|| {
+        self.guard(request, || {
             count(&self.host.shared.counters.readdirplus);
+            let mut listing = Listing::new(|| room_of(&reply));
             let listed = self.place(ino).and_then(|place| match place {
-                Place::Root => {
-                    self.list_root(offset, |name, attr, next| {
-                        reply.add(attr.ino, next, name, &FOR_EVER, attr, GENERATION)
+                InodeTarget::Root => {
+                    self.list_root(offset, |name, introduced, next| {
+                        listing.add(introduced, next, name.as_bytes())
                     });
                     Ok(())
                 }
-                Place::In(attached, dir) => {
-                    let (fs, slot) = (attached.fs()?, attached.slot());
+                InodeTarget::In(attached, dir) => {
+                    let fs = self.host.ready(&attached)?;
                     fs.read_dir(dir, DirOffset(offset), |item| {
-                        let attr = file_attr(slot, &fs.dir_item_attr(dir, item)?);
-                        let (next, name) = (item.next.0, OsStr::from_bytes(item.name));
-                        Ok(taken(reply.add(attr.ino, next, name, &FOR_EVER, &attr, GENERATION)))
+                        let found = fs.dir_item_attr(dir, item)?;
+                        let node = inode::number(attached.slot(), found.inode);
+                        let attr = file_attr(&attached, fs, &found);
+                        let introduced = Introduced { node, attr: &attr };
+                        Ok(taken(listing.add(&introduced, item.next.0, item.name)))
                     })
                 }
             });
-            match listed {
-                Ok(()) => reply.ok(),
-                Err(error) => reply.error(self.host.shared.refuse(&error)),
+            match (listed, self.device()) {
+                (Ok(()), Some(device)) => {
+                    let bytes = listing.into_bytes();
+                    entry::listing(device, request, reply, &bytes);
+                    self.answered(request);
+                }
+                (Ok(()), None) => reply.error(Errno::ENODEV),
+                (Err(error), _) => self.refuse(request, reply, &error),
             }
         });
     }
 
-    fn releasedir(&self, _: &Request, _: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        count(&self.host.shared.counters.releasedir);
-        reply.ok();
+    fn releasedir(
+        &self,
+        request: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.guard(request, || {
+            count(&self.host.shared.counters.releasedir);
+            reply.ok();
+        });
     }
 
-    fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        self.guard(|| {
+    fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        self.guard(request, || {
             let stat = self.at(
                 |c| &c.statfs,
                 ino,
@@ -513,76 +554,96 @@ impl Filesystem for Adapter {
                     let (files, name) = (s.files, s.name_len_max);
                     reply.statfs(s.blocks, 0, 0, files, 0, s.block_size, name, s.block_size);
                 }
-                Err(errno) => reply.error(errno),
+                Err(error) => self.refuse(request, reply, &error),
             }
         });
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.guard(|| {
+    fn getxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        self.guard(request, || {
             count(&self.host.shared.counters.getxattr);
             if !self.kind.has_xattrs() {
-                return reply.error(Errno::ENOSYS);
+                return reply.error(Errno::ENODATA);
             }
             match self.place(ino) {
-                Ok(Place::Root) => reply.error(Errno::ENODATA),
-                Ok(Place::In(attached, inode)) => {
-                    let fs = attached.fs();
-                    let answer = fs.and_then(|fs| fs.xattr(inode, name.as_bytes(), size));
-                    xattr_reply(answer.map_err(|e| self.host.shared.refuse(&e)), reply);
+                Ok(InodeTarget::Root) => reply.error(Errno::ENODATA),
+                Ok(InodeTarget::In(attached, inode)) => {
+                    let fs = self.host.ready(&attached);
+                    match fs.and_then(|fs| fs.xattr(inode, name.as_bytes(), size)) {
+                        Ok(answer) => xattr_reply(answer, reply),
+                        Err(error) => self.refuse(request, reply, &error),
+                    }
                 }
-                Err(error) => reply.error(self.host.shared.refuse(&error)),
+                Err(error) => self.refuse(request, reply, &error),
             }
         });
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.guard(|| {
+        self.guard(request, || {
             count(&self.host.shared.counters.listxattr);
             if !self.kind.has_xattrs() {
-                return reply.error(Errno::ENOSYS);
+                return if size == 0 { reply.size(0) } else { reply.data(&[]) };
             }
             match self.place(ino) {
-                Ok(Place::Root) if size == 0 => reply.size(0),
-                Ok(Place::Root) => reply.data(&[]),
-                Ok(Place::In(attached, inode)) => {
-                    let answer = attached.fs().and_then(|fs| {
+                Ok(InodeTarget::Root) if size == 0 => reply.size(0),
+                Ok(InodeTarget::Root) => reply.data(&[]),
+                Ok(InodeTarget::In(attached, inode)) => {
+                    let answer = self.host.ready(&attached).and_then(|fs| {
                         let viewer = viewer(fs, request.uid(), request.pid());
                         fs.xattr_names(inode, viewer, size)
                     });
-                    xattr_reply(answer.map_err(|e| self.host.shared.refuse(&e)), reply);
+                    match answer {
+                        Ok(answer) => xattr_reply(answer, reply),
+                        Err(error) => self.refuse(request, reply, &error),
+                    }
                 }
-                Err(error) => reply.error(self.host.shared.refuse(&error)),
+                Err(error) => self.refuse(request, reply, &error),
             }
         });
     }
 
-    /// Snapshots have no inode flags and no other controls; overlayfs and cp ask for them often.
+    /// Inode flags can be read and are all clear: overlayfs, lsattr and cp query them. Other ioctls
+    /// are not supported.
     fn ioctl(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         _: FileHandle,
         _: IoctlFlags,
-        _: u32,
+        control: u32,
         _: &[u8],
-        _: u32,
+        room: u32,
         reply: ReplyIoctl,
     ) {
-        count(&self.host.shared.counters.ioctl);
-        reply.error(Errno::ENOTTY);
+        self.guard(request, || {
+            count(&self.host.shared.counters.ioctl);
+            match flags_len(control) {
+                Some(len) if len <= room as usize => {
+                    reply.ioctl(0, NO_FLAGS.get(..len).unwrap_or_default());
+                }
+                _ => reply.error(Errno::ENOTTY),
+            }
+        });
     }
 
     fn lseek(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
-        self.guard(|| {
+        self.guard(request, || {
             let place = self.at(
                 |c| &c.lseek,
                 ino,
@@ -600,7 +661,7 @@ impl Filesystem for Adapter {
             );
             match place {
                 Ok(offset) => reply.offset(offset),
-                Err(errno) => reply.error(errno),
+                Err(error) => self.refuse(request, reply, &error),
             }
         });
     }

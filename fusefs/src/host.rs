@@ -1,118 +1,168 @@
-//! All snapshots of a host, served below the keeper's mounts.
+//! Serves all snapshots of a host below the keeper's mounts.
 
+mod openers;
 mod prune;
+mod replay;
 mod serve;
 mod server;
 mod sweeper;
 mod table;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use fuser::INodeNo;
-use inlay_store::format::{FileKind, InodeIdx};
+use inlay_store::format::InodeIdx;
 use parking_lot::Mutex;
 
 use crate::control::has_ended;
 use crate::counters::{RequestCounters, count};
 use crate::error::FsError;
-use crate::fs::{DirOffset, Emit, SnapshotFs};
+use crate::features::{FuseFeature, FuseFeatures};
+use crate::fs::SnapshotFs;
 use crate::fuse::Shared;
+use crate::inflight::InFlight;
 use crate::inode::{self, Slot};
 use crate::kind::ConnectionKind;
-use crate::ledger::{Entry, Ledger, LedgerError, Left, Place, SlotEntry, Visibility};
+use crate::ledger::{Entry, Ledger, LedgerError, LedgerPosition, Left, SlotEntry, Visibility};
 use crate::notify::{Known, forget_listing, forget_name, is_known};
+use crate::numbers::Numbers;
 use crate::opens::{Devices, Opened, Opening, Opens};
 
 pub use server::{HostError, HostServer, OpenFiles, Restored, ServeOptions};
 pub(crate) use table::{Attached, Table};
 pub use table::{Opener, OpenerError};
 
-/// What all connections of a host share.
+/// State shared by all connections of a host.
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) table: Table,
     pub(crate) shared: Arc<Shared>,
     devices: Devices,
+    openers: openers::Openers,
     book: Mutex<Book>,
-    /// Why the kernel last refused a backing file: each reason goes to the log once.
+    /// Reason of the kernel's last refusal of a backing file: each reason is logged once.
     last_failure: Mutex<Option<String>>,
+    features: FuseFeatures,
 }
 
-/// The ledger, and what is in it.
+/// The ledger, with its records in memory.
 #[derive(Debug)]
 pub(crate) struct Book {
     ledger: Ledger,
-    slots: BTreeMap<u32, Place>,
+    slots: BTreeMap<u32, (LedgerPosition, SlotEntry)>,
     opens: Opens,
 }
 
 impl Host {
-    /// The slots that the ledger knows of.
+    /// Returns the snapshot of a slot if it is open. Otherwise starts opening it on another thread
+    /// and returns `NotYet`: the request stays unanswered, and the kernel resends it once the
+    /// snapshot is open.
+    pub(crate) fn ready<'a>(
+        self: &Arc<Self>,
+        attached: &'a Arc<Attached>,
+    ) -> Result<&'a SnapshotFs, FsError> {
+        if let Some(outcome) = attached.now() {
+            return outcome;
+        }
+        // The order matters: the opening thread checks for unanswered requests after it finishes.
+        attached.leave_unanswered();
+        if let Some(outcome) = attached.now() {
+            return outcome;
+        }
+        match self.open_elsewhere(attached) {
+            Ok(()) => Err(FsError::NotYet),
+            Err(error) => {
+                let why = format!("no thread to open it: {error}").into();
+                Err(FsError::NotOpen { slot: attached.slot().get(), why })
+            }
+        }
+    }
+
+    /// Creates the host state from the slots in the ledger.
     pub(crate) fn new(
         ledger: Ledger,
         left: &Left,
         devices: Devices,
         counters: Arc<RequestCounters>,
-    ) -> Self {
-        let slots = left.slots.iter().map(|(slot, (place, _))| (*slot, *place)).collect();
+        features: FuseFeatures,
+    ) -> io::Result<Self> {
+        let slots = left.slots.clone();
         let opens = Opens::load(&ledger, left);
-        Self {
+        let in_flight = if features.has(FuseFeature::Resend) {
+            None
+        } else {
+            Some(InFlight::take_over(&ledger.shared_file())?)
+        };
+        Ok(Self {
             table: Table::default(),
-            shared: Arc::new(Shared::new(counters)),
+            shared: Arc::new(Shared::new(counters, in_flight)),
             devices,
+            openers: openers::Openers::default(),
             book: Mutex::new(Book { ledger, slots, opens }),
             last_failure: Mutex::default(),
-        }
+            features,
+        })
     }
 
-    /// Puts a snapshot into a slot that was never used before.
+    /// Returns whether a request for the node ID `node` can be answered now. If not, starts opening
+    /// its snapshot.
+    fn can_answer(self: &Arc<Self>, node: u64) -> bool {
+        let attached = inode::inode(INodeNo(node)).ok().and_then(|(slot, _)| self.table.get(slot));
+        let Some(attached) = attached else { return true };
+        // An error is an answer, too.
+        !matches!(self.ready(&attached), Err(FsError::NotYet))
+    }
+
+    /// Attaches a snapshot to a slot that was never used before.
     pub(crate) fn attach(&self, fs: SnapshotFs) -> Result<Slot, LedgerError> {
         let wanted = ConnectionKind::of(&fs);
         let kind =
             if self.devices.contains_key(&wanted) { wanted } else { ConnectionKind::General };
-        let slot = {
+        let (slot, numbers) = {
             let mut book = self.book.lock();
+            let numbers = if fs.is_part() { Numbers::PART } else { book.numbers_apart(kind, &fs)? };
             let number = book.ledger.take_slot(Slot::LIMIT)?;
             let visibility = Visibility::Attached;
-            let place =
-                book.ledger.add(&Entry::Slot(SlotEntry { slot: number, kind, visibility }))?;
-            book.slots.insert(number, place);
-            Slot::new(number).ok_or(LedgerError::NoSlots)?
+            let entry = SlotEntry { slot: number, kind, visibility, numbers };
+            let place = book.ledger.add(&Entry::Slot(entry))?;
+            book.slots.insert(number, (place, entry));
+            (Slot::new(number).ok_or(LedgerError::NoSlots)?, numbers)
         };
-        self.table.insert(Attached::new(slot, kind, fs));
+        self.table.insert(Attached::new(slot, kind, numbers, fs));
         self.forget_listing(kind);
         Ok(slot)
     }
 
-    /// Takes a slot out of sight. What is in use of it goes on being served.
+    /// Hides a slot. Its files that are in use are still served.
     pub(crate) fn detach(&self, slot: Slot) -> Result<Option<Arc<Attached>>, LedgerError> {
         let Some(attached) = self.table.get(slot) else { return Ok(None) };
         if attached.hide() {
-            let mut book = self.book.lock();
-            let (slot, kind) = (slot.get(), attached.kind());
-            if let Some(place) = book.slots.get(&slot).copied() {
-                let visibility = Visibility::Detached;
-                book.ledger.set(place, &Entry::Slot(SlotEntry { slot, kind, visibility }))?;
+            let Book { ledger, slots, .. } = &mut *self.book.lock();
+            if let Some((place, entry)) = slots.get_mut(&slot.get()) {
+                entry.visibility = Visibility::Detached;
+                ledger.set(*place, &Entry::Slot(*entry))?;
             }
         }
         if let Some(device) = self.devices.get(&attached.kind()) {
             let name = slot.to_string();
             if let Err(error) = forget_name(device, INodeNo::ROOT, name.as_bytes()) {
-                tracing::debug!(%error, %slot, "the kernel keeps a slot's name");
+                tracing::debug!(%error, %slot, "can't invalidate the name of a slot");
             }
         }
         self.forget_listing(attached.kind());
         if self.let_go_if_unused(&attached) == Known::Yes {
-            self.forget_below(&attached);
+            self.forget_below_if_open(&attached);
             self.let_go_if_unused(&attached);
         }
         Ok(Some(attached))
     }
 
-    /// Looks again at the slots that were detached while they were in use. What was in use below
-    /// them is remembered by the kernel for as long as it has memory, unless it is told to forget it.
-    /// Returns how many are still in use.
+    /// Retries to release slots that were detached while in use. The kernel remembers inodes below
+    /// them until memory pressure unless told to forget them. Returns the number of slots still in
+    /// use.
     pub(crate) fn sweep(&self) -> usize {
         let detached = self.table.all().into_iter().filter(|attached| !attached.is_visible());
         let left = detached.filter(|attached| {
@@ -122,47 +172,9 @@ impl Host {
         left.count()
     }
 
-    /// Makes the kernel forget every name in every directory of a slot that it knows. What is in use
-    /// stays, and goes with its last use.
-    ///
-    /// One notice for the slot's own name would do if nothing below it were in use; but what was in
-    /// use then is out of the reach of names that lead to it.
-    fn forget_below(&self, attached: &Attached) {
-        let Some(device) = self.devices.get(&attached.kind()) else { return };
-        let Ok(fs) = attached.fs() else { return };
-        let number = |inode| inode::number(attached.slot(), inode);
-        let mut known = vec![InodeIdx::ROOT];
-        let mut next = 0;
-        while let Some(dir) = known.get(next).copied() {
-            next += 1;
-            let outcome = fs.read_dir(dir, DirOffset(0), |item| {
-                if item.kind == FileKind::Directory
-                    && !matches!(item.name, b"." | b"..")
-                    // Checks that it is in no other place, so that there are no circles.
-                    && fs.dir_item_attr(dir, item).is_ok()
-                    && matches!(is_known(device, number(item.inode)), Ok(Known::Yes))
-                {
-                    known.push(item.inode);
-                }
-                Ok(Emit::More)
-            });
-            if let Err(error) = outcome {
-                tracing::debug!(%error, slot = %attached.slot(), "a directory can't be listed");
-            }
-        }
-        // Directories come after those that they are in, and are emptied before them.
-        for dir in known.into_iter().rev() {
-            let _ = fs.read_dir(dir, DirOffset(0), |item| {
-                // Most names are unknown to the kernel.
-                let _ = forget_name(device, number(dir), item.name);
-                Ok(Emit::More)
-            });
-        }
-    }
-
-    /// The kernel has forgotten an inode.
+    /// Handles FORGET: the kernel dropped an inode.
     pub(crate) fn forgotten(&self, kind: ConnectionKind, ino: INodeNo) {
-        // A directory is in memory for as long as anything below it is, so the root goes last.
+        // A directory stays in memory while anything below it does, so the root goes last.
         if let Ok((slot, InodeIdx::ROOT)) = inode::inode(ino)
             && let Some(attached) = self.table.get(slot)
             && attached.kind() == kind
@@ -172,7 +184,7 @@ impl Host {
         }
     }
 
-    /// Drops a detached slot of which the kernel has nothing left.
+    /// Removes a detached slot if the kernel has no inode of it left.
     pub(crate) fn let_go_if_unused(&self, attached: &Attached) -> Known {
         let slot = attached.slot();
         let Some(device) = self.devices.get(&attached.kind()) else { return Known::No };
@@ -184,10 +196,10 @@ impl Host {
         }
         if self.table.remove(slot).is_some() {
             let mut book = self.book.lock();
-            if let Some(place) = book.slots.remove(&slot.get())
+            if let Some((place, _)) = book.slots.remove(&slot.get())
                 && let Err(error) = book.ledger.remove(place)
             {
-                tracing::warn!(%error, %slot, "a slot stays in the ledger");
+                tracing::warn!(%error, %slot, "can't remove a slot from the ledger");
             }
             let Book { ledger, opens, .. } = &mut *book;
             opens.forget_slot(ledger, &self.devices, attached.kind(), slot);
@@ -195,7 +207,12 @@ impl Host {
         Known::No
     }
 
-    /// Decides how a large file is opened.
+    /// Returns whether the kernel offers `feature` and it is not disabled.
+    pub(crate) fn uses(&self, feature: FuseFeature) -> bool {
+        self.features.has(feature)
+    }
+
+    /// Opens a large file: decides between passthrough and plain mode and records the handle.
     pub(crate) fn open_large(
         &self,
         fs: &SnapshotFs,
@@ -208,23 +225,24 @@ impl Host {
                 return Ok(opened);
             }
         }
-        let whole = fs.source().whole(inode);
+        let whole =
+            if self.uses(FuseFeature::Passthrough) { fs.source().whole(inode) } else { None };
         let Book { ledger, opens, .. } = &mut *self.book.lock();
         let (opened, failure) = opens.open_with(ledger, &self.devices, opening, whole)?;
         self.note_failure(failure);
         Ok(opened)
     }
 
-    /// A large file was closed.
+    /// Releases the handle of a large file.
     pub(crate) fn release(&self, handle: u64) {
         let Book { ledger, opens, .. } = &mut *self.book.lock();
         if let Err(error) = opens.release(ledger, &self.devices, handle) {
-            tracing::warn!(%error, "a closed file stays in the ledger");
+            tracing::warn!(%error, "can't remove a closed file from the ledger; it stays until the slot is released");
         }
     }
 
-    /// Keeps the cached files that an earlier server had registered for a slot, now that its
-    /// snapshot is open.
+    /// Protects the cache files that an earlier server registered for a slot, now that its snapshot
+    /// is open.
     pub(crate) fn keep_registered(&self, kind: ConnectionKind, slot: Slot, fs: &SnapshotFs) {
         let inodes = self.book.lock().opens.unkept(kind, slot);
         for inode in inodes {
@@ -234,29 +252,44 @@ impl Host {
         }
     }
 
-    /// Lets go of the cached files that were not needed since `mark`, which an earlier call returned.
+    /// Releases the cache files not used since `mark`. Returns the mark for the next call.
     pub(crate) fn close_unused_since(&self, mark: u64) -> u64 {
         let Book { ledger, opens, .. } = &mut *self.book.lock();
         opens.close_unused_since(ledger, &self.devices, mark)
     }
 
-    /// How many large files are open, and how many of them are passed through.
+    /// Returns the ledger's memfd.
+    fn ledger_file(&self) -> Arc<OwnedFd> {
+        self.book.lock().ledger.shared_file()
+    }
+
+    /// Returns the number of open large files, and how many use passthrough.
     pub(crate) fn open_counts(&self) -> (usize, usize) {
         self.book.lock().opens.counts()
     }
 
-    fn note_failure(&self, failure: Option<std::io::Error>) {
+    fn note_failure(&self, failure: Option<io::Error>) {
         let Some(failure) = failure else { return };
         count(&self.shared.counters.passthrough_refused);
         let why = failure.to_string();
         let mut last = self.last_failure.lock();
         if last.as_ref() != Some(&why) {
-            tracing::warn!(error = why, "a file is not passed through now: reads go by the server");
+            tracing::warn!(error = why, "no passthrough for a file; the daemon answers its reads");
             *last = Some(why);
         }
     }
 
-    /// Whether the kernel has ended a connection.
+    /// Returns the device of a connection.
+    pub(crate) fn device(&self, kind: ConnectionKind) -> Option<BorrowedFd<'_>> {
+        self.devices.get(&kind).map(AsFd::as_fd)
+    }
+
+    /// Returns the device of a connection, for replies from other threads.
+    pub(crate) fn shared_device(&self, kind: ConnectionKind) -> Option<Arc<OwnedFd>> {
+        self.devices.get(&kind).map(Arc::clone)
+    }
+
+    /// Returns whether the kernel has ended a connection.
     pub(crate) fn has_ended(&self, kind: ConnectionKind) -> bool {
         self.devices.get(&kind).is_none_or(has_ended)
     }
@@ -265,7 +298,19 @@ impl Host {
         if let Some(device) = self.devices.get(&kind)
             && let Err(error) = forget_listing(device, INodeNo::ROOT)
         {
-            tracing::debug!(%error, "the kernel keeps an old listing of slots");
+            tracing::debug!(%error, "can't invalidate the listing of slots");
         }
+    }
+}
+
+impl Book {
+    /// Returns inode numbers for a whole snapshot that overlap no slot of the connection that the
+    /// kernel may still remember.
+    fn numbers_apart(&self, kind: ConnectionKind, fs: &SnapshotFs) -> Result<Numbers, LedgerError> {
+        let taken = self.slots.values().filter_map(|(_, entry)| {
+            Some((Slot::new(entry.slot)?, entry.numbers)).filter(|_| entry.kind == kind)
+        });
+        let (count, seed) = fs.seed();
+        Numbers::apart(seed, count, taken).ok_or(LedgerError::NoNumbers)
     }
 }

@@ -1,29 +1,29 @@
-//! How inode numbers that the kernel sees map to inodes of mounted snapshots, and back.
+//! Maps node IDs, by which the kernel identifies inodes, to inodes of attached snapshots, and back.
 //!
-//! A number is a pure function of the snapshot's slot and the inode's place in its index, so that
-//! it stays the same whoever serves the mount: `slot << 32 | place`, plus one, because 0 means "no
-//! inode" to the kernel and 1 is the root of the mount. Places are below 2^28 and slots below 2^24:
-//! bits 56 to 63 stay clear for overlayfs, which puts the number of a layer there (`xino`).
+//! A node ID is a pure function of the snapshot's slot and the inode's index in the snapshot, so
+//! that it does not depend on the server process: `slot << 32 | index`, plus one, because 0 means
+//! "no inode" to the kernel and 1 is the root of the mount. Indexes are below 2^28 and slots below
+//! 2^24: bits 56 to 63 stay clear for overlayfs, which stores the layer number there (`xino`).
 
 use fuser::INodeNo;
 use inlay_store::format::InodeIdx;
 
 use crate::error::FsError;
 
-/// Which of the snapshots below one mount.
+/// Identifies a snapshot below one mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(u32);
 
 impl Slot {
-    /// How many slots there are.
+    /// Number of slots.
     pub const LIMIT: u32 = 1 << 24;
 
-    /// Its number.
+    /// Returns the slot number.
     pub const fn get(self) -> u32 {
         self.0
     }
 
-    /// The slot `number`, if it is below [`Slot::LIMIT`].
+    /// Returns the slot `number`, if it is below [`Slot::LIMIT`].
     pub const fn new(number: u32) -> Option<Self> {
         if number < Self::LIMIT { Some(Self(number)) } else { None }
     }
@@ -35,12 +35,12 @@ impl std::fmt::Display for Slot {
     }
 }
 
-/// The number that the kernel knows the inode by.
+/// Returns the node ID of an inode.
 pub(crate) fn number(slot: Slot, inode: InodeIdx) -> INodeNo {
     INodeNo((u64::from(slot.0) << 32 | u64::from(inode.0)) + 1)
 }
 
-/// The inode behind a number that came from the kernel.
+/// Returns the inode of a node ID. Fails with `UnknownInode` for IDs that were never assigned.
 pub(crate) fn inode(number: INodeNo) -> Result<(Slot, InodeIdx), FsError> {
     let unknown = || FsError::UnknownInode(number.0);
     let place = number.0.checked_sub(1).ok_or_else(unknown)?;

@@ -1,11 +1,10 @@
-//! A small process that holds a host's FUSE connections, so that they outlive the process that
-//! serves them.
+//! A small process that holds a host's FUSE connections, so that they outlive the server process.
 //!
-//! [`run`] is that process. [`Keeper`] is how others talk to it: a server claims the session and
-//! gets [`Kept`], the descriptors of the connections and the ledger.
+//! [`run`] is that process. [`Keeper`] is its client: a server claims the session and gets
+//! [`Kept`], the descriptors of the connections and the ledger.
 //!
-//! Where something else keeps descriptors, such as a service manager, a session can outlive its
-//! keeper, too: [`Kept::store`] gives them there, and [`Stored`] is what the next keeper gets back.
+//! With a descriptor store, such as a service manager's, a session can outlive its keeper, too:
+//! [`Kept::store`] stores the descriptors there, and the next keeper gets them back as [`Stored`].
 
 mod client;
 mod device;
@@ -22,8 +21,9 @@ mod wire;
 pub use client::{Keeper, Kept, KeptConnection, KeptSlot, SessionId};
 pub(crate) use client::{Link, LinkEvent};
 pub use device::SOURCE;
+pub(crate) use device::first_request;
 pub use error::KeeperError;
 pub use run::{KeeperOptions, run};
 pub use session::{Begin, give_up};
 pub use stored::{Stored, stored_names};
-pub use wire::{Claim, KeeperStatus};
+pub use wire::{Claim, KeeperStatus, VERSION};

@@ -1,29 +1,30 @@
-//! The sorts of connections to the kernel. There are several, because what a server answers with
-//! ENOSYS once is switched off for a whole connection.
+//! Kinds of FUSE connections. Several exist because an ENOSYS reply disables an operation for the
+//! whole connection, and because a connection without extended attributes can answer for them
+//! without a lookup.
 
 use serde::{Deserialize, Serialize};
 
 use crate::fs::SnapshotFs;
 
-/// Which snapshots live on a connection, told by what they can do without.
+/// Kind of a connection, by the features that its snapshots do not need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConnectionKind {
-    /// Has all that FUSE has.
+    /// All features.
     General,
-    /// Has no extended attributes. Below an overlay, the kernel would ask for some at each lookup.
+    /// No extended attributes.
     NoXattrs,
-    /// Has no large files, so nothing to pass through: the kernel opens files without asking.
+    /// No large files, so no passthrough: the kernel opens files without a round trip.
     OpenLess,
-    /// Has neither.
+    /// Neither.
     Plain,
 }
 
 impl ConnectionKind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 4] = [Self::General, Self::NoXattrs, Self::OpenLess, Self::Plain];
 
-    /// The kind that costs a snapshot least.
+    /// Returns the cheapest kind for a snapshot.
     pub fn of(fs: &SnapshotFs) -> Self {
         match (fs.has_xattrs(), fs.has_large_files()) {
             (true, true) => Self::General,
@@ -33,7 +34,7 @@ impl ConnectionKind {
         }
     }
 
-    /// The name of its directory.
+    /// Name of its mount directory.
     pub const fn name(self) -> &'static str {
         match self {
             Self::General => "general",
@@ -43,17 +44,17 @@ impl ConnectionKind {
         }
     }
 
-    /// Whether the kernel may ask for extended attributes.
+    /// Returns whether inodes may have extended attributes.
     pub(crate) const fn has_xattrs(self) -> bool {
         matches!(self, Self::General | Self::OpenLess)
     }
 
-    /// Whether the kernel tells when files and directories are opened.
+    /// Returns whether the kernel sends OPEN and OPENDIR.
     pub(crate) const fn tells_opens(self) -> bool {
         matches!(self, Self::General | Self::NoXattrs)
     }
 
-    /// What stands for it in the ledger.
+    /// Code in the ledger.
     pub(crate) const fn code(self) -> u8 {
         match self {
             Self::General => 1,
@@ -63,7 +64,7 @@ impl ConnectionKind {
         }
     }
 
-    /// What the ledger's code stands for.
+    /// Decodes a ledger code.
     pub(crate) fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.code() == code)
     }

@@ -1,9 +1,9 @@
-//! What must outlive the process that serves the kernel: which slots there are, which large files
-//! are open and how, and which backing files are registered.
+//! Persists the state that must outlive the server process: slots, open large files with their
+//! mode, and registered backing files.
 //!
-//! It is a memory file that the keeper holds, of records of 64 bytes, each with a check of its own.
-//! A record is written before the answer that it is about goes out, so the next server knows at
-//! least what the kernel was told. A record that does not check is taken for an empty one.
+//! The ledger is a memfd held by the keeper, with checksummed records of 64 bytes. A record is
+//! written before the reply it belongs to, so the next server knows at least what the kernel knows.
+//! A record with a wrong checksum counts as free.
 
 mod record;
 mod writer;
@@ -11,81 +11,92 @@ mod writer;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, memfd_create, seek};
 use rustix::io::{pread, pwrite};
 
+pub use record::VERSION;
 pub(crate) use record::{Backing, Entry, Handle, Mode, SlotEntry, Visibility};
 use record::{Header, RECORD_LEN, decode, decode_header, encode, encode_header};
 pub(crate) use writer::writer;
 
-/// How many records there may be: 64 MiB.
+/// Maximum number of records, which take 64 MiB.
 const RECORDS_MAX: u32 = 1 << 20;
 
-/// Where a record is.
+/// Index of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Place(pub(crate) u32);
+pub(crate) struct LedgerPosition(pub(crate) u32);
 
-/// Why the ledger can't be used.
+/// Why the ledger cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// The memory file can't be made, read or written.
+    /// The memfd cannot be created, read or written.
     #[error("the ledger can't be accessed: {0}")]
     Io(#[from] io::Error),
-    /// It is of another program, or of a version that this one does not know.
+    /// Written by another program or an unknown version.
     #[error("the ledger is not one of this version of the program; stop the keeper and start anew")]
     Unknown,
-    /// There is no room for another record.
+    /// No free record is left.
     #[error("the ledger is full: too many large files are open")]
     Full,
     /// All slot numbers have been used.
     #[error("all slot numbers of this session have been used; stop the keeper and start anew")]
     NoSlots,
-    /// Another process writes it.
+    /// No free range of inode numbers is left below 2^53.
+    #[error("all inode numbers are in use; unmount something")]
+    NoNumbers,
+    /// Another process holds the writer lock.
     #[error("another process serves the session")]
     Served,
 }
 
-/// The records, in memory and in the file. One process at a time writes it.
+/// The records, in memory and in the file. Only one process at a time writes them.
 #[derive(Debug)]
 pub(crate) struct Ledger {
-    file: OwnedFd,
+    /// Shared with [`crate::inflight`], which stores its records behind these.
+    file: Arc<OwnedFd>,
     next_slot: u32,
-    /// How often each record's place was used: makes handles of one place differ.
+    /// How often each record was reused: distinguishes the file handles of one record.
     turns: Vec<u32>,
-    free: Vec<Place>,
+    free: Vec<LedgerPosition>,
 }
 
-/// What the last server left.
+/// State left by the previous server.
 #[derive(Debug, Default)]
 pub(crate) struct Left {
-    pub(crate) slots: BTreeMap<u32, (Place, SlotEntry)>,
-    pub(crate) handles: Vec<(Place, Handle)>,
-    pub(crate) backings: Vec<(Place, Backing)>,
+    pub(crate) slots: BTreeMap<u32, (LedgerPosition, SlotEntry)>,
+    pub(crate) handles: Vec<(LedgerPosition, Handle)>,
+    pub(crate) backings: Vec<(LedgerPosition, Backing)>,
 }
 
 impl Ledger {
-    /// Makes an empty one.
+    /// Creates an empty ledger.
     pub(crate) fn create() -> Result<OwnedFd, LedgerError> {
         let file = memfd_create("inlay-ledger", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(io::Error::from)?;
-        // Nobody can make it shorter under a reader.
+        // Sealed against shrinking, so that readers cannot be truncated.
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::SEAL).map_err(io::Error::from)?;
         write_all(&file, 0, &encode_header(Header { next_slot: 1 }))?;
         Ok(file)
     }
 
-    /// Reads one that the keeper held.
+    /// Opens a ledger held by the keeper.
     pub(crate) fn open(file: OwnedFd) -> Result<(Self, Left), LedgerError> {
-        let len = u64::try_from(fstat(&file).map_err(io::Error::from)?.st_size).unwrap_or(0);
+        // Records are allocated in order, so the first hole comes after the last record.
+        let len = seek(&file, SeekFrom::Hole(0)).map_err(io::Error::from)?;
         let count = u32::try_from(len / RECORD_LEN as u64).unwrap_or(u32::MAX).min(RECORDS_MAX);
         let mut raw = [0; RECORD_LEN];
         read_all(&file, 0, &mut raw)?;
         let header = decode_header(&raw).ok_or(LedgerError::Unknown)?;
-        let mut ledger =
-            Self { file, next_slot: header.next_slot.max(1), turns: vec![0], free: Vec::new() };
+        let mut ledger = Self {
+            file: Arc::new(file),
+            next_slot: header.next_slot.max(1),
+            turns: vec![0],
+            free: Vec::new(),
+        };
         let mut left = Left::default();
-        for place in (1..count).map(Place) {
+        for place in (1..count).map(LedgerPosition) {
             read_all(&ledger.file, place.offset(), &mut raw)?;
             let (turn, entry) = decode(&raw);
             ledger.turns.push(turn);
@@ -99,12 +110,12 @@ impl Ledger {
                 Entry::Backing(backing) => left.backings.push((place, backing)),
             }
         }
-        // The lowest places first, so that the file stays short.
+        // Reuse the lowest records first, to keep the file short.
         ledger.free.reverse();
         Ok((ledger, left))
     }
 
-    /// Takes the next slot number, for ever.
+    /// Allocates the next slot number, which is never reused.
     pub(crate) fn take_slot(&mut self, limit: u32) -> Result<u32, LedgerError> {
         let slot = self.next_slot;
         if slot >= limit {
@@ -115,13 +126,13 @@ impl Ledger {
         Ok(slot)
     }
 
-    /// Whether a snapshot was ever attached, which takes a server that has answered the kernel.
+    /// Returns whether a snapshot was ever attached, i.e. whether a server has answered the kernel.
     pub(crate) fn was_served(&self) -> bool {
         self.next_slot > 1
     }
 
     /// Writes a new record.
-    pub(crate) fn add(&mut self, entry: &Entry) -> Result<Place, LedgerError> {
+    pub(crate) fn add(&mut self, entry: &Entry) -> Result<LedgerPosition, LedgerError> {
         let place = if let Some(place) = self.free.pop() {
             place
         } else {
@@ -130,7 +141,7 @@ impl Ledger {
                 return Err(LedgerError::Full);
             }
             self.turns.push(0);
-            Place(next)
+            LedgerPosition(next)
         };
         let turn = self.turn(place).wrapping_add(1);
         match self.write(place, turn, entry) {
@@ -142,39 +153,50 @@ impl Ledger {
         }
     }
 
-    /// Writes another record in the place of one.
-    pub(crate) fn set(&mut self, place: Place, entry: &Entry) -> Result<(), LedgerError> {
+    /// Overwrites a record.
+    pub(crate) fn set(&mut self, place: LedgerPosition, entry: &Entry) -> Result<(), LedgerError> {
         self.write(place, self.turn(place), entry)
     }
 
-    /// Clears a record.
-    pub(crate) fn remove(&mut self, place: Place) -> Result<(), LedgerError> {
+    /// Frees a record.
+    pub(crate) fn remove(&mut self, place: LedgerPosition) -> Result<(), LedgerError> {
         self.write(place, self.turn(place), &Entry::Free)?;
         self.free.push(place);
         Ok(())
     }
 
-    /// The number of an open file whose record is at `place`: never the same for two opens.
-    pub(crate) fn handle_number(&self, place: Place) -> u64 {
+    /// Returns the file handle of the open file recorded at `place`. Never the same for two opens.
+    pub(crate) fn handle_number(&self, place: LedgerPosition) -> u64 {
         u64::from(self.turn(place)) << 32 | u64::from(place.0)
     }
 
-    /// Where the record of the open file `number` is, if that is still its place.
-    pub(crate) fn place_of(&self, number: u64) -> Option<Place> {
-        let place = Place(u32::try_from(number & u64::from(u32::MAX)).ok()?);
+    /// Returns the record of the file handle `number`, if it is still current.
+    pub(crate) fn place_of(&self, number: u64) -> Option<LedgerPosition> {
+        let place = LedgerPosition(u32::try_from(number & u64::from(u32::MAX)).ok()?);
         (place.0 != 0 && self.handle_number(place) == number).then_some(place)
     }
 
-    /// The file.
+    /// Returns the memfd.
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 
-    fn turn(&self, place: Place) -> u32 {
+    /// Returns the memfd for records stored behind the ledger's. Only the last owner may close a
+    /// descriptor of it: closing any of them drops the writer lock.
+    pub(crate) fn shared_file(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.file)
+    }
+
+    fn turn(&self, place: LedgerPosition) -> u32 {
         self.turns.get(place.0 as usize).copied().unwrap_or(0)
     }
 
-    fn write(&mut self, place: Place, turn: u32, entry: &Entry) -> Result<(), LedgerError> {
+    fn write(
+        &mut self,
+        place: LedgerPosition,
+        turn: u32,
+        entry: &Entry,
+    ) -> Result<(), LedgerError> {
         write_all(&self.file, place.offset(), &encode(turn, entry))?;
         if let Some(known) = self.turns.get_mut(place.0 as usize) {
             *known = turn;
@@ -183,13 +205,13 @@ impl Ledger {
     }
 }
 
-impl Place {
+impl LedgerPosition {
     fn offset(self) -> u64 {
         u64::from(self.0) * RECORD_LEN as u64
     }
 }
 
-/// Records are within one page each, so the kernel writes them whole even if the writer is killed.
+/// Records lie within one page each, so the kernel writes them whole even if the writer is killed.
 fn write_all(file: impl AsFd, at: u64, bytes: &[u8]) -> io::Result<()> {
     match pwrite(file, bytes, at)? {
         len if len == bytes.len() => Ok(()),
@@ -211,15 +233,21 @@ mod tests {
 
     use super::*;
     use crate::kind::ConnectionKind;
+    use crate::numbers::Numbers;
 
     fn entry() -> impl Strategy<Value = Entry> {
         let kind = prop::sample::select(ConnectionKind::ALL.to_vec());
         prop_oneof![
             Just(Entry::Free),
-            (any::<u32>(), kind.clone(), any::<bool>()).prop_map(|(slot, kind, seen)| {
-                let visibility = if seen { Visibility::Attached } else { Visibility::Detached };
-                Entry::Slot(SlotEntry { slot, kind, visibility })
-            }),
+            (any::<u32>(), kind.clone(), any::<bool>(), any::<Option<(u64, u32)>>()).prop_map(
+                |(slot, kind, seen, numbers)| {
+                    let visibility = if seen { Visibility::Attached } else { Visibility::Detached };
+                    let numbers = numbers.map_or(Numbers::OfTheKernel, |(first, count)| {
+                        Numbers::From { first, count }
+                    });
+                    Entry::Slot(SlotEntry { slot, kind, visibility, numbers })
+                }
+            ),
             (kind.clone(), any::<u64>(), any::<u64>(), any::<Option<u32>>()).prop_map(
                 |(kind, inode, unique, id)| {
                     let mode = id.map_or(Mode::Plain, Mode::Passthrough);
@@ -245,7 +273,8 @@ mod tests {
             prop_assert_eq!(decode(&encode(turn, &entry)), (turn, entry));
         }
 
-        /// Whatever a hostile or dying writer left, it is read, and what can't be true is not there.
+        /// Any bytes left by a hostile or dying writer are read, and impossible records are
+        /// ignored.
         #[test]
         fn any_bytes_are_a_ledger_or_an_error(
             entries in prop::collection::vec(entry(), 0..8),
@@ -270,6 +299,19 @@ mod tests {
                 prop_assert!(all(&left) <= entries.len());
             }
         }
+    }
+
+    /// This version may adopt a slot attached by an earlier one.
+    #[test]
+    fn a_slot_record_of_the_version_before_keeps_the_kernels_numbers() {
+        let visibility = Visibility::Attached;
+        let numbers = Numbers::OfTheKernel;
+        let entry = SlotEntry { slot: 7, kind: ConnectionKind::Plain, visibility, numbers };
+        let record = encode(3, &Entry::Slot(entry));
+        // Kind, turn, slot, visibility, then zeros.
+        assert_eq!(record[8..16], [1, 4, 0, 0, 3, 0, 0, 0]);
+        assert_eq!(record[16..20], 7_u32.to_ne_bytes());
+        assert!(record[20..].iter().all(|byte| *byte == 0));
     }
 
     #[test]

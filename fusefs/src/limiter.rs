@@ -1,14 +1,15 @@
-//! Keeps a failing store, or a damaged index that a program keeps reading, from filling the log.
+//! Rate-limits log lines, so that a failing store, or a damaged index that a program keeps reading,
+//! cannot fill the log.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How many lines may be written in one period.
+/// Maximum log lines per period.
 const LINES: u32 = 20;
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Lets through a bounded number of log lines in each period.
+/// Limits log lines per period.
 #[derive(Debug, Default)]
 pub(crate) struct LogLimiter {
     period: Mutex<Option<Period>>,
@@ -21,20 +22,20 @@ struct Period {
     held_back: u64,
 }
 
-/// What is to be done with a line.
+/// Whether to write a line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Line {
-    /// Write it, and say how many were not written before it.
+    /// Write the line, with the number suppressed before it.
     Write {
-        /// Lines of the last period that were not written.
+        /// Lines suppressed in the last period.
         held_back: u64,
     },
-    /// Don't.
+    /// Suppress the line.
     HoldBack,
 }
 
 impl LogLimiter {
-    /// Decides about a line that would be written at `now`.
+    /// Decides whether to write a line at `now`.
     pub(crate) fn line(&self, now: Instant) -> Line {
         let mut guard = self.period.lock();
         match guard.as_mut() {

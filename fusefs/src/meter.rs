@@ -1,11 +1,11 @@
-//! How long the threads that serve the kernel are busy with requests: measured only while somebody
-//! wants to know, because two looks at the clock are a visible part of a short request.
+//! Measures how long FUSE threads are busy with requests. Only enabled on demand, because two clock
+//! reads are a noticeable part of a short request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// Measures requests while there is a [`Metering`]. Shared by all threads of a host.
+/// Measures requests while a [`Metering`] exists. Shared by all threads of a host.
 #[derive(Debug, Default)]
 pub struct RequestMeter {
     wanted: AtomicUsize,
@@ -13,37 +13,37 @@ pub struct RequestMeter {
     nanos: AtomicU64,
 }
 
-/// Requests that were measured.
+/// Measured requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Metered {
-    /// How many.
+    /// Number of requests.
     pub requests: u64,
-    /// How long threads were busy with them. What a read waits for the content source afterwards is
-    /// not counted: no thread does.
+    /// Time that threads were busy with them. Excludes the time that a read then waits for the
+    /// content source, since no thread is busy with it.
     pub busy: Duration,
 }
 
-/// Requests are measured until this is dropped.
+/// Enables measuring until dropped.
 #[derive(Debug)]
 pub struct Metering {
     meter: Arc<RequestMeter>,
     before: Metered,
 }
 
-/// A request that is measured. It ends when this is dropped.
+/// A request being measured; ends on drop.
 pub(crate) struct Timed<'m> {
     meter: &'m RequestMeter,
     began: Instant,
 }
 
 impl RequestMeter {
-    /// Measures from now on.
+    /// Starts measuring.
     pub fn start(self: &Arc<Self>) -> Metering {
         self.wanted.fetch_add(1, Relaxed);
         Metering { meter: Arc::clone(self), before: self.all() }
     }
 
-    /// A request begins. Nothing if nobody measures: one look at a number.
+    /// Starts measuring a request. Returns `None` if measuring is disabled; costs one atomic load.
     pub(crate) fn request(&self) -> Option<Timed<'_>> {
         (self.wanted.load(Relaxed) > 0).then(|| Timed { meter: self, began: Instant::now() })
     }
@@ -55,7 +55,7 @@ impl RequestMeter {
 }
 
 impl Metering {
-    /// What was measured since it began.
+    /// Returns the requests measured since `start`.
     pub fn figures(&self) -> Metered {
         let now = self.meter.all();
         Metered {

@@ -1,5 +1,5 @@
-//! Messages to the kernel that are no answers. Written by hand, because the answer `ENOENT` tells
-//! that the kernel does not know an inode, which fuser holds back.
+//! Sends notifications to the kernel. Written by hand, because the error `ENOENT`, which fuser
+//! hides, tells that the kernel does not know an inode.
 
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
@@ -12,21 +12,21 @@ const INVAL_ENTRY: u32 = 3;
 const RESEND: u32 = 7;
 const HEADER_LEN: usize = 16;
 
-/// Whether the kernel knows what a message is about.
+/// Whether the kernel knew the target of a notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Known {
     /// It did.
     Yes,
-    /// It has forgotten it, or never knew.
+    /// It has forgotten it, or never knew it.
     No,
 }
 
-/// Asks the kernel to send again what was read from the connection and not answered.
+/// Makes the kernel resend requests that were read from the connection and not answered.
 pub(crate) fn resend(device: impl AsFd) -> io::Result<()> {
     send(device, RESEND, &[]).map(drop)
 }
 
-/// Makes the kernel forget the name `name` of the directory `parent`.
+/// Invalidates the entry `name` of the directory `parent`.
 pub(crate) fn forget_name(device: impl AsFd, parent: INodeNo, name: &[u8]) -> io::Result<Known> {
     let len = u32::try_from(name.len()).map_err(io::Error::other)?;
     let mut head = [0; 16];
@@ -35,12 +35,13 @@ pub(crate) fn forget_name(device: impl AsFd, parent: INodeNo, name: &[u8]) -> io
     send(device, INVAL_ENTRY, &[&head, name, &[0]])
 }
 
-/// Makes the kernel forget a directory's remembered listing.
+/// Invalidates a directory's cached listing.
 pub(crate) fn forget_listing(device: impl AsFd, directory: INodeNo) -> io::Result<Known> {
     inval_inode(device, directory, 0)
 }
 
-/// Whether the kernel has the inode in memory. Costs it the remembered attributes, no pages.
+/// Returns whether the kernel has the inode in memory. Side effect: invalidates its cached
+/// attributes, but no pages.
 pub(crate) fn is_known(device: impl AsFd, inode: INodeNo) -> io::Result<Known> {
     inval_inode(device, inode, -1)
 }
@@ -61,7 +62,7 @@ fn send(device: impl AsFd, code: u32, parts: &[&[u8]]) -> io::Result<Known> {
     pieces.extend(parts.iter().map(|part| IoSlice::new(part)));
     match writev(device, &pieces) {
         Ok(_) => Ok(Known::Yes),
-        // ENOTDIR: the kernel has no entry of the parent in memory.
+        // ENOTDIR: the kernel does not have the parent in memory.
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(Known::No),
         Err(errno) => Err(errno.into()),
     }

@@ -1,9 +1,10 @@
-//! How each open of a large file is answered: by this server, or by the kernel from the cached file.
+//! Decides how each open of a large file is served: by this server, or by the kernel from the cache
+//! file (passthrough).
 //!
-//! The kernel has rules. While a file is open and read through the server, an open that passes it
-//! through fails, and the other way round; and while it is passed through, every open must name the
-//! same registered backing file. So all opens of an inode at one time are of one mode, and a
-//! registration is kept while any of them lives, whoever serves.
+//! The kernel's rules: while a file is open in plain mode, an open with passthrough fails, and vice
+//! versa; while it is open with passthrough, every open must name the same backing file. So all
+//! concurrent opens of an inode use one mode, and a registration is kept while any of them lives,
+//! across server restarts.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -15,64 +16,64 @@ use inlay_store::ids::Digest;
 use crate::content::WholeFile;
 use crate::inode::{self, Slot};
 use crate::kind::ConnectionKind;
-use crate::ledger::{Backing, Entry, Handle, Ledger, LedgerError, Left, Mode, Place};
+use crate::ledger::{Backing, Entry, Handle, Ledger, LedgerError, LedgerPosition, Left, Mode};
 
 #[cfg(test)]
 mod tests;
 
-/// How many registrations without an open file are kept, because the next open is cheaper with
-/// one.
+/// Maximum number of registrations kept without an open file, to make the next open cheaper.
 const IDLE_MAX: usize = 256;
 
-/// Set in the number of a request that the kernel sends once more.
-const RESENT: u64 = 1 << 63;
+/// Flag in the number of a resent request.
+pub(crate) const RESENT: u64 = 1 << 63;
 
-/// Where backing files are registered with the kernel.
+/// The kernel's registry of backing files.
 pub(crate) trait Registry {
-    /// Registers `file`, and returns the id of the registration.
+    /// Registers `file` and returns its ID.
     fn register(&self, kind: ConnectionKind, file: &std::fs::File) -> io::Result<u32>;
 
-    /// Ends a registration.
+    /// Closes a registration.
     fn close(&self, kind: ConnectionKind, id: u32) -> io::Result<()>;
 }
 
-/// An open that is to be answered.
+/// An OPEN request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Opening {
     pub(crate) kind: ConnectionKind,
-    /// As the kernel knows it.
+    /// Node ID.
     pub(crate) inode: u64,
-    /// What its contents should be.
+    /// Expected digest of the contents.
     pub(crate) content: Digest,
-    /// The request's number.
+    /// Request number.
     pub(crate) unique: u64,
 }
 
-/// The answer to an open.
+/// The reply to an open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Opened {
-    /// The open file's number, by which it is released.
+    /// File handle, by which the file is released.
     pub(crate) handle: u64,
     pub(crate) mode: Mode,
 }
 
-type Key = (ConnectionKind, u64);
+type OpenKey = (ConnectionKind, u64);
 
-/// All open large files and all registrations. A copy of what the ledger has of them.
+/// All open large files and all registrations. Mirrors the ledger's records of them.
 #[derive(Debug, Default)]
 pub(crate) struct Opens {
-    inodes: HashMap<Key, Inode>,
-    handles: HashMap<Place, Open>,
-    /// Opens that an earlier server may not have answered, by their requests' numbers.
-    unanswered: HashMap<(ConnectionKind, u64), Place>,
-    /// Inodes with a registration and without an open file, the longest unused first.
-    idle: BTreeMap<u64, Key>,
+    inodes: HashMap<OpenKey, Inode>,
+    handles: HashMap<LedgerPosition, Open>,
+    /// Open files by request number: a request may be resent, because its reply was lost or is
+    /// still on its way.
+    by_request: HashMap<(ConnectionKind, u64), LedgerPosition>,
+    /// Inodes with a registration and without an open file, least recently used first.
+    idle: BTreeMap<u64, OpenKey>,
     clock: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Open {
-    key: Key,
+    key: OpenKey,
     mode: Mode,
     unique: u64,
 }
@@ -89,14 +90,14 @@ struct Inode {
 struct Registered {
     id: u32,
     content: Digest,
-    /// Where the ledger has it; nowhere, if only an open file tells of it.
-    place: Option<Place>,
-    /// Keeps the file from being evicted. After a restart it comes when the snapshot is opened.
+    /// Its ledger record; `None` if it is only known from an open file.
+    place: Option<LedgerPosition>,
+    /// Protects the file from eviction. After a restart, it is set when the snapshot is reopened.
     file: Option<WholeFile>,
 }
 
 impl Opens {
-    /// What earlier servers have left.
+    /// Loads the state left by earlier servers.
     pub(crate) fn load(ledger: &Ledger, left: &Left) -> Self {
         let mut opens = Self::default();
         for (place, Backing { kind, inode, id, content }) in &left.backings {
@@ -120,7 +121,7 @@ impl Opens {
                 }
             }
             opens.handles.insert(*place, Open { key, mode: *mode, unique: *unique });
-            opens.unanswered.insert((*kind, *unique), *place);
+            opens.by_request.insert((*kind, *unique), *place);
         }
         tracing::debug!(open = opens.handles.len(), file = ?ledger.file(), "read the ledger");
         let keys: Vec<_> = opens.inodes.keys().copied().collect();
@@ -130,16 +131,17 @@ impl Opens {
         opens
     }
 
-    /// Answers an open that needs no look for a cached file.
+    /// Serves an open that does not depend on the cache file. Returns `None` if it does.
     pub(crate) fn open(
         &mut self,
         ledger: &mut Ledger,
         opening: &Opening,
     ) -> Result<Option<Opened>, LedgerError> {
+        // The kernel never reuses a number. The resent request may even arrive first.
         let unique = (opening.kind, opening.unique & !RESENT);
-        if opening.unique & RESENT != 0
-            && let Some(place) = self.unanswered.get(&unique).copied()
-            && let Some(Open { mode, .. }) = self.handles.get(&place).copied()
+        if let Some(place) = self.by_request.get(&unique).copied()
+            && let Some(Open { key, mode, .. }) = self.handles.get(&place).copied()
+            && key == (opening.kind, opening.inode)
         {
             return Ok(Some(Opened { handle: ledger.handle_number(place), mode }));
         }
@@ -156,7 +158,7 @@ impl Opens {
         self.record(ledger, opening, mode).map(Some)
     }
 
-    /// Answers an open for which a cached file was looked for, in vain or not.
+    /// Serves an open after the lookup of the cache file; `whole` is its result.
     pub(crate) fn open_with(
         &mut self,
         ledger: &mut Ledger,
@@ -182,8 +184,7 @@ impl Opens {
         Ok((self.record(ledger, opening, mode)?, failure))
     }
 
-    /// A file was closed. Asked for a second time, because the first answer was lost, it does
-    /// nothing.
+    /// Releases an open file. Idempotent: a resent RELEASE, after a lost reply, is a no-op.
     pub(crate) fn release(
         &mut self,
         ledger: &mut Ledger,
@@ -192,7 +193,7 @@ impl Opens {
     ) -> Result<(), LedgerError> {
         let Some(place) = ledger.place_of(handle) else { return Ok(()) };
         let Some(Open { key, mode, unique }) = self.handles.remove(&place) else { return Ok(()) };
-        self.unanswered.remove(&(key.0, unique));
+        self.by_request.remove(&(key.0, unique));
         let known = self.inode(key);
         match mode {
             Mode::Plain => known.plain = known.plain.saturating_sub(1),
@@ -204,7 +205,7 @@ impl Opens {
         removed
     }
 
-    /// Keeps the cached file of a registration that an earlier server made.
+    /// Protects the cache file of a registration made by an earlier server.
     pub(crate) fn keep(&mut self, kind: ConnectionKind, inode: u64, whole: WholeFile) {
         if let Some(Inode { backing: Some(backing), .. }) = self.inodes.get_mut(&(kind, inode))
             && backing.file.is_none()
@@ -214,9 +215,9 @@ impl Opens {
         }
     }
 
-    /// The inodes of a slot whose registrations have nothing that keeps their files.
+    /// Returns the inodes of a slot with a registration whose file is not protected from eviction.
     pub(crate) fn unkept(&self, kind: ConnectionKind, slot: Slot) -> Vec<InodeIdx> {
-        let unkept = |(key, known): (&Key, &Inode)| {
+        let unkept = |(key, known): (&OpenKey, &Inode)| {
             let (of, inode) = inode::inode(fuser::INodeNo(key.1)).ok()?;
             let backing = known.backing.as_ref()?;
             (key.0 == kind && of == slot && backing.file.is_none()).then_some(inode)
@@ -224,7 +225,7 @@ impl Opens {
         self.inodes.iter().filter_map(unkept).collect()
     }
 
-    /// Ends registrations without an open file, the longest unused first, until `most` are left.
+    /// Closes registrations without an open file, least recently used first, until `most` are left.
     fn close_idle(&mut self, ledger: &mut Ledger, registry: &impl Registry, most: usize) {
         while self.idle.len() > most {
             let Some((_, key)) = self.idle.first_key_value() else { break };
@@ -232,7 +233,7 @@ impl Opens {
         }
     }
 
-    /// Ends registrations that no file has needed since `mark`, which an earlier call returned.
+    /// Closes registrations not used since `mark`. Returns the mark for the next call.
     pub(crate) fn close_unused_since(
         &mut self,
         ledger: &mut Ledger,
@@ -247,7 +248,7 @@ impl Opens {
         self.clock
     }
 
-    /// The kernel has nothing of a slot any more: neither has the ledger.
+    /// Removes all records of a slot: the kernel has nothing of it any more.
     pub(crate) fn forget_slot(
         &mut self,
         ledger: &mut Ledger,
@@ -255,14 +256,14 @@ impl Opens {
         kind: ConnectionKind,
         slot: Slot,
     ) {
-        let of_slot = |key: &Key| {
+        let of_slot = |key: &OpenKey| {
             key.0 == kind && inode::inode(fuser::INodeNo(key.1)).is_ok_and(|(of, _)| of == slot)
         };
         let open = self.handles.iter().filter(|(_, open)| of_slot(&open.key));
         for place in open.map(|(place, _)| *place).collect::<Vec<_>>() {
             let number = ledger.handle_number(place);
             if let Err(error) = self.release(ledger, registry, number) {
-                tracing::warn!(%error, "a closed file stays in the ledger");
+                tracing::warn!(%error, "can't remove a closed file from the ledger; it stays until the slot is released");
             }
         }
         let keys: Vec<_> = self.inodes.keys().copied().filter(of_slot).collect();
@@ -271,13 +272,13 @@ impl Opens {
         }
     }
 
-    /// How many files are open, and how many of them are passed through.
+    /// Returns the number of open files, and how many use passthrough.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let passed = self.handles.values().filter(|open| open.mode != Mode::Plain).count();
         (self.handles.len(), passed)
     }
 
-    fn inode(&mut self, key: Key) -> &mut Inode {
+    fn inode(&mut self, key: OpenKey) -> &mut Inode {
         self.inodes.entry(key).or_default()
     }
 
@@ -302,7 +303,7 @@ impl Opens {
         Ok(id)
     }
 
-    /// Notes an open in the ledger: only then may the answer go out.
+    /// Records an open in the ledger. The reply must not be sent before.
     fn record(
         &mut self,
         ledger: &mut Ledger,
@@ -320,32 +321,33 @@ impl Opens {
                 Mode::Passthrough(_) => known.passed += 1,
             }
             self.handles.insert(*place, Open { key, mode, unique: handle.unique });
+            self.by_request.insert((kind, handle.unique), *place);
         }
         self.settle(key);
         let place = added?;
         Ok(Opened { handle: ledger.handle_number(place), mode })
     }
 
-    /// Ends the registration of an inode that is not open.
-    fn close(&mut self, ledger: &mut Ledger, registry: &impl Registry, key: Key) {
+    /// Closes the registration of an inode that is not open.
+    fn close(&mut self, ledger: &mut Ledger, registry: &impl Registry, key: OpenKey) {
         let Some(known) = self.inodes.get_mut(&key) else { return };
         if known.plain + known.passed > 0 {
             return;
         }
         if let Some(backing) = known.backing.take() {
-            // The ledger first: an id that nobody knows of costs a little memory, one that the
-            // kernel does not know would cost somebody an error.
+            // The ledger first: after a crash in between, an ID that the ledger lacks costs a
+            // little memory, while one that the kernel lacks would fail a program's open.
             let removed = backing.place.map_or(Ok(()), |place| ledger.remove(place));
             let closed = removed.map_err(io::Error::other);
             if let Err(error) = closed.and_then(|()| registry.close(key.0, backing.id)) {
-                tracing::warn!(%error, "a registered file stays open");
+                tracing::warn!(%error, "can't unregister a passthrough file; it stays open");
             }
         }
         self.settle(key);
     }
 
-    /// Puts an inode where it belongs after a change: among the idle ones, or away.
-    fn settle(&mut self, key: Key) {
+    /// Updates an inode's place after a change: adds it to the idle ones, or removes it.
+    fn settle(&mut self, key: OpenKey) {
         let Some(known) = self.inodes.get_mut(&key) else { return };
         if let Some(since) = known.idle_since.take() {
             self.idle.remove(&since);
@@ -363,7 +365,7 @@ impl Opens {
     }
 }
 
-/// The kernel's devices, one for each connection.
+/// The FUSE devices by connection.
 pub(crate) type Devices = BTreeMap<ConnectionKind, std::sync::Arc<std::os::fd::OwnedFd>>;
 
 impl Registry for Devices {

@@ -1,9 +1,10 @@
-//! System calls that no crate wraps safely: the FUSE device's controls, and a descriptor put in the
-//! place of another.
-#![allow(unsafe_code, reason = "ioctl(2) and dup3(2) on descriptors that others own")]
+//! Wraps syscalls that no crate wraps safely: ioctls of the FUSE device, replacing a descriptor, and
+//! opening the process behind a socket.
+#![allow(unsafe_code, reason = "ioctl(2), dup3(2) and getsockopt(2) on others' descriptors")]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::ioctl::{Setter, Updater, ioctl, opcode};
@@ -12,43 +13,73 @@ const FUSE: u8 = 229;
 const CLONE: rustix::ioctl::Opcode = opcode::read::<u32>(FUSE, 0);
 const BACKING_CLOSE: rustix::ioctl::Opcode = opcode::write::<u32>(FUSE, 2);
 
-/// Puts `source` in the place of `target`, whose number stays: whoever holds it talks to `source`
-/// from now on.
+/// Replaces the open file behind `target` with that behind `source`. The descriptor number stays
+/// the same, so its owner uses `source` from now on.
 pub(crate) fn replace(target: BorrowedFd<'_>, source: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: both numbers are of open descriptors, because both are borrowed. The owner of
-    // `target` goes on owning that number, which names another open file afterwards.
+    // SAFETY: both descriptors are borrowed, so they are open. The owner of `target` keeps owning
+    // the descriptor, which refers to another open file afterwards.
     let made = unsafe { libc::dup3(source.as_raw_fd(), target.as_raw_fd(), libc::O_CLOEXEC) };
     if made < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// A second descriptor of the connection behind `device`, with an open file of its own. It does not
-/// block: a read without a request gives `EAGAIN`.
+/// `SO_PEERPIDFD` of `asm-generic/socket.h`.
+const PEER_PIDFD: libc::c_int = 77;
+
+/// Returns a pidfd of the process that connected `socket`, even if its PID was reused meanwhile.
+/// Returns `None` before Linux 6.5.
+pub(crate) fn peer_process(socket: impl AsFd) -> io::Result<Option<OwnedFd>> {
+    let mut pidfd: libc::c_int = -1;
+    let mut len = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
+    // SAFETY: the socket is borrowed, so it is open; the kernel writes at most `len` bytes.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            PEER_PIDFD,
+            (&raw mut pidfd).cast(),
+            &raw mut len,
+        )
+    };
+    if done == 0 && pidfd >= 0 {
+        // SAFETY: the kernel has just created it for this call, close-on-exec.
+        return Ok(Some(unsafe { OwnedFd::from_raw_fd(pidfd) }));
+    }
+    match io::Error::last_os_error() {
+        error if done != 0 && error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+        error if done != 0 => Err(error),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Returns a second descriptor of the connection behind `device`, with its own open file
+/// description. It is non-blocking: a read without a pending request fails with `EAGAIN`.
 pub(crate) fn clone_device(device: impl AsFd) -> io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let made = openat(CWD, "/dev/fuse", flags, Mode::empty())?;
     let mut number = u32::try_from(device.as_fd().as_raw_fd()).map_err(io::Error::other)?;
-    // SAFETY: FUSE_DEV_IOC_CLONE reads the 32 bits of a descriptor's number, and the number is of
-    // one that is open.
+    // SAFETY: FUSE_DEV_IOC_CLONE reads a 32-bit descriptor number, and `number` is an open
+    // descriptor.
     unsafe { ioctl(&made, Updater::<CLONE, u32>::new(&mut number))? };
     Ok(made)
 }
 
-/// Ends the registration of a backing file. Whoever has the file open by it keeps it.
+/// Closes the registration of a backing file. Files already opened with it are unaffected.
 pub(crate) fn close_backing(device: impl AsFd, id: u32) -> io::Result<()> {
-    // SAFETY: FUSE_DEV_IOC_BACKING_CLOSE reads the 32 bits of an id; an unknown one is an error.
+    // SAFETY: FUSE_DEV_IOC_BACKING_CLOSE reads a 32-bit ID; an unknown one is an error.
     unsafe { ioctl(device, Setter::<BACKING_CLOSE, u32>::new(id))? };
     Ok(())
 }
 
-/// Answers an open with the registered backing file `id`, which stays registered.
+/// Replies to an open with the backing file `id`, which stays registered.
 pub(crate) fn opened_passthrough(
     reply: fuser::ReplyOpen,
     handle: fuser::FileHandle,
     flags: fuser::FopenFlags,
     id: u32,
 ) {
-    // SAFETY: the id is of this session, because the ledger says so or this process registered it;
-    // it stays open while the wrapper lives, whose drop would close it: `into_raw` prevents that.
+    // SAFETY: the ID belongs to this session, according to the ledger or because this process
+    // registered it. It stays open while the wrapper lives; dropping the wrapper would close it,
+    // which `into_raw` prevents.
     let backing = unsafe { reply.wrap_backing(id) };
     reply.opened_passthrough(handle, flags, &backing);
     backing.into_raw();

@@ -1,17 +1,18 @@
-//! Who lists names of attributes, as far as the kernel tells.
+//! Determines the privilege of a caller that lists attribute names.
 //!
-//! On a connection that allows mapped owners, the kernel names no user with such a request, only the
-//! thread. Below an overlay it is the overlay that asks, with root's rights whoever the thread is of:
-//! for it, parts of snapshots show all names, and it hides from users what is not theirs to see.
+//! On a connection that allows idmapped mounts, the kernel does not pass the user of such a
+//! request, only the thread. Below an overlay, the overlay makes the request with root's rights,
+//! regardless of the calling thread: it sees all names of a part and hides privileged ones from
+//! users itself.
 
 use std::fs;
 
 use crate::fs::{SnapshotFs, Viewer};
 
-/// The number of a user that the kernel does not name.
+/// The user ID of a request without a user.
 const NOBODY_NAMED: u32 = u32::MAX;
 
-/// Whose request it is that names the user `uid` and the thread `thread`.
+/// Returns the viewer for a request with the user `uid` and the thread `thread`.
 pub(crate) fn viewer(fs: &SnapshotFs, uid: u32, thread: u32) -> Viewer {
     match uid {
         0 => Viewer::Root,
@@ -25,7 +26,7 @@ fn is_roots(thread: u32) -> bool {
         .is_ok_and(|status| file_system_user(&status) == Some(0))
 }
 
-/// The fourth number of the line `Uid:`: the one that counts for files.
+/// Parses the fourth number of the line `Uid:`, the fsuid.
 fn file_system_user(status: &str) -> Option<u32> {
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     line.split_ascii_whitespace().nth(3)?.parse().ok()

@@ -1,4 +1,4 @@
-//! A host's snapshots below the keeper's mounts. They need root and /dev/fuse.
+//! Tests a host's snapshots below the keeper's mounts. Requires root and /dev/fuse.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -71,7 +71,7 @@ fn each_snapshot_lives_on_the_connection_that_costs_it_least() {
     assert_eq!(fs::metadata(&dir).unwrap_err().kind(), io::ErrorKind::NotFound);
     fs::remove_file(tree.join("small")).unwrap();
     fs::write(tree.join("small"), "y").unwrap();
-    // The name that was absent is there when its slot comes.
+    // A name that was absent appears when its slot is attached.
     let next = dir.with_file_name("5");
     assert_eq!(fs::metadata(&next).unwrap_err().kind(), io::ErrorKind::NotFound);
     let again = attach(ConnectionKind::Plain);
@@ -170,8 +170,8 @@ fn a_detached_slot_that_is_in_use_is_known_to_the_next_server() {
     session.put(2, &Snapshot::of(&tree), false);
     let first = session.serve();
     let (dir, other) = (session.slot_dir(1), session.slot_dir(2));
-    // The kernel asks once whether it must tell when a file is closed, and a child that is started
-    // closes the file that is open here.
+    // The kernel asks once whether closes need a FLUSH, and starting a child process closes the
+    // file that is open here.
     assert_eq!(fs::read(dir.join("dir/other")).unwrap(), b"another");
     let file = File::open(dir.join("dir/file")).unwrap();
     let inode = fs::metadata(other.join("dir/file")).unwrap().ino();

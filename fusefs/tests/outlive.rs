@@ -1,4 +1,4 @@
-//! Servers that are killed under load: no program notices. They need root and /dev/fuse.
+//! Servers killed under load: no program notices. Requires root and /dev/fuse.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use common::Snapshot;
 use common::roles::{self, PATIENCE, Process, Session};
+use inlay_fusefs::FuseFeature;
 use inlay_testkit::content;
 use rustix::mount::{UnmountFlags, unmount};
 
@@ -32,7 +33,7 @@ fn play_a_role() {
 const LARGE: usize = 3;
 const SMALL: usize = 600;
 
-/// A tree with large and small files, links, and a program.
+/// Creates a tree with large and small files, links, and a program.
 fn tree(at: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     for number in 0..LARGE {
@@ -55,7 +56,7 @@ fn tree(at: &Path) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-/// An overlay above a slot, for as long as it lives.
+/// An overlay above a slot, unmounted on drop.
 struct Overlay {
     at: PathBuf,
 }
@@ -83,7 +84,7 @@ impl Drop for Overlay {
     }
 }
 
-/// Programs that use a directory until they are told to stop, and what went wrong with them.
+/// Programs that use a directory until stopped, with the errors they met.
 struct Load {
     stop: Arc<AtomicBool>,
     steps: Arc<AtomicU64>,
@@ -133,7 +134,7 @@ impl Load {
         }));
     }
 
-    /// Waits until so many more steps are done.
+    /// Blocks until `count` more steps are done.
     fn until_more(&self, count: u64) {
         let (target, start) = (self.steps.load(Relaxed) + count, Instant::now());
         while self.steps.load(Relaxed) < target {
@@ -171,7 +172,7 @@ fn read_one(dir: &Path, files: &Files, turn: usize, reader: usize) -> Result<(),
     let path = dir.join(name);
     let mut file = told(name, File::open(&path))?;
     if turn.is_multiple_of(2) {
-        // So that the pages have to come again.
+        // Drop the pages, so that they are read again.
         let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
     }
     let mut read = Vec::new();
@@ -203,7 +204,7 @@ fn walk(dir: &Path, files: &Files, turn: usize) -> Result<(), String> {
 }
 
 fn absent(dir: &Path, _: &Files, turn: usize) -> Result<(), String> {
-    // A name of its own each time: a request each time.
+    // A unique name each time, so that each lookup is a request.
     let error = fs::symlink_metadata(dir.join(format!("absent-{turn}"))).unwrap_err();
     match error.kind() {
         std::io::ErrorKind::NotFound => Ok(()),
@@ -233,10 +234,31 @@ fn map_one(dir: &Path, files: &Files, turn: usize) -> Result<(), String> {
     }
 }
 
-/// Kills the server `kills` times under load. Returns how long each time nothing was answered: where
-/// the next one stood by, and where it was started only then.
-fn kill_again_and_again(kills: usize, passthrough: bool) -> [Vec<Duration>; 2] {
-    let session = Session::new();
+/// How a kernel handles requests that a killed server has read.
+#[derive(Clone, Copy, Debug)]
+enum Kernel {
+    SendsAgain,
+    /// Linux before 6.9.
+    SendsNothingAgain,
+}
+
+impl Kernel {
+    fn session(self) -> Session {
+        Session::with(|settings| settings.without = self.without())
+    }
+
+    fn without(self) -> Vec<FuseFeature> {
+        match self {
+            Self::SendsAgain => Vec::new(),
+            Self::SendsNothingAgain => vec![FuseFeature::Resend],
+        }
+    }
+}
+
+/// Kills the server `kills` times under load. Returns the times without answers: with a standby
+/// server, and with one started only afterwards.
+fn kill_again_and_again(kills: usize, passthrough: bool, kernel: Kernel) -> [Vec<Duration>; 2] {
+    let session = kernel.session();
     let files = Arc::new(tree(&session.place.tree()));
     session.put(1, &Snapshot::of(&session.place.tree()), passthrough);
     let mut server = session.serve();
@@ -247,7 +269,7 @@ fn kill_again_and_again(kills: usize, passthrough: bool) -> [Vec<Duration>; 2] {
     let mut gaps = [Vec::new(), Vec::new()];
     for number in 0..kills {
         load.until_more(40);
-        // Every other time the next one stands by already.
+        // Every other time, the next server already stands by.
         let next = number.is_multiple_of(2).then(|| session.serve_standing_by());
         let killed = Instant::now();
         server.kill();
@@ -266,24 +288,35 @@ fn kill_again_and_again(kills: usize, passthrough: bool) -> [Vec<Duration>; 2] {
 
 #[test]
 fn programs_do_not_notice_that_servers_are_killed() {
-    kill_again_and_again(10, false);
+    kill_again_and_again(10, false, Kernel::SendsAgain);
 }
 
 #[test]
 fn programs_do_not_notice_it_when_files_are_passed_through() {
-    kill_again_and_again(10, true);
+    kill_again_and_again(10, true, Kernel::SendsAgain);
+}
+
+/// As on Linux before 6.9.
+#[test]
+fn programs_do_not_notice_it_where_the_kernel_sends_nothing_again() {
+    kill_again_and_again(10, false, Kernel::SendsNothingAgain);
 }
 
 #[test]
 #[ignore = "takes minutes: run it by its name, with --ignored --nocapture"]
 fn a_hundred_servers_are_killed() {
-    for passthrough in [false, true] {
-        let [standing_by, started_then] = kill_again_and_again(100, passthrough);
+    for (passthrough, kernel) in [
+        (false, Kernel::SendsAgain),
+        (true, Kernel::SendsAgain),
+        (false, Kernel::SendsNothingAgain),
+    ] {
+        let [standing_by, started_then] = kill_again_and_again(100, passthrough, kernel);
         for (what, mut gaps) in [("standing by", standing_by), ("started then", started_then)] {
             gaps.sort_unstable();
             let at = |percent: usize| gaps[(gaps.len() * percent / 100).min(gaps.len() - 1)];
             println!(
-                "passthrough {passthrough}, next server {what}: {} kills, gap p50 {:?}, p99 {:?}",
+                "{kernel:?}, passthrough {passthrough}, next server {what}: {} kills, \
+                 gap p50 {:?}, p99 {:?}",
                 gaps.len(),
                 at(50),
                 at(99)
@@ -292,7 +325,7 @@ fn a_hundred_servers_are_killed() {
     }
 }
 
-/// A served snapshot of [`tree`] in slot 1, whose large files are passed through.
+/// Serves a snapshot of [`tree`] in slot 1, with passthrough of its large files.
 fn served() -> (Session, Files, Process, PathBuf) {
     let session = Session::new();
     let files = Arc::new(tree(&session.place.tree()));
@@ -312,7 +345,8 @@ fn a_file_that_is_passed_through_is_read_while_nobody_serves() {
     let mut bytes = vec![0; files[name].len()];
     file.read_exact_at(&mut bytes, 0).unwrap();
     assert!(bytes == files[name]);
-    // The next server knows that it is open, and how: another open must be of the same sort.
+    // The next server knows that it is open, and in which mode: another open must use the same
+    // mode.
     let _next = session.serve();
     let again = File::open(dir.join(name)).unwrap();
     drop(file);
@@ -339,7 +373,7 @@ fn a_file_that_was_open_before_it_was_whole_stays_plain_until_it_is_closed() {
     let first = File::open(&path).unwrap();
     read(&first);
     server.kill();
-    // The next server has the whole file; the kernel would refuse to pass it through now.
+    // The next server has the whole file, but the kernel would refuse passthrough now.
     fs::write(session.place.state().join("snapshot-1/passthrough"), "").unwrap();
     let _next = session.serve();
     let second = File::open(&path).unwrap();
@@ -350,7 +384,16 @@ fn a_file_that_was_open_before_it_was_whole_stays_plain_until_it_is_closed() {
 
 #[test]
 fn requests_fail_when_no_server_comes_back_in_time_and_work_again_when_one_does() {
-    let session = Session::with(|settings| settings.deadline = Duration::from_millis(200));
+    for kernel in [Kernel::SendsAgain, Kernel::SendsNothingAgain] {
+        no_server_comes_back_in_time(kernel);
+    }
+}
+
+fn no_server_comes_back_in_time(kernel: Kernel) {
+    let session = Session::with(|settings| {
+        settings.deadline = Duration::from_millis(200);
+        settings.without = kernel.without();
+    });
     let files = Arc::new(tree(&session.place.tree()));
     session.put(1, &Snapshot::of(&session.place.tree()), true);
     let server = session.serve();
@@ -360,13 +403,13 @@ fn requests_fail_when_no_server_comes_back_in_time_and_work_again_when_one_does(
     let error = File::open(dir.join("d3/small-3")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
     assert!(session.keeper().status().unwrap().refusing);
-    // What is closed now must not count as open for the next server.
+    // A file closed now must not count as open for the next server.
     drop(large);
     let server = session.serve();
     let mut read = Vec::new();
     let start = Instant::now();
     while read.is_empty() {
-        // The new server may not have had its turn yet.
+        // The new server may not have the session yet.
         if let Ok(bytes) = fs::read(dir.join("d3/small-3")) {
             read = bytes;
         }
@@ -439,13 +482,19 @@ fn programs_that_a_keeper_starts_get_none_of_its_descriptors() {
     let devices = targets.iter().filter(|target| *target == Path::new("/dev/fuse")).count();
     let ledgers = targets.iter().filter(|target| target.to_str().unwrap().contains("inlay-ledger"));
     assert_eq!(ledgers.count(), 1);
-    // One for each connection and one for the session on it, and none besides.
+    // One per connection and one for its fuser session, and no others.
     assert_eq!(devices, 2 * inlay_fusefs::ConnectionKind::ALL.len());
 }
 
 #[test]
 fn reads_that_fail_in_a_server_that_leaves_are_answered_by_the_next() {
-    let session = Session::new();
+    for kernel in [Kernel::SendsAgain, Kernel::SendsNothingAgain] {
+        reads_fail_in_a_server_that_leaves(kernel);
+    }
+}
+
+fn reads_fail_in_a_server_that_leaves(kernel: Kernel) {
+    let session = kernel.session();
     let files = tree(&session.place.tree());
     session.put(1, &Snapshot::of(&session.place.tree()), false);
     let held = session.place.state().join("snapshot-1/held");
@@ -458,7 +507,7 @@ fn reads_that_fail_in_a_server_that_leaves_are_answered_by_the_next() {
             (name, thread::spawn(move || fs::read(path)))
         })
         .into();
-    // They wait in the server: another request that comes after theirs has been answered.
+    // They wait in the server: a later request has been answered.
     thread::sleep(Duration::from_millis(50));
     fs::symlink_metadata(dir.join("absent")).unwrap_err();
     fs::remove_file(held).unwrap();
@@ -469,4 +518,51 @@ fn reads_that_fail_in_a_server_that_leaves_are_answered_by_the_next() {
         assert!(reader.join().unwrap().unwrap() == files[name]);
     }
     assert_eq!(session.keeper().status().unwrap().deaths, 0);
+}
+
+/// The index of one snapshot cannot be opened, because the store does not respond. Only the readers
+/// of that snapshot wait, however many they are.
+#[test]
+fn a_snapshot_that_can_not_be_opened_yet_holds_up_no_other() {
+    for kernel in [Kernel::SendsAgain, Kernel::SendsNothingAgain] {
+        one_snapshot_can_not_be_opened_yet(kernel);
+    }
+}
+
+fn one_snapshot_can_not_be_opened_yet(kernel: Kernel) {
+    const WAITING: usize = 40;
+    let session = kernel.session();
+    fs::write(session.place.tree().join("file"), "x").unwrap();
+    let snapshot = Snapshot::of(&session.place.tree());
+    session.put(1, &snapshot, false);
+    session.put(2, &snapshot, false);
+    let first = session.serve();
+    let [stuck, other] = [1, 2].map(|slot| session.slot_dir(slot));
+    first.kill();
+    let unreachable = session.place.state().join("unreachable-1");
+    fs::write(&unreachable, "").unwrap();
+    let _second = session.serve();
+    let (done, outcomes) = std::sync::mpsc::channel();
+    // The kernel has not cached these names.
+    let look_up = |dir: &Path, number: usize| {
+        let (path, done) = (dir.join(format!("absent-{number}")), done.clone());
+        thread::spawn(move || {
+            let _ = done.send((number, fs::metadata(path).map(drop).map_err(|e| e.kind())));
+        })
+    };
+    let absent = Err(std::io::ErrorKind::NotFound);
+    let mut threads: Vec<_> = (0..WAITING).map(|number| look_up(&stuck, number)).collect();
+    // Time for all of them to block; without it, the test covers less but fails no more often.
+    thread::sleep(Duration::from_millis(200));
+    threads.push(look_up(&other, WAITING));
+    assert_eq!(outcomes.recv_timeout(PATIENCE).unwrap(), (WAITING, absent));
+    assert!(outcomes.try_recv().is_err(), "a snapshot that is not open was looked into");
+    fs::remove_file(&unreachable).unwrap();
+    for _ in 0..WAITING {
+        assert_eq!(outcomes.recv_timeout(PATIENCE).unwrap().1, absent);
+    }
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert_eq!(fs::read(stuck.join("file")).unwrap(), b"x");
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use inlayfs::import::{ImportOptions, NoProgress, import_docker_archive, import_oci};
+use inlay_images::import::{ImportOptions, NoProgress, import_docker_archive, import_oci};
 use sha2::{Digest as _, Sha256};
 
 use super::tar::{Checks, options};

@@ -3,11 +3,11 @@
 use std::io;
 use std::ops::Range;
 
-use inlay_store::pack::{Content, FileSink, PackError};
-use inlay_store::tree::TreeLimits;
-use inlayfs::import::{
+use inlay_images::import::{
     BytesLayer, Flattener, ImportOptions, Markers, NoProgress, import_tar_bytes,
 };
+use inlay_store::pack::{Content, FileSink, PackError};
+use inlay_store::tree::TreeLimits;
 
 /// Bounds so low that an archive which gets past them shows as memory or time.
 const LIMITS: TreeLimits = TreeLimits { entries: 10_000, heap_bytes: 4 << 20 };

@@ -1,14 +1,16 @@
-//! One request from its start to the cache: fetch, verify, decode, answer, store.
+//! Runs one request end to end: fetch, verify, decode, answer readers, cache.
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 
 use bytes::Bytes;
 use futures::future::join_all;
 use inlay_store::cache::{Cache, Insert};
 use inlay_store::format::FormatError;
-use inlay_store::group::decode_group;
+use inlay_store::ids::BlobId;
 use inlay_store::remote::Arrivals;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -20,17 +22,18 @@ use crate::stats::{Gauged, count};
 use crate::want::{Class, GroupRef};
 use crate::watch::{Failure, FetchEvent, Sent};
 
-/// Bytes that come are told of when they are so many: not for each packet.
+/// Arrivals are reported to the scheduler in steps of this many bytes, not per packet.
 const TELL_BYTES: u64 = 64 << 10;
 
-/// Runs one request. Whatever happens, even if the task is dropped, each of its groups is settled and
-/// its room is given back.
+/// Runs one request. Guarantees on every path, even if the task is dropped, that each group is
+/// settled and the buffers are released.
 pub(crate) async fn run(shared: Arc<Shared>, request: Request, stop: CancellationToken) {
     let _task = Gauged::new(&shared.counters.tasks);
-    let Request { id, class, wants, buffer_bytes, .. } = request;
-    let _coming = Coming::new(&shared, &wants);
+    let Request { id, class, wants, buffer_bytes, blob, range, .. } = request;
+    let _coming = PendingInsert::new(&shared, &wants);
     let mut buffers = Buffers { shared: Arc::clone(&shared), class, bytes: buffer_bytes };
-    let running = RunningRequest { shared: Arc::clone(&shared), id, class, done: Done::No };
+    let first = (blob, range.start);
+    let running = RunningRequest { shared: Arc::clone(&shared), id, class, first, done: Done::No };
     let unsettled: Vec<Unsettled> = wants
         .iter()
         .map(|want| Unsettled { shared: Arc::clone(&shared), want: *want, class, done: Done::No })
@@ -51,7 +54,7 @@ pub(crate) async fn run(shared: Arc<Shared>, request: Request, stop: Cancellatio
         Err(why) => {
             shared.tell(|| FetchEvent::Over(id, why.as_told()));
             unsettled.into_iter().for_each(Unsettled::leave_to_request);
-            // After them, so that buffers are there for what is tried again.
+            // Dropped after `buffers`, so that a retry finds room.
             drop(buffers);
             running.failed(why);
             return;
@@ -63,7 +66,7 @@ pub(crate) async fn run(shared: Arc<Shared>, request: Request, stop: Cancellatio
         let waited_for = |one: &Unsettled| table.is_waited_for(&one.want.key());
         unsettled.into_iter().map(|one| (waited_for(&one), one)).collect()
     };
-    // Those that somebody waits for are decoded first.
+    // Decode groups with waiting readers first.
     work.sort_by_key(|(waited_for, _)| !waited_for);
     let landed = join_all(work.into_iter().map(|(waited_for, one)| {
         let slice = slice_of(&stored, range.start, &one.want);
@@ -78,15 +81,15 @@ pub(crate) async fn run(shared: Arc<Shared>, request: Request, stop: Cancellatio
     insert(&shared, class, &mut buffers, landed).await;
 }
 
-/// The bytes of the blob that hold all of these groups.
+/// Returns the blob range that covers all of these groups.
 fn range_of(unsettled: &[Unsettled]) -> Range<u64> {
     let start = unsettled.iter().map(|one| one.want.group.offset).min().unwrap_or(0);
     let end = unsettled.iter().map(|one| one.want.end()).max().unwrap_or(0);
     start..end
 }
 
-/// A group may have come into the cache since it was asked for: from another process, or from a
-/// fetch that had just ended. Answers those, and gives back the others.
+/// Settles groups that are cached by now, by another process or a fetch that has just ended, and
+/// returns the others.
 async fn from_cache(shared: &Arc<Shared>, unsettled: Vec<Unsettled>) -> Vec<Unsettled> {
     let Some(cache) = &shared.cache else { return unsettled };
     let mut open = Vec::with_capacity(unsettled.len());
@@ -105,7 +108,7 @@ async fn from_cache(shared: &Arc<Shared>, unsettled: Vec<Unsettled>) -> Vec<Unse
     open
 }
 
-/// Why a request did not succeed.
+/// Why a request returned no bytes.
 enum NoBytes {
     Error(FetchError),
     Cancelled,
@@ -120,7 +123,7 @@ impl NoBytes {
     }
 }
 
-/// The bytes, and how long they took.
+/// Fetches `range`. Returns the bytes and the time it took.
 async fn fetch(
     shared: &Arc<Shared>,
     id: RequestId,
@@ -165,7 +168,7 @@ async fn fetch(
     }
 }
 
-/// Tells the scheduler of bytes that come.
+/// Reports arriving bytes to the scheduler.
 struct Watch {
     shared: Arc<Shared>,
     id: RequestId,
@@ -202,15 +205,18 @@ fn slice_of(stored: &Bytes, start: u64, want: &GroupRef) -> Option<Bytes> {
     (to <= stored.len()).then(|| stored.slice(from..to))
 }
 
-/// Verifies and decodes a group, and answers its readers.
+/// Verifies and decodes a group and wakes its readers.
 async fn decode(
     shared: &Arc<Shared>,
     one: Unsettled,
     stored: Option<Bytes>,
     waited_for: bool,
 ) -> Option<Landed> {
-    let group = one.want.group;
-    let decode = move || decode_group(&stored.unwrap_or_default(), &group);
+    let (group, decode) = (one.want.group, shared.decode);
+    let decode = move || {
+        // Nothing that the decoder shares with others can be left inconsistent.
+        catch_unwind(AssertUnwindSafe(|| decode(&stored.unwrap_or_default(), &group)))
+    };
     let decoded = if waited_for {
         let _permit = shared.decoders.acquire().await;
         shared.runtime.spawn_blocking(decode).await.ok()
@@ -218,28 +224,33 @@ async fn decode(
         shared.workers.run(decode).await
     };
     match decoded {
-        Some(Ok(decoded)) => {
+        Some(Ok(Ok(decoded))) => {
             shared.counters.groups.add(one.class, 1);
             Some(one.landed(Bytes::from(decoded)))
         }
-        Some(Err(source)) => {
+        Some(Ok(Err(source))) => {
             one.corrupt(source);
             None
         }
-        // The runtime is going down.
+        Some(Err(_)) => {
+            one.panicked();
+            None
+        }
+        // The runtime is shutting down. Dropping `one` fails its readers.
         None => None,
     }
 }
 
-/// Hands the groups to the cache; memory keeps for a while those that it does not take.
+/// Inserts the groups into the cache; those it rejects stay in memory for a while.
 async fn insert(shared: &Arc<Shared>, class: Class, buffers: &mut Buffers, landed: Vec<Landed>) {
     let bytes: u64 = landed.iter().map(|one| one.bytes.len() as u64).sum();
     let Some(cache) = shared.cache.clone() else {
         return landed.into_iter().for_each(Landed::keep);
     };
     let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-    // A slow disk holds prefetching back. Readers it must not hold back: their buffers are freed for
-    // the next of them, and if too much waits for the disk, these groups are not cached.
+    // Backpressure: a slow disk throttles prefetch, because its buffers stay taken until the insert
+    // is done. It must not throttle readers: demand buffers are released for the next reader, and
+    // if the insert backlog is full, these groups are not cached.
     let backlog = if class == Class::Demand {
         let Ok(backlog) = shared.insert_backlog.try_acquire_many(kib) else {
             return landed.into_iter().for_each(Landed::keep);
@@ -270,8 +281,9 @@ async fn insert(shared: &Arc<Shared>, class: Class, buffers: &mut Buffers, lande
     drop(backlog);
 }
 
-/// Whether the cache takes so many bytes more without evicting anything. When they were asked for, it
-/// did; but others came meanwhile. Halfway to where eviction begins, because several look at once.
+/// Returns whether the cache can take `len` more bytes without evicting. The probe has checked
+/// this, but other inserts may have happened since. The limit is halfway to the high mark, because
+/// several tasks check concurrently.
 fn has_room(cache: &Cache, len: usize) -> bool {
     let (high, low) = cache.marks();
     cache.figures().disk_bytes.saturating_add(len as u64) <= low.midpoint(high)
@@ -282,16 +294,24 @@ enum Done {
     Yes,
 }
 
-/// A request that is under way. If it is dropped so, its groups are lost.
+/// Returns why a task is dropped before its end: a panic, or the end of its runtime.
+fn died((blob, offset): (BlobId, u64)) -> FetchError {
+    if thread::panicking() { FetchError::Panicked { blob, offset } } else { FetchError::Shutdown }
+}
+
+/// A request in flight. Dropping it unfinished fails its groups.
 struct RunningRequest {
     shared: Arc<Shared>,
     id: RequestId,
     class: Class,
+    /// Blob and offset of the requested range.
+    first: (BlobId, u64),
     done: Done,
 }
 
 impl RunningRequest {
-    /// It has ended well. `fetched` says how long its bytes took and how many they were.
+    /// Marks the request as successful. `fetched` is the time it took and its length in bytes;
+    /// `None` if the cache had all groups.
     fn ended(mut self, fetched: Option<(std::time::Duration, u64)>) {
         self.done = Done::Yes;
         let now = self.shared.now();
@@ -344,18 +364,18 @@ impl RunningRequest {
 impl Drop for RunningRequest {
     fn drop(&mut self) {
         if matches!(self.done, Done::No) {
-            self.settle(NoBytes::Error(FetchError::Shutdown));
+            self.settle(NoBytes::Error(died(self.first)));
         }
     }
 }
 
-/// Decoded bytes that will be in the cache when this is dropped, or never.
-struct Coming {
+/// Accounts decoded bytes in flight into the cache, until dropped.
+struct PendingInsert {
     shared: Arc<Shared>,
     bytes: u64,
 }
 
-impl Coming {
+impl PendingInsert {
     fn new(shared: &Arc<Shared>, wants: &[GroupRef]) -> Self {
         let bytes = wants.iter().map(|want| u64::from(want.group.raw_len)).sum();
         shared.coming.fetch_add(bytes, Ordering::Relaxed);
@@ -363,13 +383,13 @@ impl Coming {
     }
 }
 
-impl Drop for Coming {
+impl Drop for PendingInsert {
     fn drop(&mut self) {
         self.shared.coming.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
-/// Room for buffers. Given back when dropped.
+/// Reserved buffer bytes, released on drop.
 struct Buffers {
     shared: Arc<Shared>,
     class: Class,
@@ -390,7 +410,7 @@ impl Drop for Buffers {
     }
 }
 
-/// A group whose readers have no answer yet. If it is dropped so, they get an error.
+/// A group whose readers have not been answered. Dropping it fails them.
 struct Unsettled {
     shared: Arc<Shared>,
     want: GroupRef,
@@ -411,7 +431,7 @@ impl Unsettled {
         let shared = &self.shared;
         let (blob, offset) = (self.want.blob, self.want.group.offset);
         count(&shared.counters.corrupt);
-        tracing::warn!(%blob, offset, error = %source, "a group came with wrong bytes");
+        tracing::warn!(%blob, offset, error = %source, "a group failed verification");
         let (now, key) = (shared.now(), self.want.key());
         {
             let mut table = shared.table.lock();
@@ -431,7 +451,30 @@ impl Unsettled {
         shared.pump();
     }
 
-    /// The failure of its request settles it.
+    /// Fails the readers: the decoder panicked, and would again.
+    fn panicked(mut self) {
+        let (blob, offset) = (self.want.blob, self.want.group.offset);
+        tracing::error!(%blob, offset, "the decoder of a group panicked");
+        self.lost(FetchError::Panicked { blob, offset });
+    }
+
+    fn lost(&mut self, error: FetchError) {
+        self.done = Done::Yes;
+        let (shared, key) = (&self.shared, self.want.key());
+        let now = shared.now();
+        {
+            let mut table = shared.table.lock();
+            if table.is_waited_for(&key) {
+                count(&shared.counters.failed);
+            }
+            table.scheduler.lost(now, &key);
+            let error = if table.closed { FetchError::Shutdown } else { error };
+            table.fail(&key, error);
+        }
+        shared.pump();
+    }
+
+    /// Leaves the group to be settled by the failure of its request.
     fn leave_to_request(mut self) {
         self.done = Done::Yes;
     }
@@ -440,14 +483,12 @@ impl Unsettled {
 impl Drop for Unsettled {
     fn drop(&mut self) {
         if matches!(self.done, Done::No) {
-            let mut table = self.shared.table.lock();
-            table.scheduler.lost(&self.want.key());
-            table.fail(&self.want.key(), FetchError::Shutdown);
+            self.lost(died((self.want.blob, self.want.group.offset)));
         }
     }
 }
 
-/// A group whose readers are answered and that is on its way into the cache.
+/// A group whose readers have been answered, on its way into the cache.
 struct Landed {
     shared: Arc<Shared>,
     want: GroupRef,
@@ -456,7 +497,7 @@ struct Landed {
 }
 
 impl Landed {
-    /// The cache does not have it: memory keeps it for a while.
+    /// Keeps the group in memory for a while, because the cache rejected it.
     fn keep(self) {
         count(&self.shared.counters.not_cached);
         let bytes = self.bytes.clone();

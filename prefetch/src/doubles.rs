@@ -1,4 +1,4 @@
-//! A store for tests: blobs in memory, gates that hold requests, and faults as data.
+//! A store double for tests: blobs in memory, gates that hold requests, and injected faults.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -16,34 +16,35 @@ use tokio::sync::Semaphore;
 use crate::source::RangeSource;
 use crate::want::{Class, GroupRef};
 
-/// What happens to a request.
+/// Fault injected into a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     None,
     Fails,
     Missing,
-    /// Never answers.
+    /// Never responds.
     Stalls,
-    /// Answers with one byte changed.
+    /// Responds with one byte flipped.
     Lies,
+    Panics,
 }
 
-/// One request that came.
+/// A request received by the double.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) range: Range<u64>,
     pub(crate) class: Class,
 }
 
-/// The store.
+/// The store double.
 pub(crate) struct Double {
     pub(crate) blobs: HashMap<BlobId, Bytes>,
-    /// What happens to the n-th request.
+    /// Returns the fault for the n-th request.
     pub(crate) fault: Box<dyn Fn(usize) -> Fault + Send + Sync>,
-    /// Each request of this class takes a permit before it is answered.
+    /// Requests of a gated class take a permit before they are answered.
     pub(crate) gates: HashMap<Class, Semaphore>,
     pub(crate) seen: Mutex<Vec<Seen>>,
-    /// Requests that were dropped before they were answered.
+    /// Number of requests dropped before they were answered.
     pub(crate) cut: Mutex<usize>,
 }
 
@@ -85,11 +86,11 @@ impl Drop for Cut<'_> {
     }
 }
 
-/// The store as a fetcher takes it; the test keeps the other end.
-pub(crate) struct Shared(pub(crate) Arc<Double>);
+/// The double as a fetcher's source; the test keeps the other reference.
+pub(crate) struct SharedStore(pub(crate) Arc<Double>);
 
 #[async_trait]
-impl RangeSource for Shared {
+impl RangeSource for SharedStore {
     async fn get_range(
         &self,
         blob: &BlobId,
@@ -110,6 +111,7 @@ impl RangeSource for Shared {
         }
         let (operation, object) = (Operation::GetRange, format!("memory:/{blob}"));
         let fault = (double.fault)(number);
+        assert!(fault != Fault::Panics, "on purpose");
         if fault == Fault::Stalls {
             std::future::pending::<()>().await;
         }
@@ -131,12 +133,12 @@ impl RangeSource for Shared {
                 elapsed: Duration::from_secs(1),
                 cause: Failure::Transport("reset".into()),
             }),
-            (Fault::None | Fault::Stalls, Some(bytes)) => Ok(bytes.slice(part)),
+            (Fault::None | Fault::Stalls | Fault::Panics, Some(bytes)) => Ok(bytes.slice(part)),
         }
     }
 }
 
-/// A blob of groups, and what they decode to.
+/// A blob of groups, with their decoded contents.
 pub(crate) struct Blob {
     pub(crate) id: BlobId,
     pub(crate) bytes: Bytes,
@@ -145,7 +147,7 @@ pub(crate) struct Blob {
 }
 
 impl Blob {
-    /// `groups` groups of `raw_len` bytes that do not compress, one after another.
+    /// Creates a blob of `groups` consecutive groups of `raw_len` incompressible bytes.
     pub(crate) fn new(seed: u64, groups: u64, raw_len: usize) -> Self {
         let (mut bytes, mut places, mut raw) = (Vec::new(), Vec::new(), Vec::new());
         for group in 0..groups {

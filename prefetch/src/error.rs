@@ -1,4 +1,4 @@
-//! Why a group could not be had.
+//! Errors of group fetches.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,45 +7,53 @@ use inlay_store::format::FormatError;
 use inlay_store::ids::BlobId;
 use inlay_store::remote::StoreError;
 
-/// Why a group could not be had. Cheap to clone: all who wait for one fetch get the same.
+/// A failed group fetch. Cheap to clone: all waiters of one fetch get the same error.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum FetchError {
-    /// The store did not give the bytes.
+    /// The store request failed.
     #[error("{source} (bytes from {offset} of blob {blob})")]
     Store {
-        /// Of which blob.
+        /// Blob of the group.
         blob: BlobId,
-        /// Where the group begins in it, in bytes.
+        /// Offset of the group in the blob, in bytes.
         offset: u64,
-        /// What the store says.
+        /// Error of the store.
         source: Arc<StoreError>,
     },
-    /// The store gave other bytes than the snapshot promises, each time it was asked.
+    /// The store returned bytes that fail verification, on every attempt.
     #[error(
         "blob {blob} is damaged at byte {offset} (fetched {attempts} times): {source}; \
          run `inlay verify` on the snapshot"
     )]
     Corrupt {
-        /// Which blob.
+        /// Blob of the group.
         blob: BlobId,
-        /// Where the group begins in it, in bytes.
+        /// Offset of the group in the blob, in bytes.
         offset: u64,
-        /// How often it was fetched.
+        /// Number of fetches.
         attempts: u32,
-        /// What is wrong.
+        /// Error of the last verification.
         source: Arc<FormatError>,
     },
-    /// It did not come in time.
+    /// The fetch exceeded the reader's deadline.
     #[error(
         "bytes from {offset} of blob {blob} did not come within {after:?}; is the store reachable?"
     )]
     Deadline {
-        /// Of which blob.
+        /// Blob of the group.
         blob: BlobId,
-        /// Where the group begins in it, in bytes.
+        /// Offset of the group in the blob, in bytes.
         offset: u64,
-        /// How long it was waited for.
+        /// How long the reader waited.
         after: Duration,
+    },
+    /// The task that fetched or decoded the group panicked: a bug.
+    #[error("a fetch of bytes from {offset} of blob {blob} panicked; the log has the reason")]
+    Panicked {
+        /// Blob of the group.
+        blob: BlobId,
+        /// Offset of the group in the blob, in bytes.
+        offset: u64,
     },
     /// The fetcher is shut down.
     #[error("fetching has been shut down")]

@@ -1,6 +1,6 @@
-//! Fetches groups: once for any number of readers, verified, decoded, and handed to the cache.
+//! Fetches groups: once for any number of readers, verified, decoded, and cached.
 //!
-//! This is the driver of the scheduler: it tells it what happens and when, and does what it says.
+//! This is the scheduler's driver: it reports events with their time and executes the actions.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use inlay_store::cache::Cache;
+use inlay_store::format::{FormatError, Group};
+use inlay_store::group::decode_group;
 use inlay_store::remote::Remote;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -30,28 +32,32 @@ use crate::watch::{FetchEvent, FetchWatch};
 use crate::work::{GroupList, Loading, Mounting, look};
 use crate::workers::Workers;
 
-/// Fetches groups. Clones share everything.
+/// Fetches groups. Cheap to clone; clones share all state.
 ///
-/// `shutdown` must be awaited before the runtime ends: it joins every task.
+/// Await `shutdown` before the runtime ends: it joins every task.
 #[derive(Clone)]
 pub struct Fetcher {
     shared: Arc<Shared>,
 }
 
-/// What the fetcher and its tasks share.
+/// Verifies and decodes the stored bytes of a group; tests replace it.
+pub(crate) type Decode = fn(&[u8], &Group) -> Result<Vec<u8>, FormatError>;
+
+/// State shared by the fetcher and its tasks.
 pub(crate) struct Shared {
     pub(crate) source: Box<dyn RangeSource>,
     pub(crate) cache: Option<Cache>,
     pub(crate) limits: FetchLimits,
     pub(crate) table: Mutex<Table>,
     pub(crate) counters: Counters,
+    pub(crate) decode: Decode,
     pub(crate) decoders: Semaphore,
-    /// Decode and store what no reader waits for.
+    /// Decode and cache prefetched groups.
     pub(crate) workers: Workers,
     pub(crate) inserters: Semaphore,
-    /// Decoded bytes on their way into the cache.
+    /// Decoded bytes in flight into the cache.
     pub(crate) coming: AtomicU64,
-    /// In KiB.
+    /// Permits of 1 KiB each.
     pub(crate) insert_backlog: Semaphore,
     watch: Option<Arc<dyn FetchWatch>>,
     pub(crate) runtime: Handle,
@@ -60,13 +66,13 @@ pub(crate) struct Shared {
     began: Instant,
 }
 
-/// A reader that waits for a group, until it is dropped.
-struct Waiting {
+/// A reader's registration for a group; unregisters on drop.
+struct WaitingReader {
     shared: Arc<Shared>,
     ticket: Ticket,
 }
 
-impl Drop for Waiting {
+impl Drop for WaitingReader {
     fn drop(&mut self) {
         self.shared.table.lock().leave(&self.ticket);
         self.shared.pump();
@@ -74,23 +80,23 @@ impl Drop for Waiting {
 }
 
 impl Fetcher {
-    /// Fetches from `remote`, and keeps what comes in `cache`. Its tasks run on `runtime`, which
-    /// needs time and I/O.
+    /// Creates a fetcher that reads from `remote` and fills `cache`. Its tasks run on `runtime`,
+    /// which needs time and I/O enabled.
     pub fn new(remote: Remote, cache: Option<Cache>, limits: FetchLimits, runtime: Handle) -> Self {
         Self::with_source(Box::new(remote), cache, limits, runtime)
     }
 
-    /// Fetches from any source.
+    /// Creates a fetcher that reads from any source.
     pub fn with_source(
         source: Box<dyn RangeSource>,
         cache: Option<Cache>,
         limits: FetchLimits,
         runtime: Handle,
     ) -> Self {
-        Self::build(source, cache, limits, runtime, None)
+        Self::build(source, cache, limits, runtime, None, decode_group)
     }
 
-    /// The same, and `watch` is told of its requests.
+    /// Like [`Self::with_source`], with an observer of its requests.
     pub fn watched(
         source: Box<dyn RangeSource>,
         cache: Option<Cache>,
@@ -98,7 +104,19 @@ impl Fetcher {
         runtime: Handle,
         watch: Arc<dyn FetchWatch>,
     ) -> Self {
-        Self::build(source, cache, limits, runtime, Some(watch))
+        Self::build(source, cache, limits, runtime, Some(watch), decode_group)
+    }
+
+    /// Like [`Self::with_source`], with another decoder.
+    #[cfg(test)]
+    pub(crate) fn decoding(
+        source: Box<dyn RangeSource>,
+        cache: Option<Cache>,
+        limits: FetchLimits,
+        runtime: Handle,
+        decode: Decode,
+    ) -> Self {
+        Self::build(source, cache, limits, runtime, None, decode)
     }
 
     fn build(
@@ -107,6 +125,7 @@ impl Fetcher {
         limits: FetchLimits,
         runtime: Handle,
         watch: Option<Arc<dyn FetchWatch>>,
+        decode: Decode,
     ) -> Self {
         let decoders = limits.decoders.max(1);
         let backlog = usize::try_from(limits.insert_backlog_bytes >> 10).unwrap_or(usize::MAX);
@@ -116,6 +135,7 @@ impl Fetcher {
             limits,
             table: Mutex::new(Table::new(limits)),
             counters: Counters::default(),
+            decode,
             decoders: Semaphore::new(decoders),
             workers: Workers::start(limits.ahead_workers),
             inserters: Semaphore::new(limits.inserters.max(1)),
@@ -130,16 +150,15 @@ impl Fetcher {
         Self { shared: Arc::new(shared) }
     }
 
-    /// The decoded bytes of a group. A reader waits: what is queued for something less urgent is
-    /// promoted, and what is in flight is joined. Dropping the future gives the group up, if nobody
-    /// else waits.
+    /// Returns the decoded bytes of a group. A group queued for a lower class is promoted, a fetch
+    /// in flight is joined. Dropping the future cancels the fetch unless other readers wait.
     pub async fn group(&self, want: &GroupRef) -> Result<Bytes, FetchError> {
         let groups = self.groups(std::slice::from_ref(want)).await?;
         groups.into_iter().next().ok_or(FetchError::Shutdown)
     }
 
-    /// The decoded bytes of several groups, in their order. Neighbours that have to be fetched come
-    /// in one request. Fails with the first that can't be had.
+    /// Returns the decoded bytes of several groups, in order. Missing neighbours are fetched in one
+    /// request. Fails with the first error.
     pub async fn groups(&self, wants: &[GroupRef]) -> Result<Vec<Bytes>, FetchError> {
         let shared = &self.shared;
         let _waiting = Gauged::new(&shared.counters.waiting);
@@ -148,7 +167,8 @@ impl Fetcher {
         shared.pump();
         let deadline = began + shared.limits.deadline;
         let mut groups = Vec::with_capacity(wants.len());
-        // All are waited for at once: what the later ones came to is kept until they are looked at.
+        // All waiters are registered, so the outcomes of later groups are kept until the loop
+        // reaches them.
         for (want, coming) in wants.iter().zip(coming) {
             let (joined, _waiting, waiter) = match coming {
                 Coming::Here(bytes) => {
@@ -169,7 +189,7 @@ impl Fetcher {
 
     fn demand(&self, wants: &[GroupRef]) -> Result<Vec<Coming>, FetchError> {
         let shared = &self.shared;
-        // Not dropped under the lock, which dropping a reader takes.
+        // Declared before the lock guard: dropping a `WaitingReader` takes the table lock.
         let mut coming = Vec::with_capacity(wants.len());
         let mut table = shared.table.lock();
         for want in wants {
@@ -181,7 +201,7 @@ impl Fetcher {
                         Joined::Promoted(_) => count(&shared.counters.promoted),
                         Joined::Queued => {}
                     }
-                    let waiting = Waiting { shared: Arc::clone(shared), ticket };
+                    let waiting = WaitingReader { shared: Arc::clone(shared), ticket };
                     coming.push(Coming::Later(joined, waiting, waiter));
                 }
                 Err(error) => {
@@ -195,13 +215,14 @@ impl Fetcher {
         Ok(coming)
     }
 
-    /// The decoded bytes of a group that is in memory. Never waits.
+    /// Returns the decoded bytes of a group if it is in memory. Never blocks.
     pub fn here(&self, want: &GroupRef) -> Option<Bytes> {
         self.shared.table.lock().here(want)
     }
 
-    /// Says that these groups will probably be wanted. Those that are cached or on their way are
-    /// left out; when too many are waiting, the rest is forgotten. Never waits for the network.
+    /// Hints that these groups will probably be read soon. Best effort: skips groups that are
+    /// cached or in flight, and drops the excess when the queue is full. Never waits for the
+    /// network.
     pub fn read_ahead(&self, wants: Vec<GroupRef>) {
         let shared = &self.shared;
         let missing: Vec<GroupRef> = wants
@@ -226,20 +247,21 @@ impl Fetcher {
         shared.pump();
     }
 
-    /// Loads a snapshot ahead of its readers, until what is returned is dropped. Nothing comes
-    /// before [`Loading::plan`] was called. `None` without a cache: there is no place for it.
+    /// Loads a snapshot in the background until the returned handle is dropped. Nothing is loaded
+    /// before [`Loading::plan`] is called. Returns `None` without a cache: there would be nowhere
+    /// to put the groups.
     pub fn load(&self, urgency: Urgency, list: Arc<dyn GroupList>) -> Option<Loading> {
         self.shared.cache.as_ref()?;
         Some(Loading::begin(&self.shared, urgency, list))
     }
 
-    /// A snapshot is about to be mounted: until what is returned is dropped, nothing is begun that nobody
-    /// waits for, so that its index does not queue behind it.
+    /// Pauses prefetch while a snapshot is being mounted, until the returned guard is dropped, so
+    /// that its index does not queue behind prefetch.
     pub fn mounting(&self) -> Mounting {
         Mounting::begin(&self.shared)
     }
 
-    /// Gives every reader that waits an error, stops every request, and waits until no task is left.
+    /// Fails all waiting readers, stops all requests, and waits for all tasks to end.
     pub async fn shutdown(&self) {
         self.shared.table.lock().close();
         self.shared.stop.cancel();
@@ -247,13 +269,13 @@ impl Fetcher {
         self.shared.tasks.wait().await;
     }
 
-    /// What it has done and is doing.
+    /// Returns the fetcher's stats.
     pub fn figures(&self) -> FetchFigures {
         let gauges = self.shared.table.lock().gauges();
         self.shared.counters.figures(&gauges)
     }
 
-    /// What the link to the store is taken to be.
+    /// Returns the current estimate of the link to the store.
     pub fn link(&self) -> LinkEstimate {
         self.shared.table.lock().scheduler.link()
     }
@@ -261,11 +283,11 @@ impl Fetcher {
 
 enum Coming {
     Here(Bytes),
-    Later(Joined, Waiting, Waiter),
+    Later(Joined, WaitingReader, Waiter),
 }
 
 impl Coming {
-    /// What is queued only now, or only now for a reader.
+    /// Returns the key if this demand queued or promoted the group.
     fn queued(&self) -> Option<Key> {
         match self {
             Self::Later(Joined::Queued | Joined::Promoted(_), waiting, _) => {
@@ -277,19 +299,19 @@ impl Coming {
 }
 
 impl Shared {
-    /// The time, as the scheduler counts it.
+    /// Returns the scheduler's time.
     pub(crate) fn now(&self) -> Moment {
         Moment(self.began.elapsed())
     }
 
-    /// Tells whoever watches, if somebody does now.
+    /// Reports an event if the observer is on.
     pub(crate) fn tell(&self, event: impl FnOnce() -> FetchEvent<'static>) {
         if let Some(watch) = self.watched() {
             watch.told(&event());
         }
     }
 
-    /// Who watches now, if anybody does.
+    /// Returns the observer if it is on.
     pub(crate) fn watched(&self) -> Option<&Arc<dyn FetchWatch>> {
         self.watch.as_ref().filter(|watch| watch.is_on())
     }
@@ -303,7 +325,8 @@ impl Shared {
         }
     }
 
-    /// Does all that the scheduler wants done.
+    /// Executes the scheduler's actions until none is left. Must not be called with the table lock
+    /// held.
     pub(crate) fn pump(self: &Arc<Self>) {
         loop {
             let now = self.now();
@@ -368,7 +391,7 @@ impl Shared {
                 let cache = cache.clone();
                 let coming = self.coming.load(Relaxed);
                 let looking = move || look(&cache, &*list, &groups, class, coming);
-                // A panic in there would be one of the index: then nothing is loaded.
+                // A panic in the probe comes from the index; then nothing is loaded.
                 self.runtime.spawn_blocking(looking).await.unwrap_or_default()
             }
             _ => Looked::default(),
@@ -378,9 +401,9 @@ impl Shared {
         self.pump();
     }
 
-    /// Has the table looked at when something in it has rested long enough.
+    /// Schedules the next `pump` for the scheduler's wake time.
     fn set_alarm(self: &Arc<Self>, table: &mut Table, now: Moment) {
-        let Some(at) = table.scheduler.wakes_at(now) else { return };
+        let Some(at) = table.scheduler.wakes_at() else { return };
         if table.closed || table.alarm.is_some_and(|alarm| now < alarm && alarm <= at) {
             return;
         }
@@ -406,7 +429,7 @@ impl Shared {
         let came = timeout_at(deadline, waiter.wait_for(Option::is_some)).await;
         match came {
             Ok(Ok(outcome)) => outcome.clone().unwrap_or(Err(FetchError::Shutdown)),
-            // The task that would have announced something is gone with its runtime.
+            // The task that would have published the outcome died with its runtime.
             Ok(Err(_)) => Err(FetchError::Shutdown),
             Err(_) => Err(self.too_late(want)),
         }

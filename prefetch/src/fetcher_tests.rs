@@ -1,4 +1,4 @@
-//! The fetcher against a store that waits, fails and lies when it is told to.
+//! Tests the fetcher against a store that stalls, fails and corrupts on command.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +9,12 @@ use inlay_store::cache::{Cache, CacheOptions};
 use tokio::runtime::Handle;
 use tokio::task::yield_now;
 
-use crate::doubles::{Blob, Double, Fault, Shared};
+use crate::doubles::{Blob, Double, Fault, SharedStore};
 use crate::{Class, FetchError, FetchFigures, FetchLimits, Fetcher, GroupRef};
 
 fn fetcher(double: Double, cache: Option<Cache>, limits: FetchLimits) -> (Fetcher, Arc<Double>) {
     let double = Arc::new(double);
-    let source = Box::new(Shared(Arc::clone(&double)));
+    let source = Box::new(SharedStore(Arc::clone(&double)));
     (Fetcher::with_source(source, cache, limits, Handle::current()), double)
 }
 
@@ -22,7 +22,7 @@ fn plain(double: Double) -> (Fetcher, Arc<Double>) {
     fetcher(double, None, FetchLimits::default())
 }
 
-/// Lets the tasks go on until `done`.
+/// Yields to other tasks until `done` returns true.
 async fn until(done: impl Fn() -> bool) {
     while !done() {
         yield_now().await;
@@ -87,13 +87,14 @@ async fn demand_does_not_wait_behind_read_ahead() {
     let (fetcher, double) = fetcher(double, None, limits);
     fetcher.read_ahead(blob.wants.clone());
     until(|| double.seen().len() == 2).await;
-    // Read-ahead is stuck. What it has queued is promoted; what nobody knew of comes, too.
+    // Read-ahead is stuck. A group it has queued is promoted; a group it has dropped or never seen
+    // is fetched, too.
     assert_eq!(fetcher.group(&blob.wants[63]).await.unwrap(), blob.raw[63]);
     assert_eq!(fetcher.group(&blob.wants[40]).await.unwrap(), blob.raw[40]);
     let demand: Vec<_> = double.seen().into_iter().skip(2).map(|seen| seen.class).collect();
     assert_eq!(demand, [Class::Demand, Class::Demand]);
     assert_eq!(fetcher.figures().promoted, 2);
-    // What read-ahead has in flight is joined.
+    // A group that read-ahead has in flight is joined.
     let mut first = Box::pin(fetcher.group(&blob.wants[0]));
     assert!(first.as_mut().now_or_never().is_none());
     double.open(Class::ReadAhead, 1000);
@@ -162,7 +163,7 @@ async fn wrong_bytes_are_fetched_once_more() {
     let (fetcher, double) = plain(Double::new(&[&blob]).faulty(fault));
     let groups = fetcher.groups(&blob.wants).await.unwrap();
     assert_eq!(groups, blob.raw);
-    // All three together, and the first, which was wrong, alone.
+    // All three in one request, then the first, which was corrupt, alone.
     assert_eq!(double.seen().len(), 2);
     assert_eq!(ends_clean(&fetcher).await.corrupt, 1);
 }
@@ -180,10 +181,44 @@ async fn wrong_bytes_twice_are_an_error_that_names_the_blob() {
 }
 
 #[tokio::test]
+async fn a_panic_in_the_decoder_is_an_error_of_its_own_and_counted() {
+    let blob = Blob::new(1, 3, 10_000);
+    for class in [Class::Demand, Class::ReadAhead] {
+        let double = Arc::new(Double::new(&[&blob]));
+        let source = Box::new(SharedStore(Arc::clone(&double)));
+        let limits = FetchLimits::default();
+        let fetcher =
+            Fetcher::decoding(source, None, limits, Handle::current(), |_, _| panic!("on purpose"));
+        if class == Class::ReadAhead {
+            fetcher.read_ahead(vec![blob.wants[1]]);
+        } else {
+            let error = fetcher.group(&blob.wants[1]).await.unwrap_err();
+            let FetchError::Panicked { blob: id, offset } = &error else { panic!("{error}") };
+            assert_eq!((*id, *offset), (blob.id, blob.wants[1].group.offset));
+        }
+        until(|| !double.seen().is_empty() && fetcher.figures().tasks == 0).await;
+        assert_eq!(double.seen().len(), 1);
+        let failed_readers = u64::from(class == Class::Demand);
+        assert_eq!(ends_clean(&fetcher).await.failed, failed_readers);
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_the_store_is_an_error_of_its_own_and_counted() {
+    let blob = Blob::new(1, 3, 10_000);
+    let (fetcher, double) = plain(Double::new(&[&blob]).faulty(|_| Fault::Panics));
+    let error = fetcher.group(&blob.wants[1]).await.unwrap_err();
+    assert!(matches!(error, FetchError::Panicked { .. }), "{error}");
+    assert_eq!(double.seen().len(), 1);
+    let figures = ends_clean(&fetcher).await;
+    assert!(figures.failed == 1 && figures.failed_requests.iter().sum::<u64>() == 1);
+}
+
+#[tokio::test]
 async fn a_lying_index_harms_nobody_else() {
     let blob = Blob::new(1, 3, 10_000);
     let (fetcher, double) = plain(Double::new(&[&blob]).gated(Class::Demand));
-    // The digest of the first group, at the place of the second.
+    // The digest of the first group, at the location of the second.
     let mut lie = blob.wants[1];
     lie.group.digest = blob.wants[0].group.digest;
     let mut liar = Box::pin(fetcher.group(&lie));
@@ -281,7 +316,7 @@ async fn what_was_fetched_is_in_the_cache() {
     for (want, raw) in blob.wants.iter().zip(&blob.raw) {
         assert_eq!(cache.read_all(&want.group.digest).unwrap(), raw[..]);
     }
-    // What the cache has is neither fetched nor read ahead again.
+    // Cached groups are neither fetched nor read ahead again.
     let requests = double.seen().len();
     fetcher.read_ahead(blob.wants.clone());
     assert_eq!(fetcher.groups(&blob.wants).await.unwrap(), blob.raw);

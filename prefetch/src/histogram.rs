@@ -1,38 +1,61 @@
-//! How long things took: counted in buckets, by any number of threads, without a lock.
+//! A lock-free histogram of durations.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// The upper bounds of all buckets but the last, in microseconds: what a reader of a cache waits, up
-/// to what it waits at most.
-pub const BOUNDS_MICROS: [u64; 15] = [
-    10, 25, 50, 100, 250, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000,
+/// Upper bounds of all buckets but the last, in microseconds, from a cache read to a start over a
+/// slow link. Each is at most [`STEP_MAX`] times its predecessor, which bounds the error of a
+/// quantile computed from the buckets to that factor.
+pub const BOUNDS_MICROS: [u64; 22] = [
+    10,
+    25,
+    50,
+    100,
+    250,
+    500,
+    1_000,
+    2_500,
+    5_000,
+    10_000,
+    25_000,
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
     10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
 ];
+/// Maximum ratio of a bound to its predecessor.
+pub const STEP_MAX: f64 = 2.5;
 
-/// Durations, counted.
+/// A histogram of durations, updated concurrently without a lock.
 #[derive(Debug, Default)]
 pub struct Histogram {
     buckets: [AtomicU64; BOUNDS_MICROS.len() + 1],
     sum_micros: AtomicU64,
 }
 
-/// What a histogram has counted.
+/// Counts of a histogram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct HistogramFigures {
-    /// How many fell between a bound and the one before it; the last are above all bounds.
+    /// Durations per bucket; the last bucket is above all bounds.
     pub buckets: [u64; BOUNDS_MICROS.len() + 1],
-    /// All durations together, in microseconds.
+    /// Sum of all durations, in microseconds.
     pub sum_micros: u64,
 }
 
 impl Histogram {
-    /// Counts one.
+    /// Records a duration.
     pub fn take(&self, duration: Duration) {
         self.take_for(duration, 1);
     }
 
-    /// Counts one that stands for `number`, itself included.
+    /// Records a sample that stands for `number` durations, itself included.
     pub fn take_for(&self, duration: Duration, number: u64) {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let place = BOUNDS_MICROS.partition_point(|bound| *bound < micros);
@@ -42,7 +65,7 @@ impl Histogram {
         self.sum_micros.fetch_add(micros.saturating_mul(number), Ordering::Relaxed);
     }
 
-    /// What was counted. No snapshot of one instant.
+    /// Returns the current counts. Not an atomic snapshot across buckets.
     pub fn figures(&self) -> HistogramFigures {
         HistogramFigures {
             buckets: self.buckets.each_ref().map(|bucket| bucket.load(Ordering::Relaxed)),
@@ -52,12 +75,12 @@ impl Histogram {
 }
 
 impl HistogramFigures {
-    /// How many durations there were.
+    /// Total number of durations.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
 
-    /// Adds what another histogram has counted.
+    /// Adds the counts of another histogram.
     pub fn add(&mut self, other: &Self) {
         for (one, more) in self.buckets.iter_mut().zip(other.buckets) {
             *one += more;
@@ -73,15 +96,15 @@ mod tests {
     #[test]
     fn each_duration_is_in_the_first_bucket_that_holds_it() {
         let histogram = Histogram::default();
-        for micros in [0, 10, 11, 1_000_000, 10_000_001] {
+        for micros in [0, 10, 11, 1_000_000, 100_000_001] {
             histogram.take(Duration::from_micros(micros));
         }
         let figures = histogram.figures();
         assert_eq!(figures.buckets[..2], [2, 1]);
-        assert_eq!(figures.buckets[13..], [1, 0, 1]);
-        assert_eq!((figures.count(), figures.sum_micros), (5, 11_000_022));
+        assert_eq!(figures.buckets[15..], [1, 0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!((figures.count(), figures.sum_micros), (5, 101_000_022));
         histogram.take_for(Duration::from_micros(2), 16);
         let figures = histogram.figures();
-        assert_eq!((figures.buckets[0], figures.sum_micros), (18, 11_000_054));
+        assert_eq!((figures.buckets[0], figures.sum_micros), (18, 101_000_054));
     }
 }

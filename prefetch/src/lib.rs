@@ -1,6 +1,7 @@
-//! Which bytes to fetch next, and the fetching: what a read waits for, and what it will want.
+//! Decides which bytes to fetch next, and fetches them: on demand for blocked reads, ahead of time
+//! for likely ones.
 //!
-//! This crate knows groups, blobs and the cache, and nothing of files but their offsets.
+//! This crate works with groups, blobs and the cache. All it knows about files is their offsets.
 
 mod batch;
 mod error;
@@ -20,7 +21,7 @@ mod workers;
 
 pub use error::FetchError;
 pub use fetcher::Fetcher;
-pub use histogram::{BOUNDS_MICROS, Histogram, HistogramFigures};
+pub use histogram::{BOUNDS_MICROS, Histogram, HistogramFigures, STEP_MAX};
 pub use limits::FetchLimits;
 pub use sequential::{ReadAheadLimits, SequentialReads, StreamId};
 pub use source::RangeSource;

@@ -1,47 +1,46 @@
-//! How much may be going on at once.
+//! Concurrency and memory limits of a fetcher.
 
 use std::time::Duration;
 
-/// The bounds of a `Fetcher`. Demand and everything ahead of it have bounds of their own, so that a
-/// reader never waits for room that something else takes.
+/// Limits of a `Fetcher`. Demand and prefetch have separate limits, so a reader never waits for
+/// capacity that prefetch holds.
 #[derive(Debug, Clone, Copy)]
 pub struct FetchLimits {
-    /// Requests to the store for readers that wait. Default 32.
+    /// Concurrent store requests for blocked readers. Default 32.
     pub demand_requests: usize,
-    /// Requests to the store ahead of readers, all classes together. What the link takes is mostly
-    /// less. Default 16.
+    /// Concurrent store requests for prefetch, all classes together. The link estimate usually
+    /// allows fewer. Default 16.
     pub ahead_requests: usize,
-    /// Bytes of buffers, stored and decoded, for readers that wait. A single larger request is
-    /// still served, alone. Default 64 MiB.
+    /// Buffer bytes, stored and decoded, for blocked readers. A single larger request is still
+    /// served, alone. Default 64 MiB.
     pub demand_bytes: u64,
-    /// Bytes of buffers, stored and decoded, ahead of readers. Default 64 MiB.
+    /// Buffer bytes, stored and decoded, for prefetch. Default 64 MiB.
     pub ahead_bytes: u64,
-    /// Groups that wait to be read ahead; further hints are dropped. Default 256.
+    /// Groups queued for read-ahead; further hints are dropped. Default 256.
     pub read_ahead_queue: usize,
-    /// The most bytes that one request spans when neighbouring groups are fetched together.
-    /// Default 4 MiB.
+    /// Maximum bytes per request when neighbouring groups are coalesced. Default 4 MiB.
     pub request_bytes: u64,
-    /// How far apart in a blob two groups may be and still be fetched together, in bytes that are
-    /// fetched for nothing. Default 16 KiB.
+    /// Maximum gap between two groups of a blob that are still coalesced, in bytes; the gap is
+    /// fetched and discarded. Default 16 KiB.
     pub gap_bytes: u64,
-    /// How long a reader waits before it gets an error. Default 30 s.
+    /// Time after which a blocked reader fails. Default 30 s.
     pub deadline: Duration,
-    /// How long the store is asked and asked again for one request, so that its own error, which
-    /// says more, comes before the deadline. Default 25 s.
+    /// Total time for one store request including retries. Shorter than `deadline`, so that readers
+    /// get the store's own, more specific error. Default 25 s.
     pub store_budget: Duration,
-    /// How often a group that came with wrong bytes is fetched again for a reader. Default 1.
+    /// How often a corrupt group is refetched for a reader. Default 1.
     pub corrupt_retries: u32,
-    /// Threads that decode for readers, at least 1. Default: one a core.
+    /// Threads that decode for readers, at least 1. Default: one per core.
     pub decoders: usize,
-    /// Threads of low priority that decode and store ahead of readers, at least 1. Default: one a
-    /// core, 4 at most.
+    /// Low-priority threads that decode and cache prefetched groups, at least 1. Default: one per
+    /// core, at most 4.
     pub ahead_workers: usize,
     /// Threads that write into the cache, at least 1. Default 2.
     pub inserters: usize,
-    /// Decoded bytes that wait to be written into the cache after their readers have got them;
-    /// what is above that is not cached. Default 16 MiB.
+    /// Decoded bytes queued for the cache after their readers were served; anything above is not
+    /// cached. Default 16 MiB.
     pub insert_backlog_bytes: u64,
-    /// Decoded bytes kept in memory because the cache did not take them. Default 32 MiB.
+    /// Decoded bytes kept in memory because the cache did not accept them. Default 32 MiB.
     pub recent_bytes: u64,
 }
 

@@ -1,12 +1,12 @@
-//! Decoded groups kept in memory for a while, because the cache did not take them: without this a
-//! program that reads a file in small pieces would fetch a group once for each of them.
+//! Keeps decoded groups that the cache rejected in memory for a while. Without this, a program that
+//! reads a file in small pieces would fetch the group once per piece.
 
 use bytes::Bytes;
 use lru::LruCache;
 
 use crate::want::Key;
 
-/// Groups by key, bounded in bytes; least recently used dropped first.
+/// LRU of decoded groups by key, bounded in bytes.
 #[derive(Debug)]
 pub(crate) struct Recent {
     groups: LruCache<Key, Bytes>,

@@ -1,29 +1,30 @@
-//! Plain sequential read-ahead: from the reads of a file, how far to fetch ahead of them.
+//! Sequential read-ahead: derives from a file's reads how far to fetch ahead.
 //!
-//! A state machine without I/O. The window doubles while reads go on in order, as in Linux's
+//! A state machine without I/O. The window doubles while reads continue in order, as in Linux's
 //! on-demand readahead (Wu, Xi, Xu: "On the Design of a New Linux Readahead Framework", 2008).
-//! Reads may come slightly out of order, because the kernel sends several at once.
+//! Reads may arrive slightly out of order, because the kernel sends several concurrently.
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
 
 use lru::LruCache;
 
-/// Names a stream of reads: an open file, or an inode.
+/// Identifies a stream of reads: an open file, or an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StreamId(pub u64);
 
-/// How far to read ahead, in bytes.
+/// Read-ahead windows, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct ReadAheadLimits {
-    /// The first window: about two groups. Default 1 MiB.
+    /// Initial window: about two groups. Default 1 MiB.
     pub first: u64,
-    /// The largest window. Default 8 MiB.
+    /// Maximum window. Default 8 MiB.
     pub max: u64,
-    /// How far ahead of the furthest byte read a read may begin and still be in order. A read of
-    /// more than an eighth of it may be eight times its own length ahead. Default 512 KiB.
+    /// How far ahead of the furthest byte read a read may start and still count as in order. A read
+    /// longer than an eighth of this may start up to eight times its own length ahead. Default 512
+    /// KiB.
     pub disorder: u64,
-    /// Streams remembered; the least recently read is forgotten. Default 1024.
+    /// Number of streams tracked; the least recently read is dropped. Default 1024.
     pub streams: NonZeroUsize,
 }
 
@@ -38,7 +39,7 @@ impl Default for ReadAheadLimits {
     }
 }
 
-/// What is known of every stream.
+/// Read-ahead state of all streams.
 #[derive(Debug)]
 pub struct SequentialReads {
     limits: ReadAheadLimits,
@@ -48,23 +49,23 @@ pub struct SequentialReads {
 /// A run of reads in order.
 #[derive(Debug, Clone, Copy)]
 struct Stream {
-    /// The first byte after the furthest that was read.
+    /// End offset of the furthest read.
     read_to: u64,
-    /// The first byte after the furthest that was asked for ahead.
+    /// End offset of the furthest read-ahead.
     asked_to: u64,
-    /// How far ahead of `read_to` to ask next time.
+    /// Size of the next read-ahead window, from `read_to`.
     window: u64,
 }
 
 impl SequentialReads {
-    /// No streams yet.
+    /// Creates a detector without streams.
     pub fn new(limits: ReadAheadLimits) -> Self {
         Self { limits, streams: LruCache::new(limits.streams) }
     }
 
-    /// Takes a read of `len` bytes from `offset` of a file of `file_len` bytes. Gives the range that
-    /// is worth fetching now, if there is one: never past the file's end, never further than the
-    /// largest window ahead of the reader, and while reads stay in order no byte twice.
+    /// Records a read of `len` bytes at `offset` of a file of `file_len` bytes. Returns the range
+    /// to read ahead now, if any: never past the end of the file, never more than the maximum
+    /// window ahead of the reader, and, while reads stay in order, no byte twice.
     pub fn read(
         &mut self,
         stream: StreamId,
@@ -89,24 +90,24 @@ impl SequentialReads {
             return None;
         }
         if end <= run.read_to {
-            // A straggler, or a second look: no progress.
+            // A late or repeated read: no progress.
             return None;
         }
         run.read_to = end;
         run.ask(limits.max, file_len)
     }
 
-    /// Forgets a stream, because its file is closed.
+    /// Drops a stream when its file is closed.
     pub fn forget(&mut self, stream: StreamId) {
         self.streams.pop(&stream);
     }
 
-    /// Streams remembered.
+    /// Returns the number of streams tracked.
     pub fn len(&self) -> usize {
         self.streams.len()
     }
 
-    /// Whether none is.
+    /// Returns whether no stream is tracked.
     pub fn is_empty(&self) -> bool {
         self.streams.is_empty()
     }
@@ -115,7 +116,7 @@ impl SequentialReads {
 impl Stream {
     fn ask(&mut self, window_max: u64, file_len: u64) -> Option<Range<u64>> {
         let start = self.asked_to.max(self.read_to);
-        // Half a window is still ahead: wait, so that requests are large.
+        // Half a window is still ahead: wait, so that requests stay large.
         if start - self.read_to > self.window / 2 {
             return None;
         }
@@ -208,7 +209,7 @@ mod tests {
             }
         }
 
-        /// Reads shuffled within the disorder that is allowed: each byte is asked for once.
+        /// Reads shuffled within the allowed disorder: no byte is read ahead twice.
         #[test]
         fn a_run_is_asked_for_once(
             late in proptest::collection::vec(0u64..4, 100),

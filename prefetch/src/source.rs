@@ -1,4 +1,4 @@
-//! Where stored bytes come from.
+//! Reads byte ranges of blobs from the store.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use inlay_store::remote::{Arrivals, ObjectKey, Remote, RetryBudget, StoreError};
 
 use crate::want::Class;
 
-/// The most attempts of a request that nobody waits for: a reader that comes later asks again.
+/// Maximum attempts of a prefetch request: a reader that needs the bytes later retries anyway.
 const AHEAD_ATTEMPTS: u32 = 2;
 
-/// Gives ranges of blobs.
+/// A source of blob ranges.
 #[async_trait]
 pub trait RangeSource: Send + Sync + 'static {
-    /// Exactly the bytes of `range` of `blob`, or an error, in about `budget` at most. Tells
-    /// `arrivals` when bytes come. Stops when it is dropped.
+    /// Returns exactly the bytes of `range` of `blob`, or fails within about `budget`. Reports
+    /// bytes to `arrivals` as they arrive. Cancel-safe: dropping the future stops the request.
     async fn get_range(
         &self,
         blob: &BlobId,

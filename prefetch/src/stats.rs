@@ -1,11 +1,11 @@
-//! What a fetcher counts.
+//! Counters and gauges of a fetcher.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::histogram::{Histogram, HistogramFigures};
 use crate::want::Class;
 
-/// One counter for each class.
+/// One counter per class.
 #[derive(Debug, Default)]
 pub(crate) struct ByClass([AtomicU64; Class::ALL.len()]);
 
@@ -21,7 +21,7 @@ impl ByClass {
     }
 }
 
-/// Counters and gauges of one fetcher. Each is exact; together they are no snapshot of one instant.
+/// Counters and gauges of one fetcher. Each is exact; together they are not an atomic snapshot.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) requests: ByClass,
@@ -42,67 +42,66 @@ pub(crate) struct Counters {
     pub(crate) wait_store: Histogram,
 }
 
-/// What a fetcher has done since it was made, and what it is doing. Arrays are by
-/// [`Class::ALL`].
+/// Stats of a fetcher since its creation. Arrays are indexed like [`Class::ALL`].
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct FetchFigures {
     /// Requests to the store.
     pub requests: [u64; Class::ALL.len()],
-    /// Bytes that the store gave.
+    /// Bytes received from the store.
     pub bytes: [u64; Class::ALL.len()],
     /// Groups verified and decoded.
     pub groups: [u64; Class::ALL.len()],
     /// Requests that failed.
     pub failed_requests: [u64; Class::ALL.len()],
-    /// Groups that came in the request of a neighbour.
+    /// Groups fetched along with a neighbour's request.
     pub coalesced: u64,
-    /// Readers that found their group queued or in flight.
+    /// Readers that found their group already demanded or in flight.
     pub joined: u64,
-    /// Groups that waited for something less urgent when a reader asked for them.
+    /// Groups queued for a lower class when a reader requested them.
     pub promoted: u64,
-    /// Hints dropped because too many waited.
+    /// Hints dropped because the queue was full.
     pub hints_dropped: u64,
-    /// Requests that were stopped because nobody wanted them any more.
+    /// Requests cancelled because no reader or snapshot needed them any more.
     pub cancelled: u64,
-    /// Groups that came with wrong bytes.
+    /// Corrupt groups received.
     pub corrupt: u64,
     /// Groups whose readers got an error.
     pub failed: u64,
-    /// Groups that the cache did not take.
+    /// Groups that the cache rejected.
     pub not_cached: u64,
-    /// How long readers waited for groups that were on their way already.
+    /// Wait times of readers whose group was already queued or in flight.
     pub wait_in_flight: HistogramFigures,
-    /// How long readers waited for groups that were fetched for them.
+    /// Wait times of readers whose group was fetched for them.
     pub wait_store: HistogramFigures,
-    /// Now: readers that wait.
+    /// Gauge: readers waiting.
     pub waiting: u64,
-    /// Now: requests that are under way, or whose groups are being decoded or cached.
+    /// Gauge: requests in flight, or with groups being decoded or cached.
     pub tasks: u64,
-    /// Now: groups queued, in flight or being cached.
+    /// Gauge: groups queued, in flight or being cached.
     pub flights: u64,
-    /// Now: bytes of buffers, of all classes.
+    /// Gauge: buffer bytes, all classes.
     pub buffer_bytes: u64,
-    /// Now: groups that wait for their turn and are known by what they are.
+    /// Gauge: probed groups that are queued.
     pub queued: [u64; Class::ALL.len()],
 }
 
 impl FetchFigures {
-    /// Bytes that the store gave, of all classes.
+    /// Returns the bytes received from the store, all classes.
     pub fn fetched_bytes(&self) -> u64 {
         self.bytes.iter().sum()
     }
 
-    /// Requests to the store for readers that waited.
+    /// Returns the number of demand requests.
     pub fn demand_requests(&self) -> u64 {
         self.of(&self.requests, Class::Demand)
     }
 
-    /// Requests to the store ahead of readers, of all other classes.
+    /// Returns the number of prefetch requests: all classes but demand.
     pub fn ahead_requests(&self) -> u64 {
         self.requests.iter().sum::<u64>() - self.demand_requests()
     }
 
-    /// Adds what another fetcher has done and does.
+    /// Adds the stats of another fetcher.
     pub fn add(&mut self, other: &Self) {
         let arrays = [
             (&mut self.requests, &other.requests),
@@ -135,20 +134,20 @@ impl FetchFigures {
         self.wait_store.add(&other.wait_store);
     }
 
-    /// What was done, without what is being done now.
+    /// Returns the counters with all gauges zeroed.
     #[must_use]
     pub fn done(self) -> Self {
         let queued = [0; Class::ALL.len()];
         Self { waiting: 0, tasks: 0, flights: 0, buffer_bytes: 0, queued, ..self }
     }
 
-    /// The number of one class.
+    /// Returns the value of one class.
     pub fn of(&self, numbers: &[u64; Class::ALL.len()], class: Class) -> u64 {
         numbers.get(class.place()).copied().unwrap_or(0)
     }
 }
 
-/// What only the table knows.
+/// Gauges read from the table under its lock.
 pub(crate) struct Gauges {
     pub(crate) flights: u64,
     pub(crate) buffer_bytes: u64,
@@ -182,12 +181,12 @@ impl Counters {
     }
 }
 
-/// Counts one more.
+/// Increments a counter.
 pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// One more, until it is dropped.
+/// RAII guard that increments a gauge until dropped.
 pub(crate) struct Gauged<'a>(&'a AtomicU64);
 
 impl<'a> Gauged<'a> {

@@ -1,5 +1,5 @@
-//! Many readers, many faults, tiny limits: every read gives the right bytes or an error, and in the
-//! end nothing is left.
+//! Stress test with many readers, many faults and tiny limits: every read returns the right bytes
+//! or an error, and nothing is left at the end.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use inlay_store::units::ByteSize;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-use crate::doubles::{Blob, Double, Fault, Shared};
+use crate::doubles::{Blob, Double, Fault, SharedStore};
 use crate::{FetchError, FetchLimits, Fetcher};
 
-/// Splitmix64: a fixed sequence for a seed.
+/// Splitmix64: a deterministic sequence per seed.
 fn mix(state: u64) -> u64 {
     let mut z = state.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -42,7 +42,7 @@ async fn reader(fetcher: Fetcher, blobs: Arc<Vec<Blob>>, seed: u64) -> (u32, u32
         match roll >> 60 {
             0..=3 => fetcher.read_ahead(blob.wants[first..].to_vec()),
             4..=5 => {
-                // A reader that is interrupted.
+                // A reader that is cancelled.
                 let read = fetcher.groups(&blob.wants[first..last]);
                 tokio::select! { biased; () = tokio::task::yield_now() => {}, _ = read => {} }
             }
@@ -74,7 +74,7 @@ async fn storm(seed: u64, cache: Option<Cache>) -> (u32, u32) {
         insert_backlog_bytes: 8192,
         ..FetchLimits::default()
     };
-    let source = Box::new(Shared(double));
+    let source = Box::new(SharedStore(double));
     let fetcher = Fetcher::with_source(source, cache, limits, Handle::current());
     let mut readers = JoinSet::new();
     for number in 0..12 {

@@ -1,4 +1,4 @@
-//! What the lock of a fetcher guards: the scheduler, and who is to be told of which group.
+//! The state behind a fetcher's lock: the scheduler and the waiters of each group.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,33 +15,33 @@ use crate::stats::Gauges;
 use crate::want::{GroupRef, Key};
 use crate::work::GroupList;
 
-/// What a fetch came to.
-pub(crate) type Outcome = Result<Bytes, FetchError>;
-/// Where the outcome appears.
-type Announce = watch::Sender<Option<Outcome>>;
-/// A reader's end.
-pub(crate) type Waiter = watch::Receiver<Option<Outcome>>;
+/// Result of a group fetch.
+pub(crate) type FetchOutcome = Result<Bytes, FetchError>;
+/// Sender side: publishes the outcome to all waiters.
+type Announce = watch::Sender<Option<FetchOutcome>>;
+/// Receiver side, held by a reader.
+pub(crate) type Waiter = watch::Receiver<Option<FetchOutcome>>;
 
-/// See the module.
+/// State behind the fetcher's lock.
 pub(crate) struct Table {
     pub(crate) scheduler: Scheduler,
-    /// For groups on their way, as soon as a reader waits or the bytes are there.
+    /// Groups in flight, from the first waiter or the arrival of the bytes, whichever comes first.
     announces: HashMap<Key, Announce>,
-    /// How requests under way are stopped.
+    /// Cancellation tokens of requests in flight.
     pub(crate) stops: HashMap<RequestId, CancellationToken>,
     pub(crate) lists: HashMap<WorkId, Arc<dyn GroupList>>,
     recent: Recent,
-    /// When the table is to be looked at although nothing has happened.
+    /// When to poll the scheduler even if no event arrives.
     pub(crate) alarm: Option<Moment>,
     pub(crate) next_work: u64,
     pub(crate) closed: bool,
 }
 
-/// What a want has become.
+/// State of a group that a reader requested.
 pub(crate) enum Wanted {
-    /// It is in memory.
+    /// In memory.
     Here(Bytes),
-    /// It is on its way.
+    /// Queued or in flight; the waiter receives the outcome.
     Coming(Joined, Ticket, Waiter),
 }
 
@@ -59,7 +59,7 @@ impl Table {
         }
     }
 
-    /// The group, if it is in memory.
+    /// Returns the group if it is in memory.
     pub(crate) fn here(&mut self, want: &GroupRef) -> Option<Bytes> {
         let key = want.key();
         if let Some(announce) = self.announces.get(&key)
@@ -70,7 +70,7 @@ impl Table {
         self.recent.get(&key)
     }
 
-    /// A reader wants a group.
+    /// Registers a reader's demand for a group. Fails with `Shutdown` after `close`.
     pub(crate) fn demand(&mut self, want: &GroupRef) -> Result<Wanted, FetchError> {
         if self.closed {
             return Err(FetchError::Shutdown);
@@ -87,20 +87,20 @@ impl Table {
         self.announces.entry(key).or_insert_with(|| watch::Sender::new(None))
     }
 
-    /// A reader waits no longer.
+    /// Unregisters a reader.
     pub(crate) fn leave(&mut self, ticket: &Ticket) {
         self.scheduler.leave(ticket);
         self.tidy(ticket.key());
     }
 
-    /// Forgets who is to be told of a group that is not on its way any more.
+    /// Drops the announcement of a group that is no longer queued or in flight.
     pub(crate) fn tidy(&mut self, key: &Key) {
         if !self.scheduler.has(key) {
             self.announces.remove(key);
         }
     }
 
-    /// A group should be read ahead. False if there is no room for the hint.
+    /// Queues a group for read-ahead. Returns false if the queue is full.
     pub(crate) fn hint(&mut self, want: &GroupRef) -> bool {
         self.closed || self.recent.get(&want.key()).is_some() || self.scheduler.hint(want)
     }
@@ -109,18 +109,19 @@ impl Table {
         if self.closed { None } else { self.scheduler.next(now) }
     }
 
-    /// Whether a reader waits for this group.
+    /// Returns whether a reader waits for this group.
     pub(crate) fn is_waited_for(&self, key: &Key) -> bool {
         self.announces.get(key).is_some_and(|announce| announce.receiver_count() > 0)
     }
 
-    /// The group has come: its readers get it, and so does whoever asks until `forget`.
+    /// Publishes a decoded group to its readers, and to later ones until `forget`.
     pub(crate) fn landed(&mut self, want: &GroupRef, bytes: Bytes) {
         self.scheduler.landed(&want.key());
         self.announce(want.key()).send_replace(Some(Ok(bytes)));
     }
 
-    /// The cache has taken the group. `Some`: it has not, and memory keeps it for a while.
+    /// Ends a fetch once the cache insert has finished. `keep` holds the bytes if the cache
+    /// rejected them; they stay in memory for a while.
     pub(crate) fn forget(&mut self, now: Moment, want: &GroupRef, keep: Option<Bytes>) {
         let kept = if keep.is_some() { Kept::Nowhere } else { Kept::Cached };
         self.scheduler.forget(now, &want.key(), kept);
@@ -130,14 +131,14 @@ impl Table {
         }
     }
 
-    /// Readers of a group get an error.
+    /// Fails all readers of a group.
     pub(crate) fn fail(&mut self, key: &Key, error: FetchError) {
         if let Some(announce) = self.announces.remove(key) {
             announce.send_replace(Some(Err(error)));
         }
     }
 
-    /// Nothing is fetched from now on, and all who wait in the queues get an error.
+    /// Stops all fetching and fails all queued readers with `Shutdown`.
     pub(crate) fn close(&mut self) {
         self.closed = true;
         self.recent.clear();

@@ -1,4 +1,4 @@
-//! What is to be fetched, and for whom.
+//! Identifies a group to fetch and the priority class it is fetched for.
 
 use std::fmt;
 
@@ -6,38 +6,38 @@ use inlay_store::cache::Placement;
 use inlay_store::format::Group;
 use inlay_store::ids::{BlobId, GroupDigest};
 
-/// A group, and the blob that holds it.
+/// A group and the blob that holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GroupRef {
-    /// The object of the store.
+    /// The blob in the store.
     pub blob: BlobId,
-    /// Where it is in the object, and what it must be.
+    /// The group's location in the blob, its lengths and its digest.
     pub group: Group,
-    /// The large file that its bytes belong to, if the cache is to keep them there.
+    /// The large file that the bytes belong to, if the cache keeps them in that file's cache file.
     pub home: Option<Placement>,
 }
 
-/// Who wants a group. Strictly ordered: what comes first here is fetched first.
+/// Priority class of a fetch. Strictly ordered: an earlier class is always fetched first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Class {
-    /// A reader waits for it.
+    /// A reader is blocked on it.
     Demand,
-    /// A sequential reader will probably want it soon.
+    /// A sequential reader will probably need it soon.
     ReadAhead,
-    /// It belongs to a directory snapshot that is mounted.
+    /// Part of a mounted directory snapshot.
     Directory,
-    /// Earlier runs of its image wanted it, or it lies beside what a reader has just wanted.
+    /// Read by earlier runs of the image, or next to a group that a reader has just read.
     Profile,
-    /// It belongs to an image, and will be wanted one day.
+    /// The remainder of an image, needed eventually.
     Rest,
 }
 
 impl Class {
-    /// All of them, in their order.
+    /// All classes, in priority order.
     pub const ALL: [Self; 5] =
         [Self::Demand, Self::ReadAhead, Self::Directory, Self::Profile, Self::Rest];
 
-    /// How it is called in metrics and logs.
+    /// Name in metrics and logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Demand => "demand",
@@ -48,7 +48,7 @@ impl Class {
         }
     }
 
-    /// Its place in [`Self::ALL`].
+    /// Index in [`Self::ALL`].
     pub fn place(self) -> usize {
         self as usize
     }
@@ -60,10 +60,10 @@ impl fmt::Display for Class {
     }
 }
 
-/// What makes two wants the same fetch.
+/// Identity of a fetch: wants with equal keys share one fetch.
 ///
-/// Not the digest alone: an index that promises a group where it is not would otherwise make the
-/// fetch fail for all who know where it is.
+/// The digest alone is not enough. An index that gives a wrong location for a group would otherwise
+/// fail the fetch for readers whose index has the right location.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
     pub(crate) digest: GroupDigest,
@@ -74,7 +74,7 @@ pub struct Key {
 }
 
 impl GroupRef {
-    /// What makes it the same fetch as another.
+    /// Returns the fetch identity of this group.
     pub fn key(&self) -> Key {
         Key {
             digest: self.group.digest,
@@ -85,12 +85,12 @@ impl GroupRef {
         }
     }
 
-    /// The first byte in the blob after the group.
+    /// End offset of the group in its blob (exclusive).
     pub(crate) fn end(&self) -> u64 {
         self.group.offset.saturating_add(u64::from(self.group.stored_len))
     }
 
-    /// The bytes that its buffers take while it is fetched and decoded.
+    /// Buffer bytes held while the group is fetched and decoded: stored plus decoded length.
     pub(crate) fn buffer_bytes(&self) -> u64 {
         u64::from(self.group.stored_len) + u64::from(self.group.raw_len)
     }

@@ -1,4 +1,4 @@
-//! What a fetcher tells whoever watches its requests.
+//! Reports the store requests of a fetcher to an observer.
 
 use std::ops::Range;
 
@@ -7,53 +7,53 @@ use inlay_store::ids::BlobId;
 use crate::scheduler::RequestId;
 use crate::want::{Class, GroupRef, Key};
 
-/// Watches the requests of one fetcher. What it is told of happens at that moment; it must return
-/// at once, and call nothing of the fetcher.
+/// An observer of one fetcher's requests. Events are delivered as they happen; implementations must
+/// not block and must not call back into the fetcher.
 pub trait FetchWatch: Send + Sync + 'static {
-    /// Whether it wants to be told of anything now: one look at a flag.
+    /// Returns whether events are wanted now. Must be cheap, e.g. one atomic load.
     fn is_on(&self) -> bool;
 
-    /// Something happens.
+    /// Delivers an event.
     fn told(&self, event: &FetchEvent<'_>);
 }
 
-/// What happens to a request, in this order. Not told of: groups that turn out to be on this host.
+/// Events of a request, in this order. Groups found on this host are not reported.
 #[derive(Debug)]
 pub enum FetchEvent<'a> {
-    /// Groups are wanted, by a reader that waits or one that comes near, and wait for their turn.
+    /// Groups were queued, for a blocked reader or for a sequential reader that comes near.
     Queued(&'a [Key]),
-    /// The store is asked.
+    /// The request was sent to the store.
     Sent(Sent<'a>),
-    /// The answer begins to come.
+    /// The first byte of the response arrived.
     FirstByte(RequestId),
-    /// All bytes have come.
+    /// All bytes arrived.
     Received(RequestId),
-    /// All groups have been verified and decoded, and readers have them. None of them is wrong.
+    /// All groups were verified, decoded and handed to readers. None was corrupt.
     Ready(RequestId),
-    /// It ended without its groups.
+    /// The request ended without its groups.
     Over(RequestId, Failure),
 }
 
 /// A request to the store.
 #[derive(Debug)]
 pub struct Sent<'a> {
-    /// Names it in later events.
+    /// Identifies the request in later events.
     pub id: RequestId,
-    /// For whom it is.
+    /// Priority class of the request.
     pub class: Class,
-    /// The object.
+    /// The blob.
     pub blob: BlobId,
-    /// The bytes of it.
+    /// Byte range of the blob.
     pub range: Range<u64>,
-    /// The groups in it.
+    /// The groups in the range.
     pub groups: &'a [GroupRef],
 }
 
-/// Why a request has not brought its groups.
+/// Why a request did not deliver its groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// The store failed, or gave wrong bytes.
+    /// The store failed or returned corrupt bytes.
     Failed,
-    /// Nobody wanted it any more.
+    /// Cancelled because no reader or snapshot needed it any more.
     Cancelled,
 }

@@ -1,4 +1,4 @@
-//! What is loaded for one attached snapshot without being asked for: the end that its owner holds.
+//! Handles for background loading of an attached snapshot and for mounts in progress.
 
 use std::sync::Arc;
 
@@ -8,15 +8,15 @@ use crate::fetcher::Shared;
 use crate::scheduler::{Looked, Plan, Room, Touched, Urgency, WorkFigures, WorkId};
 use crate::want::{Class, GroupRef};
 
-/// The groups of a snapshot, by their numbers in its index.
+/// The groups of a snapshot, by group number in its index.
 pub trait GroupList: Send + Sync + 'static {
-    /// The group with this number; `None` if there is none, or if the index is damaged there: then
-    /// whoever reads it gets the error. May read a little from disk.
+    /// Returns the group with this number. `None` if it does not exist or the index is damaged
+    /// there; a later read of it reports the error. May read from disk.
     fn group(&self, number: u32) -> Option<GroupRef>;
 }
 
-/// A snapshot that is being loaded. Dropping it ends that, and cancels what is under way for it
-/// alone.
+/// Background loading of one snapshot. Dropping it stops the loading and cancels requests in flight
+/// for this snapshot alone.
 pub struct Loading {
     shared: Arc<Shared>,
     id: WorkId,
@@ -36,20 +36,20 @@ impl Loading {
         Self { shared: Arc::clone(shared), id }
     }
 
-    /// Sets, or replaces, the order. Until it is called, what is less urgent waits, for 2 s at most.
+    /// Sets or replaces the load order. Until the first call, lower classes wait, for at most 2 s.
     pub fn plan(&self, plan: Plan) {
         self.shared.table.lock().scheduler.plan(self.id, plan);
         self.shared.pump();
     }
 
-    /// A group was read for the first time since the snapshot was attached.
+    /// Reports the first read of a group since the snapshot was attached.
     pub fn touched(&self, touch: &Touched) {
         let now = self.shared.now();
         self.shared.table.lock().scheduler.touched(now, self.id, touch);
         self.shared.pump();
     }
 
-    /// What was done so far.
+    /// Returns progress so far.
     pub fn figures(&self) -> WorkFigures {
         let now = self.shared.now();
         self.shared.table.lock().scheduler.work(now, self.id).unwrap_or_default()
@@ -67,7 +67,7 @@ impl Drop for Loading {
     }
 }
 
-/// A mount under way. Until it is dropped, nothing is begun that nobody waits for.
+/// A mount in progress. While one exists, no prefetch request is started.
 pub struct Mounting(Arc<Shared>);
 
 impl Mounting {
@@ -96,7 +96,8 @@ impl std::fmt::Debug for Loading {
     }
 }
 
-/// Looks which groups the cache has. Reads from disk. `coming` bytes are on their way into it.
+/// Returns the groups of `numbers` that the cache does not hold, and whether the cache has room for
+/// them. Reads from disk. `coming` is the number of bytes in flight into the cache.
 pub(crate) fn look(
     cache: &Cache,
     list: &dyn GroupList,
@@ -111,7 +112,7 @@ pub(crate) fn look(
         .collect();
     let figures = cache.figures();
     let bytes: u64 = missing.iter().map(|(_, want)| u64::from(want.group.raw_len)).sum();
-    // What will be wanted one day evicts nothing that was wanted already.
+    // `Rest` must not evict groups that were already needed.
     let full = class == Class::Rest
         && figures.disk_bytes.saturating_add(bytes).saturating_add(coming) > cache.marks().1;
     let failing = figures.disk == DiskState::Failing;

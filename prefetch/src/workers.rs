@@ -1,7 +1,8 @@
-//! Threads that decode and store what no reader waits for, at a lower priority than everything else.
+//! Runs prefetch decoding and cache inserts on low-priority threads.
 //!
-//! Decoding what comes at 2 Gbit/s takes a core. On a host of two, readers and the programs that wait
-//! for them would share what is left; as it is, the kernel gives them nearly all they want.
+//! Decoding at 2 Gbit/s takes a full core. On a host with two, readers and the programs blocked on
+//! them would share the remainder; low priority lets the kernel give them nearly all the CPU they
+//! want.
 
 use std::thread::{self, JoinHandle};
 
@@ -10,13 +11,14 @@ use rustix::process::setpriority_process;
 use rustix::thread::gettid;
 use tokio::sync::oneshot;
 
-/// How nice the threads are: with 10, one gets a tenth of what a usual thread gets beside it. More
-/// would let a reader that joins what is being decoded wait too long on a busy host.
+/// Nice value of the threads. At 10, a thread gets a tenth of the CPU share of a normal thread. A
+/// higher value would stall a reader that joins a decode in progress on a busy host.
 const NICE: i32 = 10;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A few threads and their queue. Dropping it ends them, after what is queued.
+/// A small thread pool with a bounded queue. Dropping it runs the queued jobs, then joins the
+/// threads.
 #[derive(Debug)]
 pub(crate) struct Workers {
     queue: Option<Sender<Job>>,
@@ -24,25 +26,26 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// Starts `count` threads, one at least. Fewer come if the system has no more.
+    /// Starts `count` threads, at least one. Starts fewer if the system refuses to create more.
     pub(crate) fn start(count: usize) -> Self {
         let (queue, jobs) = bounded(1024);
         let threads = (0..count.max(1)).filter_map(|_| spawn(jobs.clone())).collect();
         Self { queue: Some(queue), threads }
     }
 
-    /// Runs `job` on one of the threads. `None` if there are none, or if it panicked.
+    /// Runs `job` on a pool thread. Returns `None` if the job panicked. Without threads, or when
+    /// the queue is full, the job runs on tokio's blocking pool.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
         let (sender, done) = oneshot::channel();
         let job: Job = Box::new(move || {
-            // Nobody may wait any more.
+            // The receiver is gone if the caller stopped waiting.
             drop(sender.send(job()));
         });
-        // Many small groups of one request may be more than the queue holds: a reader may have joined
-        // one of them, so none is dropped.
+        // One request with many small groups can overflow the queue. A reader may have joined any
+        // of them, so jobs fall back to the blocking pool instead of being dropped.
         let refused = match &self.queue {
             Some(queue) if !self.threads.is_empty() => queue.try_send(job).err(),
             _ => Some(TrySendError::Disconnected(job)),
@@ -57,24 +60,22 @@ impl Workers {
 fn spawn(jobs: Receiver<Job>) -> Option<JoinHandle<()>> {
     let work = move || {
         if let Err(error) = setpriority_process(Some(gettid()), NICE) {
-            tracing::debug!(%error, "a thread stays at the usual priority");
+            tracing::debug!(%error, "can't lower the priority of a thread");
         }
         for job in jobs {
-            // A job that panics is the answer `None` to whoever gave it.
+            // The caller of a job that panics gets `None`.
             drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)));
         }
     };
     let started = thread::Builder::new().name("inlay-ahead".into()).spawn(work);
-    started
-        .inspect_err(|error| tracing::warn!(%error, "a thread for prefetching can't be had"))
-        .ok()
+    started.inspect_err(|error| tracing::warn!(%error, "can't start a prefetch thread")).ok()
 }
 
 impl Drop for Workers {
     fn drop(&mut self) {
         drop(self.queue.take());
         for thread in self.threads.drain(..) {
-            // The last job may hold the last reference to what holds this.
+            // The last job may drop the last reference to this pool: a thread must not join itself.
             if thread.thread().id() != thread::current().id() {
                 drop(thread.join());
             }
@@ -93,7 +94,7 @@ mod tests {
         assert_ne!(workers.run(move || thread::current().id()).await, Some(here));
         assert_eq!(workers.run(|| -> u32 { panic!("on purpose") }).await, None);
         assert_eq!(workers.run(|| 7).await, Some(7));
-        // More than the queue holds: each has its answer.
+        // More jobs than the queue holds: every one must get its result.
         let all = futures::future::join_all((0..3000).map(|n| workers.run(move || n))).await;
         assert!(all.into_iter().eq((0..3000).map(Some)));
         let priority = workers.run(|| rustix::process::getpriority_process(Some(gettid())));

@@ -1,23 +1,25 @@
-//! `inlay bench`: what is measured, how far that is, and where the report goes.
+//! `inlay bench`: selects measurements, shows their progress and writes the report.
 
 use std::fs;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use inlay_base::durable;
+use inlay_base::text::Shown;
+use inlay_bench::{
+    BenchError, HostState, Interrupt, LinkChoice, Progress, Report, Scenario, StartupOptions,
+    WithoutKit, markdown, page, startup,
+};
 
 use super::Global;
 use super::error::CliError;
 use super::output;
-use crate::bench::{
-    BenchError, HostState, Interrupt, LinkChoice, Progress, Report, Scenario, StartupOptions,
-    markdown, page, startup,
-};
 use crate::config;
 
-/// Measure.
+/// Run benchmarks.
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
     #[command(subcommand)]
@@ -29,17 +31,22 @@ enum BenchCommand {
     Startup(StartupArgs),
 }
 
-/// Measure how soon programs are ready: by inlay, from a local directory, and in other ways.
+/// Measure startup times with inlay, from a local directory, and by other methods.
 ///
-/// A scenario is a file in TOML: an image, a command, and when it counts as ready. Each is started by
-/// each method over each link on a host that has nothing of the image (cold), that has it with empty
-/// caches of the kernel (warm), and once more at once (hot), in random order, several times. The report
-/// has medians and spreads, what came through the link, the ratio to the ideal, and says where inlay
-/// loses. What fails has no number, and makes the command fail.
+/// A scenario is a TOML file with an image, a command and a readiness condition. Each scenario is
+/// started with each method over each link on a host without any of the image (cold), with the image
+/// but empty kernel caches (warm), and immediately again (hot), several times in random order. The
+/// report contains medians and spreads, bytes transferred over the link, the ratio to the ideal, and the
+/// cases where inlay is slower. Measurements that fail have no numbers, and the command exits with 1.
 ///
-/// Without --store, a local S3 server behind a link that is shaped is measured with: the test kit's
-/// program 'shaped-store' does that. With it, your own store is, over the link that there is. Needs
-/// root; empties the kernel's caches.
+/// With --store, images are imported into that store and starts fetch them over the real link. Without
+/// it, the program 'shaped-store' of the test kit runs a local S3 server (SeaweedFS) behind a shaped
+/// link. In the source tree, 'scripts/bench startup' installs the server and builds both programs. If
+/// shaped-store is missing or its server does not start, and none of --link, --adapter and
+/// --shaped-store is given, the store is a local directory without a shaped link: a warning and the
+/// report say so.
+///
+/// Requires root and runc or crun. Drops the kernel's caches.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -49,41 +56,41 @@ Examples:
   inlay --store s3://bucket/prefix bench startup mine.toml
   inlay bench startup --link 30ms,500mbit --host cold --json mine.toml | jq '.verdicts'")]
 struct StartupArgs {
-    /// Files of scenarios
+    /// Scenario files
     #[arg(required = true, value_name = "SCENARIO.toml")]
     scenarios: Vec<PathBuf>,
-    /// zone (2 ms, 10 Gbit/s), region (20 ms, 2 Gbit/s), wan (50 ms, 200 Mbit/s), none, or
-    /// LATENCY,BANDWIDTH[,JITTER] [default: wan; with --store, the link that there is]. Several
-    /// names have commas between them; others are given one by one
+    /// Link: zone (2 ms, 10 Gbit/s), region (20 ms, 2 Gbit/s), wan (50 ms, 200 Mbit/s), none, or
+    /// LATENCY,BANDWIDTH[,JITTER]. Separate several names with commas; repeat the option for other
+    /// links [default: wan; with --store, the real link]
     #[arg(long = "link", value_name = "LINK")]
     links: Vec<String>,
-    /// native, profile, no-profile, no-prefetch, prefetched, and what adapters are called [default:
-    /// all; native always is]
+    /// Methods: native, profile, no-profile, no-prefetch, prefetched, or names of adapters. native is
+    /// always included [default: all]
     #[arg(long = "method", value_name = "METHOD", value_delimiter = ',')]
     methods: Vec<String>,
-    /// A program that gets images to a host in another way
+    /// Program that provides images by another method
     #[arg(long = "adapter", value_name = "PROGRAM")]
     adapters: Vec<PathBuf>,
-    /// What a host has before a start
+    /// State of the host before a start
     #[arg(long = "host", value_enum, value_delimiter = ',', value_name = "STATE",
         default_values = ["cold", "warm", "hot"])]
     hosts: Vec<StateWord>,
-    /// How often each start is made
+    /// Number of runs of each start
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=1000))]
     runs: u16,
-    /// What the order of starts and the jitter of links follow from
+    /// Seed for the order of starts and the jitter of links
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// A directory for report.json, report.md and report.html, made if it is missing
+    /// Directory for report.json, report.md and report.html; created if missing
     #[arg(long, short, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// A directory on a disk, for the hosts that are measured
+    /// Directory on a disk for the state of the measured hosts
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     work: PathBuf,
-    /// The test kit's program [default: shaped-store beside this program, or in PATH]
+    /// Program 'shaped-store' of the test kit [default: beside this program, or in PATH]
     #[arg(long, value_name = "PROGRAM")]
     shaped_store: Option<PathBuf>,
-    /// The OCI runtime [default: runc, or crun]
+    /// OCI runtime [default: runc, or crun]
     #[arg(long, value_name = "RUNTIME")]
     runtime: Option<PathBuf>,
 }
@@ -110,7 +117,7 @@ fn measure(global: &Global, args: &StartupArgs) -> Result<(), CliError> {
         .prefix("inlay-bench-")
         .tempdir_in(&args.work)
         .map_err(|error| request(&format!("--work {}: {error}", args.work.display())))?;
-    let mut show = Show::new(global);
+    let mut show = BenchProgress::new(global);
     let options = options(global, args, work.path())?;
     let report = startup(&options, &interrupt, &mut show);
     show.bar.finish_and_clear();
@@ -139,6 +146,10 @@ fn options(global: &Global, args: &StartupArgs, work: &Path) -> Result<StartupOp
         (true, None) => vec![LinkChoice::Shaped("wan".to_owned())],
         (false, _) => args.links.iter().flat_map(|text| links(text)).collect(),
     };
+    // No fallback if the user explicitly requested the test kit's servers.
+    let explicit =
+        !args.links.is_empty() || !args.adapters.is_empty() || args.shaped_store.is_some();
+    let without_kit = if explicit { WithoutKit::Fail } else { WithoutKit::LocalDirectory };
     let exe = std::env::current_exe().map_err(|error| request(&error.to_string()))?;
     let states = args.hosts.iter().map(|state| match state {
         StateWord::Cold => HostState::Cold,
@@ -159,12 +170,13 @@ fn options(global: &Global, args: &StartupArgs, work: &Path) -> Result<StartupOp
         work: work.to_owned(),
         exe,
         kit: args.shaped_store.clone(),
+        without_kit,
         runtime: args.runtime.clone(),
         store,
     })
 }
 
-/// Several names, or one link whose figures have commas between them.
+/// Parses comma-separated names, or one LATENCY,BANDWIDTH[,JITTER].
 fn links(text: &str) -> Vec<LinkChoice> {
     let named = |word: &str| matches!(word, "none" | "zone" | "region" | "wan" | "own");
     let choice = |word: &str| match word {
@@ -185,14 +197,7 @@ fn write_report(dir: &Path, report: &Report) -> Result<(), CliError> {
         [("report.json", json), ("report.md", markdown(report)), ("report.html", page(report))]
     {
         let file = dir.join(name);
-        let write = || -> std::io::Result<()> {
-            let mut new = tempfile::NamedTempFile::new_in(dir)?;
-            new.write_all(text.as_bytes())?;
-            new.as_file().sync_all()?;
-            new.persist(&file)?;
-            Ok(())
-        };
-        write().map_err(BenchError::path("write", &file))?;
+        durable::write(&file, text.as_bytes()).map_err(BenchError::path("write", &file))?;
     }
     Ok(())
 }
@@ -201,13 +206,13 @@ fn request(text: &str) -> CliError {
     BenchError::Request(text.to_owned()).into()
 }
 
-/// Progress on a terminal, and lines for what fails.
-struct Show {
+/// Shows progress on a terminal, and notices such as failures on lines of their own.
+struct BenchProgress {
     bar: ProgressBar,
     done: (usize, usize),
 }
 
-impl Show {
+impl BenchProgress {
     fn new(global: &Global) -> Self {
         let visible = !global.quiet && std::io::stderr().is_terminal();
         let target = if visible {
@@ -226,7 +231,7 @@ impl Show {
     }
 }
 
-impl Progress for Show {
+impl Progress for BenchProgress {
     fn stage(&mut self, what: &str) {
         self.bar.set_message(what.to_owned());
         tracing::info!(done = self.done.0, of = self.done.1, "{what}");
@@ -238,9 +243,6 @@ impl Progress for Show {
     }
 
     fn notice(&mut self, text: &str) {
-        self.bar.suspend(|| {
-            // Nobody may be there to read it.
-            drop(writeln!(std::io::stderr(), "inlay: {text}"));
-        });
+        self.bar.suspend(|| output::note(format_args!("inlay: {}", Shown(text))));
     }
 }

@@ -1,8 +1,12 @@
-//! `inlay cache`: what the host's cache has, and what to do about it.
+//! `inlay cache`: shows, prunes, pins and verifies the host's cache.
 
 use std::io::{self, Write};
 
 use clap::{Args, Subcommand};
+use inlay_images::import::Progress;
+use inlay_snapshots::host::HostError;
+use inlay_snapshots::resolve;
+use inlay_snapshots::state::State;
 use inlay_store::cache::{
     Cache, CacheOptions, ContentId, DiskState, Evicted, Inventory, PinSet, Spare, Verified,
 };
@@ -15,14 +19,10 @@ use super::Global;
 use super::error::CliError;
 use super::output;
 use super::reader::Reader;
-use crate::host::HostError;
-use crate::import::Progress;
-use crate::snapshots::resolve;
-use crate::state::State;
 
-/// Look at this host's cache, make room in it, pin snapshots to it, check it.
+/// Manage this host's cache: usage, pruning, pins and verification.
 ///
-/// Works on the directory of the state, whether anything is mounted or not.
+/// Works on the state directory, whether or not anything is mounted.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -37,90 +37,90 @@ pub(super) struct CacheArgs {
 
 #[derive(Debug, Subcommand)]
 enum CacheCommand {
-    Status(StatusArgs),
+    Status(CacheStatusArgs),
     Prune(PruneArgs),
     Pin(PinArgs),
     Unpin(UnpinArgs),
-    Verify(VerifyArgs),
+    Verify(CacheVerifyArgs),
 }
 
-/// Show what the cache holds and how much it may hold.
+/// Show the contents and limits of the cache.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   inlay cache status
   inlay cache status --json | jq .used_bytes")]
-struct StatusArgs {}
+struct CacheStatusArgs {}
 
-/// Evict what was used longest ago.
+/// Evict the least recently used contents.
 ///
-/// What is open or passed through to the kernel stays, and so does what is pinned, unless --pinned
-/// is given. Exits with 1 if what has to stay is more than the size that was asked for.
+/// Keeps files that are open or passed through to the kernel, and pinned contents unless --pinned is
+/// given. Exits with 1 if more than the size given with --to remains.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   inlay cache prune              down to the low mark
   inlay cache prune --to 5G
-  inlay cache prune --all        everything that is not in use or pinned
+  inlay cache prune --all        everything not in use or pinned
   inlay cache prune --all --pinned")]
 struct PruneArgs {
-    /// Until the cache takes no more than this [default: its low mark]
+    /// Target size of the cache [default: its low mark]
     #[arg(long, value_name = "SIZE", conflicts_with = "all")]
     to: Option<ByteSize>,
-    /// Everything
+    /// Evict everything not in use or pinned
     #[arg(long)]
     all: bool,
-    /// What is pinned, too. The pins stay
+    /// Also evict pinned contents; the pins remain
     #[arg(long)]
     pinned: bool,
 }
 
 /// Keep a snapshot's contents in the cache until it is unpinned.
 ///
-/// What is missing is fetched now. Pinned contents are never evicted to make room, so the cache must
-/// have room for them.
+/// Fetches missing contents now. Pinned contents are never evicted to make room, so they must fit into
+/// the cache.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   inlay cache pin base
-  inlay cache pin --no-fetch base     keep what comes, fetch nothing now")]
+  inlay cache pin --no-fetch base     keep contents once they are read, fetch nothing now")]
 struct PinArgs {
-    /// Name or id
+    /// Name or id of the snapshot
     snapshot: String,
-    /// Only keep what is there and what comes
+    /// Do not fetch missing contents now; keep those present and those fetched later
     #[arg(long)]
     no_fetch: bool,
 }
 
-/// Let a pinned snapshot's contents be evicted again.
+/// Allow a pinned snapshot's contents to be evicted again.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   inlay cache unpin base
   inlay cache unpin img-3f9c")]
 struct UnpinArgs {
-    /// Name or id, or the beginning of a pinned id
+    /// Name, id, or unique prefix of a pinned id
     snapshot: String,
 }
 
-/// Read everything in the cache and remove what is damaged.
+/// Verify all contents of the cache and remove damaged files.
 ///
-/// What was removed comes from the store again when it is next read. Exits with 1 if anything was
-/// damaged or could not be read.
+/// Removed contents are fetched from the store again on the next read. Exits with 1 if a file was
+/// damaged or unreadable.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   inlay cache verify
   inlay cache verify --json | jq .removed")]
-struct VerifyArgs {}
+struct CacheVerifyArgs {}
 
 pub(super) fn cache(global: &Global, args: &CacheArgs) -> Result<(), CliError> {
     match &args.command {
-        CacheCommand::Status(StatusArgs {}) => status(global),
+        CacheCommand::Status(CacheStatusArgs {}) => status(global),
         CacheCommand::Prune(args) => prune(global, args),
         CacheCommand::Pin(args) => pin(global, args),
         CacheCommand::Unpin(args) => unpin(global, args),
-        CacheCommand::Verify(VerifyArgs {}) => verify(global),
+        CacheCommand::Verify(CacheVerifyArgs {}) => verify(global),
     }
 }
 
@@ -131,7 +131,7 @@ fn open(global: &Global) -> Result<Cache, CliError> {
 
 #[derive(Serialize)]
 struct Status {
-    /// As it was said: auto, bytes, or per cent.
+    /// Configured budget: `auto`, bytes, or per cent.
     budget: String,
     budget_bytes: u64,
     high_bytes: u64,
@@ -234,7 +234,7 @@ fn prune(global: &Global, args: &PruneArgs) -> Result<(), CliError> {
 #[derive(Serialize)]
 struct PinAnswer {
     id: SnapshotId,
-    /// What the snapshot's contents take when all of them are there.
+    /// Size of the snapshot's contents when all are cached.
     bytes: u64,
 }
 
@@ -258,7 +258,7 @@ fn pin(global: &Global, args: &PinArgs) -> Result<(), CliError> {
         .map_err(CliError::from)
         .and_then(|()| if args.no_fetch { Ok(()) } else { fetch(global, &reader, bytes) });
     let cache = reader.cache().clone();
-    // What was still on its way into the cache is there then.
+    // Drain fetches in flight so that their contents reach the cache.
     reader.close();
     cache.settle();
     fetched?;
@@ -268,7 +268,7 @@ fn pin(global: &Global, args: &PinArgs) -> Result<(), CliError> {
     })?)
 }
 
-/// What a snapshot needs of the cache, and how many bytes that is.
+/// Returns the groups and whole contents of a snapshot, and the decoded size of its groups in bytes.
 fn needs(index: &Index) -> Result<(PinSet, u64), FormatError> {
     let mut needs = PinSet::default();
     let mut bytes = 0u64;
@@ -291,7 +291,7 @@ fn needs(index: &Index) -> Result<(PinSet, u64), FormatError> {
     Ok((needs, bytes))
 }
 
-/// Reads every file, so that all of it comes.
+/// Fetches all contents by reading every file.
 fn fetch(global: &Global, reader: &Reader<'_>, bytes: u64) -> Result<(), CliError> {
     let progress = global.progress();
     progress.begin("fetching", bytes);
@@ -310,7 +310,7 @@ fn fetch(global: &Global, reader: &Reader<'_>, bytes: u64) -> Result<(), CliErro
     Ok(())
 }
 
-/// Takes bytes and tells of them.
+/// Discards bytes and reports them as progress.
 struct Sink<'a>(&'a dyn Progress);
 
 impl Write for Sink<'_> {

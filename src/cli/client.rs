@@ -1,4 +1,4 @@
-//! Commands as clients of the daemon: finding it, starting it, and what to warn about.
+//! Connects commands to the daemon: starts it if needed, retries, and warns of different settings.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -12,18 +12,18 @@ use super::duration;
 use super::error::CliError;
 use crate::daemon::{self, Client, DaemonError, ErrorKind, Keys, Paths, StatusAnswer, StoreRef};
 
-/// How often a command that meets a daemon at its end looks for the next.
+/// Attempts of a command whose daemon is exiting, [`PAUSE`] apart.
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(100);
 
 impl Global {
-    /// Where the daemon of the state keeps its things.
+    /// Returns the paths of the daemon of this state directory.
     pub(super) fn paths(&self) -> Result<Paths, CliError> {
         Ok(Paths::of(&std::path::absolute(&self.state)?))
     }
 
-    /// The store as the daemon is told it: a directory's path does not depend on where the command
-    /// is called.
+    /// Returns the store for a request to the daemon. The path of a directory is made absolute, so that
+    /// it does not depend on the working directory. Fails if it is not UTF-8.
     pub(super) fn store_ref(&self) -> Result<StoreRef, CliError> {
         let url = match &self.store {
             Some(path) if !path.contains(':') => {
@@ -37,7 +37,7 @@ impl Global {
     }
 }
 
-/// A client of the daemon, which is started if there is none.
+/// Connects to the daemon and starts one in the background if none is running.
 pub(super) fn ensure(
     global: &Global,
     paths: &Paths,
@@ -52,14 +52,14 @@ pub(super) fn ensure(
     Ok(daemon::ensure(paths, &words)?)
 }
 
-/// Asks a daemon; one that is about to end is left to do so, and the next is asked.
+/// Sends a request to the daemon, and retries it with the next daemon if this one is exiting.
 pub(super) fn with_daemon<T>(
     global: &Global,
     cache_size: Option<Budget>,
     mut ask: impl FnMut(&Client, &StatusAnswer) -> Result<T, CliError>,
 ) -> Result<T, CliError> {
     let paths = global.paths()?;
-    // Tried again, a request has the key that it had before: nothing is done twice.
+    // Retries use the same idempotency keys: no request is executed twice.
     let keys = Keys::new()?;
     for _ in 1..TRIES {
         let (client, status) = ensure(global, &paths, cache_size)?;
@@ -73,8 +73,8 @@ pub(super) fn with_daemon<T>(
     ask(&client.with_keys(&keys), &status)
 }
 
-/// Whether it was only the wrong moment: mostly a daemon that was just ending.
-/// If it had done what it was asked for, the next one knows the key.
+/// Whether the error is transient, usually because the daemon was exiting. A retry is safe: if the
+/// request was executed, the next daemon recognizes its key.
 fn is_passing(error: &DaemonError) -> bool {
     match error {
         DaemonError::NotRunning(_) | DaemonError::Conversation(_) => true,
@@ -83,7 +83,7 @@ fn is_passing(error: &DaemonError) -> bool {
     }
 }
 
-/// Says where the daemon that runs is not as this command would have started it.
+/// Warns if the running daemon has other store variables or another cache size than this command.
 pub(super) fn warn_of_differences(
     global: &Global,
     status: &StatusAnswer,

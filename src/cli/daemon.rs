@@ -1,4 +1,4 @@
-//! `inlay daemon`, `daemon status`, `daemon stop`, and the hidden `inlay keeper`.
+//! `inlay daemon` with `status`, `stop` and `openapi`, and the hidden `inlay keeper`.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -7,7 +7,9 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use inlay_base::descriptors;
 use inlay_fusefs::keeper::{self, Begin, Claim, Keeper};
+use inlay_mounts::Registry;
 use inlay_store::cache::{Budget, CacheOptions};
 use serde::Serialize;
 
@@ -16,23 +18,22 @@ use super::duration;
 use super::error::CliError;
 use super::output;
 use crate::daemon::{
-    self, Access, Client, DaemonError, DaemonOptions, IfMounted, Readiness, STOP, StopAnswer,
-    StopRequest, keeper_options,
+    self, Access, Client, DaemonError, DaemonOptions, IfMounted, Readiness, STOP, StatusAnswer,
+    StopAnswer, StopRequest, SyncAnswer, keeper_options,
 };
-use crate::mount::Registry;
 
-/// How long unmounting everything may take.
-const STOP_LIMIT: Duration = Duration::from_mins(1);
-/// How long the daemon may take to end after its answer.
+/// Timeout for unmounting everything; longer than the daemon's own.
+const STOP_LIMIT: Duration = Duration::from_mins(2);
+/// Timeout for the daemon's exit after its response.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
 /// Serve the mounts of this host, in the foreground.
 ///
 /// One daemon serves all mounts of a state directory. 'inlay mount' starts one in the background if
-/// there is none, which ends by itself when nothing is mounted any more.
+/// none is running; that one exits when nothing is mounted any more.
 ///
-/// SIGTERM ends the daemon, not the mounts: a keeper process holds them, programs that use them wait,
-/// and the next daemon goes on. 'inlay daemon stop' ends everything.
+/// SIGTERM stops the daemon, not the mounts: a keeper process holds them, programs that use them block,
+/// and the next daemon resumes serving. 'inlay daemon stop' stops everything.
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -40,37 +41,37 @@ const END_LIMIT: Duration = Duration::from_secs(30);
 Examples:
   inlay daemon --cache-size 20G
   inlay daemon --metrics-listen 127.0.0.1:9464     for Prometheus: http://127.0.0.1:9464/metrics
-  inlay daemon --takeover --cache-size 20G         after an upgrade: replaces the one that runs
+  inlay daemon --takeover --cache-size 20G         after an upgrade: replaces the running daemon
   inlay daemon status
   inlay daemon stop --force"
 )]
 pub(super) struct DaemonArgs {
     #[command(subcommand)]
     word: Option<DaemonWord>,
-    /// Replace the daemon that runs. What is mounted stays, programs that use it notice nothing
+    /// Replace the running daemon. Mounts remain, and programs that use them are not interrupted
     #[arg(long)]
     takeover: bool,
-    /// How much disk the host's cache may take: a size, a share of the disk such as 20%, or auto.
-    /// It is remembered for this state [default: what was said last, or auto]
+    /// Disk budget of the host's cache: a size, a percentage of the disk such as 20%, or auto. Stored
+    /// in the state directory [default: the stored value, or auto]
     #[arg(long, value_name = "SIZE")]
     cache_size: Option<Budget>,
-    /// End after so long without a mount [default: never]
+    /// Exit after this time without a mount [default: never]
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     idle_exit: Option<Duration>,
-    /// For how long programs wait while no daemon serves them; then they get errors until one comes
+    /// Time that programs block while no daemon is running; then they get errors until one starts
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "1m")]
     wait_for_daemon: Duration,
-    /// A group, by its number, that may talk to the daemon. Its members can become root
+    /// Group id with access to the daemon's socket. Access is equivalent to root
     #[arg(long, value_name = "GID")]
     socket_group: Option<u32>,
-    /// Serve metrics for Prometheus at this address, too: /metrics and nothing else, to whoever can
-    /// reach it [default: on the daemon's socket only]
+    /// Also serve Prometheus metrics at this address: only /metrics, without authentication [default:
+    /// on the daemon's socket only]
     #[arg(long, env = "INLAY_METRICS_LISTEN", value_name = "ADDR:PORT")]
     metrics_listen: Option<SocketAddr>,
-    /// Threads that answer the kernel, for each kind of snapshot [default: twice the cores, at most 8]
+    /// Threads serving kernel requests, per kind of snapshot [default: twice the cores, at most 8]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
-    /// Leave the terminal, and say on standard output how it went
+    /// Detach from the terminal and report readiness or failure on standard output
     #[arg(long, hide = true)]
     in_background: bool,
 }
@@ -82,9 +83,9 @@ enum DaemonWord {
     Openapi(OpenapiArgs),
 }
 
-/// Print the description of the daemon's API: an OpenAPI document.
+/// Print the OpenAPI document of the daemon's API.
 ///
-/// A daemon that runs answers it at /v1/openapi.json.
+/// A running daemon serves it at /v1/openapi.json.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -92,7 +93,7 @@ Examples:
   curl --unix-socket /var/lib/inlay/run/daemon.sock http://inlay/v1/openapi.json")]
 pub(super) struct OpenapiArgs {}
 
-/// Show how the daemon is.
+/// Show the status of the daemon.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -100,29 +101,29 @@ Examples:
   inlay daemon status --json | jq .server.pid")]
 pub(super) struct StatusArgs {}
 
-/// End the daemon, its keeper and the FUSE mounts.
+/// Stop the daemon, its keeper and the FUSE mounts.
 ///
-/// Refused while something is mounted.
+/// Fails while a snapshot is mounted, unless --force is given.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   inlay daemon stop
   inlay daemon stop --force")]
 pub(super) struct StopArgs {
-    /// Unmount everything first. Programs that use a mount get errors
+    /// Unmount everything first; programs that use a mount get errors
     #[arg(long)]
     force: bool,
 }
 
-/// Hold the FUSE mounts for the daemons that come and go.
+/// Hold the FUSE mounts while daemons restart.
 #[derive(Debug, Args)]
 pub(super) struct KeeperArgs {
     #[arg(long, value_parser = duration::parse)]
     wait_for_daemon: Duration,
-    /// Go on with the descriptors of an earlier keeper, which come through standard input
+    /// Resume with the descriptors of an earlier keeper, passed through standard input
     #[arg(long)]
     with_stored: bool,
-    /// What is started when a daemon has died
+    /// Command that restarts a daemon that died
     #[arg(last = true)]
     respawn: Vec<OsString>,
 }
@@ -139,13 +140,13 @@ pub(super) fn daemon(global: &Global, args: &DaemonArgs) -> Result<(), CliError>
 }
 
 fn serve(global: &Global, args: &DaemonArgs) -> Result<(), CliError> {
-    // First, while nothing else is open.
-    let stored = daemon::given();
+    // Take over passed descriptors before any other is opened.
+    let stored = daemon::given()?;
     let mut readiness = args.in_background.then(Readiness::new);
     let outcome = options(global, args).and_then(|options| {
         let ready = || {
             if let Some(Err(error)) = readiness.take().map(Readiness::ready) {
-                tracing::warn!(%error, "whoever started the daemon has gone");
+                tracing::warn!(%error, "the process that started the daemon has exited");
             }
         };
         Ok(daemon::run(&options, stored, ready)?)
@@ -170,7 +171,7 @@ fn options(global: &Global, args: &DaemonArgs) -> Result<DaemonOptions, CliError
     })
 }
 
-/// The words that make this program the keeper of daemons such as this one.
+/// Returns the arguments that start the keeper, including the command that restarts this daemon.
 fn keeper_words(global: &Global, args: &DaemonArgs) -> Result<Vec<OsString>, CliError> {
     let mut words = common_words(global, "keeper")?;
     words.extend(["--wait-for-daemon".into(), duration::format(args.wait_for_daemon).into()]);
@@ -191,13 +192,15 @@ fn keeper_words(global: &Global, args: &DaemonArgs) -> Result<Vec<OsString>, Cli
     Ok(words)
 }
 
-/// A word of the command line with the options that every process of a daemon shares.
+/// Returns the arguments for the subcommand `word`: `--state` and `--log`, shared by all processes of a
+/// daemon.
 pub(super) fn common_words(global: &Global, word: &str) -> Result<Vec<OsString>, CliError> {
     let state = std::path::absolute(&global.state)?;
     Ok(vec![word.into(), "--state".into(), state.into(), "--log".into(), (&global.log).into()])
 }
 
 pub(super) fn keeper(global: &Global, args: &KeeperArgs) -> Result<(), CliError> {
+    descriptors::close_inherited(0)?;
     let begin = if args.with_stored { Begin::WithStored } else { Begin::Afresh };
     let respawn = args.respawn.clone();
     let options = keeper_options(&global.paths()?, args.wait_for_daemon, respawn, begin);
@@ -220,25 +223,44 @@ fn status(global: &Global) -> Result<(), CliError> {
         writeln!(out, "state     {}", status.state.to_path().display())?;
         writeln!(out, "mounts    {}", status.mounts)?;
         writeln!(out, "attached  {}", status.attached)?;
-        writeln!(out, "sealed    {}", status.sealed)?;
+        writeln!(out, "sealed    {}", sealed(&status))?;
         writeln!(out, "cache     {cache}")?;
-        writeln!(out, "ends      {idle}")
+        writeln!(out, "ends      {idle}")?;
+        for record in &status.damaged {
+            writeln!(out, "damaged   {}", output::shown(record.why.as_bytes()))?;
+        }
+        Ok(())
     })?;
     Ok(())
 }
 
+/// Formats the number of sealed snapshots that wait for their store, and their problems.
+fn sealed(status: &StatusAnswer) -> String {
+    let SyncAnswer { waiting, failing, damaged, name_conflicts } = &status.outbox;
+    if failing.is_empty() && damaged.is_empty() && name_conflicts.is_empty() {
+        return waiting.to_string();
+    }
+    format!(
+        "{waiting}; {} failed so far, {} files are damaged, {} names were not moved: see `inlay sync`",
+        failing.len(),
+        damaged.len(),
+        name_conflicts.len()
+    )
+}
+
 #[derive(Serialize)]
 struct Stopped {
-    /// The daemon's process, if there was a daemon.
+    /// Pid of the daemon; `None` if none was running.
     pid: Option<u32>,
-    /// What was unmounted.
-    unmounted: Vec<crate::mount::PathText>,
+    /// Mount points that were unmounted.
+    unmounted: Vec<inlay_mounts::PathText>,
 }
 
 fn stop(global: &Global, args: &StopArgs) -> Result<(), CliError> {
     let paths = global.paths()?;
     let kept = Keeper::connect(&paths.keeper_socket()).is_ok();
-    let mounted = paths.state().is_dir() && !Registry::open(paths.state())?.list()?.is_empty();
+    let mounted =
+        paths.state().is_dir() && !Registry::open(paths.state())?.list()?.mounts.is_empty();
     let mut client = Client::new(&paths)?;
     if client.status()?.is_none() {
         if !kept && !mounted {
@@ -247,10 +269,11 @@ fn stop(global: &Global, args: &StopArgs) -> Result<(), CliError> {
             return Ok(());
         }
         if args.force && !kept {
-            // A service manager may hold it, and then nothing new can be in its place.
+            // A service manager may still hold descriptors of the dead session, which would block a new
+            // one: abort its FUSE connections.
             keeper::give_up(&paths.fuse());
         }
-        // What a daemon has left behind, a daemon clears up.
+        // Start a daemon to clean up what an earlier one left behind.
         client = super::client::ensure(global, &paths, None)?.0;
     }
     let if_mounted = if args.force { IfMounted::Unmount } else { IfMounted::Refuse };

@@ -1,103 +1,112 @@
-//! Why a command failed, and its exit code.
+//! Errors of commands, and their exit codes.
 
 use std::io;
 
 use inlay_fusefs::ContentError;
+use inlay_images::export::ExportError;
+use inlay_snapshots::SnapshotError;
+use inlay_snapshots::host::HostError;
 use inlay_store::format::FormatError;
 use inlay_store::remote::StoreError;
 
 use crate::daemon::DaemonError;
-use crate::export::ExportError;
-use crate::host::HostError;
-use crate::snapshots::SnapshotError;
 
-/// Why a command failed.
+/// Error of a command.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     /// The store or the state could not be opened.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// A snapshot can't be found, opened or made.
+    /// A snapshot could not be found, opened or created.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    /// The store.
+    /// A store request failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A snapshot's index.
+    /// The index of a snapshot is damaged.
     #[error(transparent)]
     Format(#[from] FormatError),
-    /// Files' bytes.
+    /// File contents could not be read.
     #[error(transparent)]
     Content(#[from] ContentError),
-    /// An export.
+    /// An export failed.
     #[error(transparent)]
     Export(#[from] ExportError),
-    /// The daemon.
+    /// The daemon refused a request, or could not be reached.
     #[error(transparent)]
     Daemon(Box<DaemonError>),
-    /// A mount.
+    /// A mount failed.
     #[error(transparent)]
-    Mount(#[from] crate::mount::MountError),
-    /// A sandbox.
+    Mount(#[from] inlay_mounts::MountError),
+    /// A sandbox operation failed.
     #[error(transparent)]
-    Sandbox(#[from] crate::sandbox::SandboxError),
-    /// A benchmark.
+    Sandbox(#[from] inlay_sandbox::SandboxError),
+    /// A benchmark failed.
     #[error(transparent)]
-    Bench(#[from] crate::bench::BenchError),
-    /// A path inside a snapshot.
+    Bench(#[from] inlay_bench::BenchError),
+    /// A path inside a snapshot could not be resolved, or has the wrong type.
     #[error("{snapshot}:{path}: {why}")]
     Path {
-        /// Which snapshot.
+        /// Snapshot.
         snapshot: String,
-        /// Which path.
+        /// Path in the snapshot.
         path: String,
-        /// What is wrong with it.
+        /// Reason.
         why: &'static str,
     },
-    /// A program's output can't be followed any more.
+    /// The connection to a program was lost, or systemd could not start the daemon.
     #[error("{0}")]
     Cut(String),
-    /// Parts of the snapshot are missing or damaged.
+    /// Objects in the store or the cache are missing or damaged.
     #[error("{0}")]
     Damaged(String),
-    /// The cache can't do what was asked of it.
+    /// A cache operation is not possible.
     #[error("{0}")]
     Cache(String),
-    /// There is no such profile, or it can't be made.
+    /// A profile does not exist, is unreadable, or could not be created.
     #[error("{0}")]
     Profile(String),
-    /// Standard output.
+    /// Standard output could not be written.
     #[error("writing the output: {0}")]
     Output(#[from] io::Error),
-    /// The store takes longer than was waited.
-    #[error(
-        "{waiting} snapshots are not in their stores after {limit:?}; they wait on this host, \
-        and the daemon's log says why"
-    )]
-    NotDurable {
-        /// How many.
-        waiting: usize,
-        /// How long was waited.
-        limit: std::time::Duration,
+    /// An output file could not be written.
+    #[error("can't write {}: {error}", path.display())]
+    Written {
+        /// Path of the file.
+        path: std::path::PathBuf,
+        /// Cause.
+        error: io::Error,
     },
-    /// The program that was run has ended with an exit code other than 0.
+    /// A sealed snapshot is not in its store, or its name was not moved.
+    #[error("{}", not_in_sync(*waiting, *failing, *damaged, *names))]
+    NotInSync {
+        /// Number of snapshots waiting on this host.
+        waiting: usize,
+        /// Number of these that failed to ship so far.
+        failing: usize,
+        /// Number of damaged files.
+        damaged: usize,
+        /// Number of names not moved because of a conflict.
+        names: usize,
+    },
+    /// The program exited with a code other than 0.
     #[error("the program has ended with exit code {0}")]
     Ended(u8),
-    /// The program can't be run.
+    /// The program could not be started.
     #[error("{error}")]
     NotRun {
-        /// What shells have as the exit code for that.
+        /// Exit code that a shell would return, e.g. 127.
         code: u8,
-        /// Why.
+        /// Cause.
         error: Box<DaemonError>,
     },
-    /// What was to be traced, or a trace.
+    /// A trace could not be recorded or read.
     #[error("{0}")]
     Trace(String),
-    /// A trace's file.
+    /// A trace file is unreadable, too long or invalid.
     #[error(transparent)]
-    TraceFile(#[from] crate::trace::TraceError),
-    /// The words of the command don't fit together.
+    TraceFile(#[from] inlay_trace::TraceError),
+    /// Invalid arguments.
     #[error("{0}")]
     Usage(String),
 }
@@ -109,12 +118,12 @@ impl From<DaemonError> for CliError {
 }
 
 impl CliError {
-    /// Whether it is only that nobody reads the output any more.
+    /// Whether the command failed only because the reader of its output is gone (`EPIPE`).
     pub fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
 
-    /// How a program that was run has ended.
+    /// Converts a program's exit code to a result; codes out of range become 255.
     pub(super) fn ended(code: i32) -> Result<(), Self> {
         match u8::try_from(code) {
             Ok(0) => Ok(()),
@@ -123,8 +132,8 @@ impl CliError {
         }
     }
 
-    /// The same, of a command that stands for the program that it runs: its exit code is what shells
-    /// have for one that can't be run, if it is that.
+    /// Maps the error of a command that runs a program: if the program could not be started, the exit
+    /// code is that of a shell.
     pub(super) fn for_program(self) -> Self {
         match self {
             Self::Daemon(error) => match error.exit_code() {
@@ -135,18 +144,49 @@ impl CliError {
         }
     }
 
-    /// Whether there is nothing to be said: the exit code is the program's that was run.
+    /// Whether no message is printed, because the exit code is that of the program.
     pub fn is_silent(&self) -> bool {
         matches!(self, Self::Ended(_))
     }
 
-    /// 2 for wrong words; a program's own if one was run, or what shells have for one that can't be;
-    /// otherwise 1.
+    /// Returns 2 for invalid arguments, the program's own code if one was run, the code of a shell if
+    /// it could not be started, and 1 otherwise.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
             Self::Ended(code) | Self::NotRun { code, .. } => *code,
             _ => 1,
+        }
+    }
+}
+
+/// Formats [`CliError::NotInSync`].
+fn not_in_sync(waiting: usize, failing: usize, damaged: usize, names: usize) -> String {
+    if waiting == 0 && damaged == 0 {
+        return format!(
+            "everything is in its store, but {names} names were not moved: others had moved or \
+             removed them meanwhile"
+        );
+    }
+    format!(
+        "not everything is in its store: {waiting} snapshots wait on this host, {failing} of them \
+         failed so far, {damaged} files are damaged, {names} names were not moved"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_alone_are_not_said_to_be_missing_snapshots() {
+        let text = |waiting, damaged, names| {
+            CliError::NotInSync { waiting, failing: 0, damaged, names }.to_string()
+        };
+        assert!(text(0, 0, 2).starts_with("everything is in its store, but 2 names"));
+        for (waiting, damaged) in [(1, 0), (0, 1)] {
+            let text = text(waiting, damaged, 2);
+            assert!(text.starts_with("not everything is in its store"), "{text}");
         }
     }
 }

@@ -1,19 +1,19 @@
-//! `inlay exec`: another program in a sandbox that runs.
+//! `inlay exec`: runs a program in a running sandbox.
 
 use clap::Args;
+use inlay_sandbox::{ExecOptions, Output, Stdin, Terminal};
 
 use super::Global;
 use super::client::with_daemon;
 use super::error::CliError;
 use super::sandbox::path_of;
 use super::sandbox_options::variables;
-use super::stream::{self, Ends, Left};
+use super::stream::{self, ConnectionEnd, Ends};
 use crate::daemon::word;
-use crate::sandbox::{ExecOptions, Output, Stdin, Terminal};
 
-/// Run a program in a sandbox.
+/// Run a command in a running sandbox.
 ///
-/// Its exit code is this command's. What is piped into this command is what it reads.
+/// Exits with the command's exit code. With -i, standard input is passed to the command.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -24,32 +24,32 @@ Examples:
 pub(super) struct ExecArgs {
     #[command(flatten)]
     with: With,
-    /// Do not wait for it: its output goes nowhere
+    /// Run in the background and discard output
     #[arg(long, short, conflicts_with_all = ["tty", "interactive"])]
     detach: bool,
-    /// Name or id
+    /// Name or id of the sandbox
     sandbox: String,
-    /// The program and its words
+    /// Command and arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
-    /// Set a variable; NAME alone takes it from here. Can be repeated
-    #[arg(long, short, value_name = "NAME[=VALUE]")]
+    /// Set an environment variable; KEY alone passes the current value. Can be repeated
+    #[arg(long, short, value_name = "KEY[=VALUE]")]
     env: Vec<String>,
-    /// As whom it runs: by name or number [default: as the sandbox's first program]
+    /// Username or UID [default: as set for the sandbox]
     #[arg(long, short, value_name = "USER[:GROUP]")]
     user: Option<String>,
-    /// Where it starts [default: where the sandbox's first program did]
+    /// Working directory inside the sandbox [default: as set for the sandbox]
     #[arg(long, short, value_name = "PATH")]
     workdir: Option<String>,
 }
 
-/// How this command's input and terminal are a program's.
+/// Standard input and terminal of a program.
 #[derive(Debug, Clone, Copy, Args)]
 pub(super) struct With {
-    /// Give it what this command reads
+    /// Keep stdin open
     #[arg(long, short)]
     interactive: bool,
-    /// Give it a terminal
+    /// Allocate a terminal
     #[arg(long, short)]
     tty: bool,
 }
@@ -81,19 +81,19 @@ pub(super) fn exec(global: &Global, args: &ExecArgs) -> Result<(), CliError> {
         if args.detach {
             let _: serde_json::Value =
                 client.post(&path, &options, super::sandbox_options::CREATE_LIMIT)?;
-            return Ok(Ok(Left::Ended(0)));
+            return Ok(Ok(ConnectionEnd::Ended(0)));
         }
         client.wait(async {
             let connection = client.upgrade(&path, &options).await?;
-            // From here on, nothing is tried again.
+            // `Ok` from here on: the program runs, so the request must not be retried.
             Ok::<_, CliError>(Ends::new(stdin, terminal).join(connection).await)
         })
     })
     .map_err(CliError::for_program)??;
     match left {
-        Left::Ended(code) => CliError::ended(code),
-        // As when a terminal is closed.
-        Left::Broken(why) => Err(CliError::Cut(format!(
+        ConnectionEnd::Ended(code) => CliError::ended(code),
+        // The program gets SIGHUP, as when its terminal is closed.
+        ConnectionEnd::Broken(why) => Err(CliError::Cut(format!(
             "the connection to the daemon broke ({why}), and the program got SIGHUP; its sandbox goes on"
         ))),
     }

@@ -1,18 +1,19 @@
-//! `inlay export`.
+//! `inlay export`: writes a snapshot to a tar archive, a directory or an OCI layout.
 
 use clap::{Args, ValueEnum};
+use inlay_base::text::Shown;
+use inlay_images::export::{Export, LayerCompression, Target};
 use serde::Serialize;
 
 use super::Global;
 use super::error::CliError;
 use super::output;
 use super::reader::Reader;
-use crate::export::{Export, LayerCompression, Target};
 
 /// Write a snapshot to a tar archive, a directory or an OCI layout.
 ///
-/// Either all of it is there afterwards, or nothing. What the target can't hold, such as a socket in
-/// a tar, is left out and named on standard error.
+/// Atomic: a failed export leaves nothing behind. Objects that the target cannot represent, such as a
+/// socket in a tar archive, are skipped with a warning on standard error.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -21,11 +22,11 @@ Examples:
   inlay export base dir:/srv/copy
   inlay export app oci:./layout --compression zstd")]
 pub(super) struct ExportArgs {
-    /// Name or id
+    /// Name or id of the snapshot
     snapshot: String,
-    /// tar:FILE (tar:- for standard output), dir:PATH (made, or empty) or oci:DIR
+    /// Target: tar:FILE (tar:- for standard output), dir:PATH (new or empty) or oci:DIR
     target: Target,
-    /// How the layer of an OCI layout is compressed
+    /// Compression of the layer in an OCI layout
     #[arg(long, value_enum, default_value_t = CompressionArg::Gzip)]
     compression: CompressionArg,
 }
@@ -37,10 +38,10 @@ enum CompressionArg {
 }
 
 #[derive(Serialize)]
-struct Answer {
+struct ExportAnswer {
     entries: u64,
     bytes: u64,
-    /// The first thousand.
+    /// At most 1000; the rest is counted in `warnings_left_out`.
     warnings: Vec<String>,
     warnings_left_out: u64,
 }
@@ -64,15 +65,15 @@ pub(super) fn export(global: &Global, args: &ExportArgs) -> Result<(), CliError>
     let report = result?;
     let warnings: Vec<String> = report.warnings.first.iter().map(ToString::to_string).collect();
     for warning in &warnings {
-        eprintln!("inlay: {warning}");
+        output::note(format_args!("inlay: {}", Shown(warning)));
     }
     if report.warnings.more > 0 {
-        eprintln!("inlay: and {} warnings more", report.warnings.more);
+        output::note(format_args!("inlay: and {} warnings more", report.warnings.more));
     }
     if args.target == Target::Stdout {
         return Ok(());
     }
-    let answer = Answer {
+    let answer = ExportAnswer {
         entries: report.entries,
         bytes: report.bytes,
         warnings,

@@ -1,28 +1,28 @@
-//! `inlay import`.
+//! `inlay import`: creates a snapshot from a directory, an archive or an image.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use inlay_images::import::{ImportOptions, Mounts, PlainHttp, Platform, RegistryOptions, Source};
+use inlay_snapshots::host::Host;
+use inlay_snapshots::{CreateOptions, Created, Parent, create};
 use inlay_store::ids::Kind;
 use inlay_store::pack::PackOptions;
-use inlay_store::remote::Name;
+use inlay_store::remote::{Existing, Name};
 use inlay_store::units::ByteSize;
 use serde::Serialize;
 
 use super::Global;
 use super::error::CliError;
 use super::output;
-use crate::host::Host;
-use crate::import::{
-    ImportOptions, Mounts, PlainHttp, Platform, RegistryOptions, Source, docker_config_dir,
-};
-use crate::snapshots::{CreateOptions, Created, Parent, create};
 
-/// Make a snapshot from a directory, an archive or an image.
+/// Create a snapshot from a directory, an archive or an image.
 ///
-/// Nothing is visible in the store before everything is there. An import that was cut short can be
-/// repeated; what it had uploaded is not uploaded again.
+/// The snapshot becomes visible in the store only when it is complete. An interrupted import can be
+/// repeated and does not upload the same data again. Repeating an import also repairs the snapshot's
+/// objects in the store: missing objects, wrong lengths and, in a directory or where entity tags
+/// contain the MD5, wrong contents. --repair reads and verifies all of them.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -33,43 +33,46 @@ Examples:
   inlay import docker-archive:saved.tar --name app
   inlay import docker://registry.example:5000/team/app:1.2 --name app")]
 pub(super) struct ImportArgs {
-    /// dir:PATH, tar:FILE (tar:- for standard input), oci:DIR[:TAG], docker-archive:FILE[:REF] or
-    /// docker://REF
+    /// Source: dir:PATH, tar:FILE (tar:- for standard input), oci:DIR[:TAG],
+    /// docker-archive:FILE[:REF] or docker://REF
     source: Source,
-    /// The name that shall stand for the snapshot; moved here if it stands for another
+    /// Assign a name. If another snapshot has it, it is moved
     #[arg(long, short)]
     name: Option<Name>,
-    /// Take the snapshot as one of this kind
+    /// Kind of the snapshot
     #[arg(long, value_enum, default_value_t = KindArg::Image)]
     kind: KindArg,
-    /// The earlier snapshot that this comes from; what that one holds is not stored again
-    /// [default: what --name stood for before; "none" for none]
+    /// Parent snapshot, whose contents are not stored again; 'none' for none [default: the snapshot
+    /// that --name referred to before]
     #[arg(long, value_name = "SNAPSHOT")]
     parent: Option<String>,
-    /// Other snapshots whose contents need not be stored again
+    /// Deduplicate against this snapshot, too. Can be repeated
     #[arg(long, value_name = "SNAPSHOT")]
     dedup: Vec<String>,
-    /// A remark that is kept with the snapshot
+    /// Read all objects of the snapshot that exist in the store, and rewrite damaged ones
+    #[arg(long)]
+    repair: bool,
+    /// Set a label (KEY=VALUE). Can be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
-    /// Which variant of a multi-platform image, as OS/ARCH[/VARIANT] [default: this machine's]
+    /// Platform of a multi-platform image: OS/ARCH[/VARIANT] [default: this host's]
     #[arg(long, value_parser = platform)]
     platform: Option<Platform>,
-    /// Take along what is mounted inside an imported directory
+    /// Include filesystems mounted inside an imported directory
     #[arg(long)]
     follow_mounts: bool,
-    /// The most bytes that the source may decompress to
+    /// Maximum decompressed size of the source
     #[arg(long, value_name = "SIZE", default_value = "1T")]
     size_max: ByteSize,
-    /// zstd level, 1 to 19
+    /// Compression level of zstd, 1 to 19
     #[arg(long, default_value_t = PackOptions::default().level, value_parser = clap::value_parser!(i32).range(1..=19))]
     level: i32,
-    /// Bytes that are compressed together, fetched together and verified together
+    /// Size of a group, the unit of compression, fetching and verification; 4K to 2M
     #[arg(long, value_name = "SIZE", default_value = "512K")]
     group_size: ByteSize,
 }
 
-/// The kinds that an import can make.
+/// Kinds of snapshots that an import can create.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum KindArg {
     Image,
@@ -100,13 +103,15 @@ fn platform(text: &str) -> Result<Platform, String> {
 }
 
 #[derive(Serialize)]
-struct Answer<'a> {
+struct ImportAnswer<'a> {
     #[serde(flatten)]
     record: &'a inlay_store::remote::SnapshotRecord,
     name: Option<&'a Name>,
     known_bytes: u64,
     blobs_uploaded: usize,
     blobs_already_there: usize,
+    /// Number of damaged blobs in the store that were rewritten.
+    blobs_repaired: usize,
 }
 
 pub(super) fn import(global: &Global, args: ImportArgs) -> Result<(), CliError> {
@@ -137,20 +142,22 @@ pub(super) fn import(global: &Global, args: ImportArgs) -> Result<(), CliError> 
             left_empty: own_directories(global, &host),
             registry: RegistryOptions {
                 plain_http: if global.plain_http { PlainHttp::Always } else { PlainHttp::Loopback },
-                docker_config: docker_config_dir(),
+                docker_config: crate::config::docker_config_dir(),
                 ..RegistryOptions::default()
             },
             scratch: host.state().scratch().to_owned(),
             ..ImportOptions::default()
         },
         pack: PackOptions { level: args.level, group_len, ..PackOptions::default() },
+        existing: if args.repair { Existing::Read } else { Existing::Compared },
     };
     let created = create(&host, &args.source, &options, &progress)?;
     progress.finish();
     print(global, &created, options.name.as_ref())
 }
 
-/// What changes while a directory is imported that holds it: this program's own files.
+/// Returns the state directory and a store directory: they change during an import, so an import of a
+/// parent directory records them as empty.
 fn own_directories(global: &Global, host: &Host) -> Vec<PathBuf> {
     let store = global.store.as_deref().map(|url| url.strip_prefix("file://").unwrap_or(url));
     let store = store.map(PathBuf::from).filter(|path| path.is_dir());
@@ -158,19 +165,20 @@ fn own_directories(global: &Global, host: &Host) -> Vec<PathBuf> {
 }
 
 fn print(global: &Global, created: &Created, name: Option<&Name>) -> Result<(), CliError> {
-    let Created { record, stats, uploaded, already_there } = created;
-    let answer = Answer {
+    let Created { record, stats, uploaded, already_there, repaired } = created;
+    let answer = ImportAnswer {
         record,
         name,
         known_bytes: stats.known_bytes,
         blobs_uploaded: *uploaded,
         blobs_already_there: *already_there,
+        blobs_repaired: *repaired,
     };
     output::print(global.format(), &answer, |out| {
         writeln!(out, "{}", record.id)?;
         if !global.quiet {
             let counts = record.counts;
-            eprintln!(
+            output::note(format_args!(
                 "{} files, {} directories, {} others; {} of content, {} stored, {} known before; \
                  index {}",
                 counts.files,
@@ -180,7 +188,12 @@ fn print(global: &Global, created: &Created, name: Option<&Name>) -> Result<(), 
                 output::bytes(stats.stored_bytes),
                 output::bytes(stats.known_bytes),
                 output::bytes(record.index_packed_bytes),
-            );
+            ));
+            if *repaired > 0 {
+                output::note(format_args!(
+                    "{repaired} damaged blobs in the store have been repaired"
+                ));
+            }
         }
         Ok(())
     })?;

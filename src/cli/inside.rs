@@ -1,4 +1,4 @@
-//! `SANDBOX:/PATH`: a place inside a sandbox, told from a path of this host.
+//! Parses `SANDBOX:/PATH`, and distinguishes it from a path on this host.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -7,33 +7,34 @@ use std::path::PathBuf;
 use super::error::CliError;
 use super::output::shown;
 
-/// A place that a user typed.
+/// A location from the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Where {
-    /// On this host.
+    /// Path on this host.
     Here(PathBuf),
-    /// In a sandbox.
+    /// Path in a sandbox.
     Inside(Inside),
 }
 
 /// A path in a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Inside {
-    /// The sandbox's name or id.
+    /// Name or id.
     pub(super) sandbox: String,
-    /// Absolute, as the sandbox sees it.
+    /// Absolute, in the sandbox's mount namespace.
     pub(super) path: PathBuf,
 }
 
 impl Where {
-    /// `NAME:/PATH` is in a sandbox. A path of this host that looks like it is written `./NAME:/PATH`.
+    /// Parses `NAME:/PATH` as a path in a sandbox, anything else as a path on this host. `./NAME:/PATH`
+    /// is on this host.
     pub(super) fn parse(text: &OsStr) -> Self {
         Inside::find(text).map_or_else(|| Self::Here(text.into()), Self::Inside)
     }
 }
 
 impl Inside {
-    /// A place that can only be in a sandbox.
+    /// Parses `NAME:/PATH`, and fails with [`CliError::Usage`] for anything else.
     pub(super) fn parse(text: &OsStr) -> Result<Self, CliError> {
         Self::find(text).ok_or_else(|| {
             let text = shown(text.as_bytes());

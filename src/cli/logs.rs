@@ -1,10 +1,12 @@
-//! `inlay logs`: what a sandbox's first program has printed.
+//! `inlay logs`: prints the output of a sandbox's first process.
 
 use std::fmt::Write as _;
 use std::io::{Write, stderr, stdout};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
+use inlay_base::duration;
+use inlay_sandbox::{LogEntry, LogStream};
 
 use super::Global;
 use super::client::with_daemon;
@@ -12,15 +14,13 @@ use super::error::CliError;
 use super::output;
 use super::sandbox::path_of;
 use crate::daemon::{DaemonError, Pieces, word};
-use crate::duration;
-use crate::sandbox::{LogEntry, LogStream};
 
-/// The longest line of a log, in bytes.
+/// Maximum length of a log line, in bytes.
 const LINE_MAX: usize = 1 << 20;
-/// How often the log is read on at the next daemon. Daemons that end all the time are nobody's to wait for.
+/// Maximum number of reconnects to a new daemon, in case daemons keep dying.
 const JOINS_MAX: u32 = 32;
 
-/// Show what a sandbox's first program has printed.
+/// Fetch the logs of a sandbox.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -28,18 +28,18 @@ Examples:
   inlay logs --follow --tail 10 web
   inlay logs --since 5m --timestamps web")]
 pub(super) struct LogsArgs {
-    /// Name or id
+    /// Name or id of the sandbox
     sandbox: String,
-    /// Go on until it has ended
+    /// Follow log output until the sandbox exits
     #[arg(long, short)]
     follow: bool,
-    /// Only the last lines
+    /// Number of lines to show from the end of the logs
     #[arg(long, short = 'n', value_name = "N")]
     tail: Option<u64>,
-    /// Only what was printed within so long
+    /// Show only logs newer than this, e.g. 5m
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     since: Option<Duration>,
-    /// With the time of each line
+    /// Show timestamps
     #[arg(long, short)]
     timestamps: bool,
 }
@@ -53,41 +53,41 @@ pub(super) fn logs(global: &Global, args: &LogsArgs) -> Result<(), CliError> {
     let mut joins = 0;
     loop {
         let path = wanted(args, since, seen.as_ref());
-        let mut left_out = seen.as_ref().map_or(0, |seen: &Seen| seen.then);
+        let mut left_out = seen.as_ref().map_or(0, |seen: &LastShown| seen.then);
         let read = with_daemon(global, None, |client, _| {
             client.wait(async {
                 let pieces = client.read(&path).await?;
-                // From here on, nothing is asked for that was shown.
+                // `Ok` from here on: a retry would print lines again; the loop resumes after them.
                 Ok::<_, CliError>(lines(global, args, pieces, &mut seen, &mut left_out).await)
             })
         })?;
         match read? {
-            Left::Ended => return Ok(()),
-            Left::Broken(error) if joins == JOINS_MAX => return Err(error.into()),
-            Left::Broken(error) => tracing::debug!(%error, "the log is read on"),
+            LogEnd::Ended => return Ok(()),
+            LogEnd::Broken(error) if joins == JOINS_MAX => return Err(error.into()),
+            LogEnd::Broken(error) => tracing::debug!(%error, "skipping a damaged part of the log"),
         }
         joins += 1;
     }
 }
 
-/// The last entry that was shown.
-struct Seen {
-    /// Its moment, in nanoseconds since 1970.
+/// Position in the log: the last entry shown.
+struct LastShown {
+    /// Time of the entry, in nanoseconds since 1970.
     time_ns: u64,
-    /// How many entries of that moment were shown.
+    /// Number of entries shown with this time.
     then: u64,
 }
 
-/// How reading a log ended.
-enum Left {
-    /// That is all.
+/// Outcome of reading a log.
+enum LogEnd {
+    /// End of the log.
     Ended,
-    /// The daemon has gone.
+    /// Lost the connection to the daemon.
     Broken(DaemonError),
 }
 
-/// The path of what is still to be shown.
-fn wanted(args: &LogsArgs, since: Option<u128>, seen: Option<&Seen>) -> String {
+/// Returns the request path for the rest of the log.
+fn wanted(args: &LogsArgs, since: Option<u128>, seen: Option<&LastShown>) -> String {
     let mut path =
         format!("{}?follow={}", path_of(&args.sandbox, word::LOGS), u8::from(args.follow));
     match (seen, args.tail, since) {
@@ -106,20 +106,20 @@ fn wanted(args: &LogsArgs, since: Option<u128>, seen: Option<&Seen>) -> String {
     path
 }
 
-/// Shows what comes, but for the first `left_out` entries, which were shown before.
+/// Prints entries as they arrive, and skips the first `left_out`, which were shown before.
 async fn lines(
     global: &Global,
     args: &LogsArgs,
     mut pieces: Pieces,
-    seen: &mut Option<Seen>,
+    seen: &mut Option<LastShown>,
     left_out: &mut u64,
-) -> Result<Left, CliError> {
+) -> Result<LogEnd, CliError> {
     let mut bytes = Vec::new();
     loop {
         let piece = match pieces.next().await {
             Ok(Some(piece)) => piece,
-            Ok(None) => return Ok(Left::Ended),
-            Err(error) => return Ok(Left::Broken(error)),
+            Ok(None) => return Ok(LogEnd::Ended),
+            Err(error) => return Ok(LogEnd::Broken(error)),
         };
         bytes.extend_from_slice(&piece);
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
@@ -130,7 +130,7 @@ async fn lines(
             }
             let time_ns = show(global, args, &line)?;
             let then = seen.as_ref().filter(|seen| seen.time_ns == time_ns);
-            *seen = Some(Seen { time_ns, then: then.map_or(1, |seen| seen.then + 1) });
+            *seen = Some(LastShown { time_ns, then: then.map_or(1, |seen| seen.then + 1) });
         }
         if bytes.len() > LINE_MAX {
             return Err(DaemonError::Conversation("a line of the log is too long".into()).into());
@@ -138,11 +138,11 @@ async fn lines(
     }
 }
 
-/// Shows an entry. Returns its moment.
+/// Prints an entry. Returns its time in nanoseconds.
 fn show(global: &Global, args: &LogsArgs, line: &[u8]) -> Result<u64, CliError> {
     let entry: LogEntry = serde_json::from_slice(line)
         .map_err(|error| DaemonError::Conversation(error.to_string()))?;
-    if global.format() == output::Format::Json {
+    if global.format() == output::OutputFormat::Json {
         stdout().lock().write_all(line)?;
         return Ok(entry.time_ns);
     }

@@ -1,25 +1,28 @@
-//! `inlay ls`, `cat`, `stat`, `tree`: looking into a snapshot without mounting it.
+//! `inlay ls`, `cat`, `stat` and `tree`: inspects a snapshot without mounting it.
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use clap::Args;
+use inlay_base::text::ShownBytes;
+use inlay_images::export::CopyError;
+use inlay_snapshots::host::Host;
+use inlay_snapshots::{open_index, resolve};
 use inlay_store::format::walk::{Step, Walk};
 use inlay_store::format::{Attr, FileData, FileKind, Index, InodeIdx};
 use serde::Serialize;
+use serde::ser::{SerializeSeq, Serializer};
 
 use super::Global;
 use super::error::CliError;
-use super::output::{self, shown};
+use super::output::{self, Columns, Exact, OutputFormat, shown};
 use super::path::{LastLink, Target};
 use super::reader::Reader;
-use crate::export::CopyError;
-use crate::host::Host;
-use crate::snapshots::{open_index, resolve};
 
 /// List a directory of a snapshot, without mounting it.
 ///
-/// Paths follow symbolic links inside the snapshot, never out of it.
+/// Symbolic links in paths are followed within the snapshot, never outside it. Control characters in
+/// names are escaped on a terminal, and printed as they are to a pipe or file.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -27,41 +30,41 @@ Examples:
   inlay ls -l base:/usr/bin
   inlay ls -R img-3f9c:/etc")]
 pub(super) struct LsArgs {
-    /// SNAPSHOT or SNAPSHOT:/PATH
+    /// Snapshot, or a path in it: SNAPSHOT[:/PATH]
     target: OsString,
-    /// One line each: mode, links, owner, size, time, name
+    /// Long format: mode, links, owner, group, size, time, name
     #[arg(short = 'l', long)]
     long: bool,
-    /// What is below, too
+    /// List subdirectories recursively
     #[arg(short = 'R', long)]
     recursive: bool,
-    /// The directory itself, not what is in it
+    /// List the directory itself, not its contents
     #[arg(short = 'd', long)]
     directory: bool,
 }
 
-/// Print a file of a snapshot, without mounting it.
+/// Print files of a snapshot, without mounting it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   inlay cat base:/etc/os-release
   inlay cat base:/usr/bin/env > env")]
 pub(super) struct CatArgs {
-    /// SNAPSHOT:/PATH, one or more
+    /// Files, as SNAPSHOT:/PATH
     #[arg(required = true)]
     targets: Vec<OsString>,
 }
 
-/// Show an object of a snapshot in full.
+/// Show the metadata of a file or directory in a snapshot.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   inlay stat base:/usr/bin/python3
   inlay stat --json base:/etc/shadow")]
 pub(super) struct StatArgs {
-    /// SNAPSHOT:/PATH
+    /// File or directory, as SNAPSHOT:/PATH
     target: OsString,
-    /// Follow a symbolic link
+    /// Follow symbolic links
     #[arg(short = 'L', long)]
     dereference: bool,
 }
@@ -73,39 +76,39 @@ Examples:
   inlay tree -L 2 base
   inlay tree -d base:/usr")]
 pub(super) struct TreeArgs {
-    /// SNAPSHOT or SNAPSHOT:/PATH
+    /// Snapshot, or a path in it: SNAPSHOT[:/PATH]
     target: OsString,
-    /// How many levels
+    /// Maximum depth
     #[arg(short = 'L', long, value_name = "LEVELS")]
     level: Option<usize>,
-    /// Directories only
+    /// List directories only
     #[arg(short = 'd', long)]
     directories: bool,
 }
 
-/// One object, as JSON has it.
+/// A file system object in the JSON output.
 #[derive(Debug, Serialize)]
 struct Object {
-    /// Relative to the target; bytes that are not UTF-8 are shown as `\xNN`.
-    path: String,
+    /// Path relative to the listed directory; the path itself for one object.
+    path: Exact,
     inode: InodeIdx,
     #[serde(flatten)]
     attr: Attr,
     #[serde(skip_serializing_if = "Option::is_none")]
-    target: Option<String>,
+    target: Option<Exact>,
 }
 
 impl Object {
     fn new(index: &Index, path: &[u8], inode: InodeIdx) -> Result<Self, CliError> {
         let attr = index.attr(inode)?;
         let target = match attr.kind {
-            FileKind::Symlink => Some(shown(index.symlink(inode)?)),
+            FileKind::Symlink => Some(index.symlink(inode)?.into()),
             _ => None,
         };
-        Ok(Self { path: shown(path), inode, attr, target })
+        Ok(Self { path: path.into(), inode, attr, target })
     }
 
-    /// As `ls -l` shows it.
+    /// Columns of `ls -l`, without the name.
     fn row(&self) -> Vec<String> {
         let size = match self.attr.kind {
             FileKind::CharDevice | FileKind::BlockDevice => {
@@ -113,7 +116,6 @@ impl Object {
             }
             _ => self.attr.size.to_string(),
         };
-        let target = self.target.as_ref().map_or(String::new(), |to| format!(" -> {to}"));
         vec![
             mode(&self.attr),
             self.attr.nlink.to_string(),
@@ -121,12 +123,29 @@ impl Object {
             self.attr.gid.to_string(),
             format!("{size:>10}"),
             output::time(self.attr.mtime.secs),
-            format!("{}{target}", self.path),
         ]
     }
 }
 
-/// `drwxr-sr-t`.
+/// Whether names are escaped.
+#[derive(Debug, Clone, Copy)]
+enum NameStyle {
+    /// Raw bytes, for programs.
+    Raw,
+    /// Terminal control characters escaped.
+    Escaped,
+}
+
+impl NameStyle {
+    fn write(self, name: &[u8], out: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Self::Raw => out.write_all(name),
+            Self::Escaped => write!(out, "{}", ShownBytes(name)),
+        }
+    }
+}
+
+/// Formats type and permissions, e.g. `drwxr-sr-t`.
 fn mode(attr: &Attr) -> String {
     let mut text = String::from(attr.kind.letter());
     for (shift, special, on, off) in
@@ -154,38 +173,88 @@ pub(super) fn ls(global: &Global, args: &LsArgs) -> Result<(), CliError> {
     let host = global.host()?;
     let target = Target::parse(&args.target)?;
     let index = index_of(&host, &target)?;
-    let inode = target.find(&index, LastLink::Follow)?;
-    let mut objects = Vec::new();
-    if args.directory || index.attr(inode)?.kind != FileKind::Directory {
-        objects.push(Object::new(&index, &target.path, inode)?);
-    } else if args.recursive {
+    let listing = Listing { index: &index, inode: target.find(&index, LastLink::Follow)?, args };
+    // Read everything once before printing: a damaged index fails without partial output.
+    let mut columns = Columns::default();
+    listing.each(&target.path, &mut |path, inode| {
+        columns.measure(&Object::new(&index, path, inode)?.row());
+        Ok(())
+    })?;
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    match global.format() {
+        OutputFormat::Json => {
+            let mut json = serde_json::Serializer::pretty(&mut out);
+            let mut list = json.serialize_seq(None).map_err(io::Error::from)?;
+            listing.each(&target.path, &mut |path, inode| {
+                let object = Object::new(&index, path, inode)?;
+                Ok(list.serialize_element(&object).map_err(io::Error::from)?)
+            })?;
+            list.end().map_err(io::Error::from)?;
+            out.write_all(b"\n")?;
+        }
+        OutputFormat::Text => {
+            let terminal = io::stdout().is_terminal();
+            let names = if terminal { NameStyle::Escaped } else { NameStyle::Raw };
+            listing.each(&target.path, &mut |path, inode| {
+                if args.long {
+                    let object = Object::new(&index, path, inode)?;
+                    write!(out, "{}  ", columns.line(&object.row()))?;
+                    names.write(path, &mut out)?;
+                    if let Some(target) = &object.target {
+                        out.write_all(b" -> ")?;
+                        names.write(target.as_bytes(), &mut out)?;
+                    }
+                } else {
+                    names.write(path, &mut out)?;
+                }
+                Ok(out.write_all(b"\n")?)
+            })?;
+        }
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// Callback with the path and the inode of an object.
+type Take<'a> = dyn FnMut(&[u8], InodeIdx) -> Result<(), CliError> + 'a;
+
+/// The objects that `ls` lists, enumerated without buffering.
+struct Listing<'a> {
+    index: &'a Index,
+    inode: InodeIdx,
+    args: &'a LsArgs,
+}
+
+impl Listing<'_> {
+    /// Calls `take` for each object, in index order. `own` is the path of the target itself.
+    fn each(&self, own: &[u8], take: &mut Take<'_>) -> Result<(), CliError> {
+        let (index, inode) = (self.index, self.inode);
+        if self.args.directory || index.attr(inode)?.kind != FileKind::Directory {
+            return take(own, inode);
+        }
+        if !self.args.recursive {
+            for entry in index.dir(inode)?.iter() {
+                let entry = entry?;
+                take(entry.name, entry.inode)?;
+            }
+            return Ok(());
+        }
         let mut path = Vec::new();
-        for step in Walk::new(&index, inode)? {
+        for step in Walk::new(index, inode)? {
             match step? {
                 Step::Leave { .. } => pop(&mut path),
                 Step::Entry { entry, .. } => {
                     let len = path.len();
                     push(&mut path, entry.name);
-                    objects.push(Object::new(&index, &path, entry.inode)?);
+                    take(&path, entry.inode)?;
                     if entry.kind != FileKind::Directory {
                         path.truncate(len);
                     }
                 }
             }
         }
-    } else {
-        for entry in index.dir(inode)?.iter() {
-            let entry = entry?;
-            objects.push(Object::new(&index, entry.name, entry.inode)?);
-        }
+        Ok(())
     }
-    output::print(global.format(), &objects, |out| {
-        if args.long {
-            return output::table(out, &objects.iter().map(Object::row).collect::<Vec<_>>());
-        }
-        objects.iter().try_for_each(|object| writeln!(out, "{}", object.path))
-    })?;
-    Ok(())
 }
 
 fn push(path: &mut Vec<u8>, name: &[u8]) {
@@ -261,12 +330,12 @@ struct Details {
     #[serde(flatten)]
     object: Object,
     mode: String,
-    xattrs: Vec<(String, String)>,
+    xattrs: Vec<(Exact, Exact)>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content_blake3: Option<inlay_store::ids::Digest>,
-    /// How its bytes are kept: `none`, `inline`, or `groups`.
+    /// Storage of the contents: `none`, `inline` or `groups`.
     data: &'static str,
-    /// Pieces of it in groups.
+    /// Number of extents in groups.
     pieces: usize,
 }
 
@@ -288,7 +357,7 @@ pub(super) fn stat(global: &Global, args: &StatArgs) -> Result<(), CliError> {
     let xattrs = index
         .xattrs(inode)?
         .iter()
-        .map(|entry| entry.map(|(name, value)| (shown(name), shown(value))))
+        .map(|entry| entry.map(|(name, value)| (name.into(), value.into())))
         .collect::<Result<_, _>>()?;
     let details = Details {
         mode: format!("{:06o}", object.attr.mode()),
@@ -325,7 +394,7 @@ fn details_text(details: &Details, out: &mut dyn Write) -> io::Result<()> {
 
 #[derive(Serialize)]
 struct Branch {
-    name: String,
+    name: Exact,
     kind: FileKind,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     children: Vec<Branch>,
@@ -336,14 +405,17 @@ pub(super) fn tree(global: &Global, args: &TreeArgs) -> Result<(), CliError> {
     let target = Target::parse(&args.target)?;
     let index = index_of(&host, &target)?;
     let inode = target.find(&index, LastLink::Follow)?;
-    let mut open: Vec<Branch> =
-        vec![Branch { name: shown(&target.path), kind: FileKind::Directory, children: Vec::new() }];
+    let mut open: Vec<Branch> = vec![Branch {
+        name: target.path.as_slice().into(),
+        kind: FileKind::Directory,
+        children: Vec::new(),
+    }];
     let level = args.level.unwrap_or(usize::MAX).min(LEVELS_MAX);
     for step in Walk::new(&index, inode)? {
         match step? {
             Step::Entry { depth, entry } => {
                 let branch =
-                    Branch { name: shown(entry.name), kind: entry.kind, children: Vec::new() };
+                    Branch { name: entry.name.into(), kind: entry.kind, children: Vec::new() };
                 if entry.kind == FileKind::Directory {
                     open.push(branch);
                 } else if depth < level && !args.directories {
@@ -369,7 +441,7 @@ pub(super) fn tree(global: &Global, args: &TreeArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Deeper trees are cut here: printing one is recursive.
+/// Maximum depth of a printed tree: printing is recursive.
 const LEVELS_MAX: usize = 256;
 
 fn sort(branch: &mut Branch) {

@@ -1,13 +1,15 @@
-//! The command line: what users type, and the exit codes they get.
+//! The command line: options, subcommands and exit codes.
 //!
-//! 0: done. 1: failed, with one line on standard error that says what, on what, and what to do.
-//! 2: the words of the command are wrong.
+//! Exit codes: 0, success. 1, failure, with one line on standard error that names the operation, the
+//! object and the remedy. 2, invalid arguments.
 
 mod bench;
 mod cache;
 mod client;
+mod complete;
 mod cp;
 mod daemon;
+mod doctor;
 mod error;
 mod exec;
 mod export;
@@ -16,12 +18,16 @@ mod inside;
 mod list;
 mod logs;
 mod look;
+mod man;
 mod monitor;
 mod mount;
+mod mount_for_host;
+mod mount_helper;
 mod mount_into;
 mod output;
 mod path;
 mod prefetch;
+mod printer;
 mod profile;
 mod progress;
 mod reader;
@@ -34,35 +40,41 @@ mod terminal;
 mod top;
 mod trace;
 mod verify;
+mod version;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use inlay_store::remote::PlainHttp;
+use inlay_store::remote::{PlainHttp, StoreConfig};
 
+pub use complete::{Completed, complete};
 pub use error::CliError;
-use output::Format;
+use inlay_base::duration;
+use inlay_snapshots::host::{Host, HostError};
+use inlay_snapshots::state::State;
+pub use mount_for_host::mount_as_helper;
+pub use mount_helper::is_mount_helper;
+use output::OutputFormat;
 
-use crate::config::STATE_DEFAULT;
-use crate::duration;
-use crate::host::Host;
+use crate::config::{self, STATE_DEFAULT};
 
 /// Lazy-loading container images and snapshots.
 ///
-/// A snapshot is imported once into a store and then mounted anywhere in milliseconds; its files
-/// are fetched when they are read.
+/// A snapshot is imported once into a store and then mounted anywhere in milliseconds; files are
+/// fetched when they are read.
 #[derive(Debug, Parser)]
 #[command(
     name = "inlay",
     version,
+    long_version = crate::version::text(),
     max_term_width = 100,
     after_help = "\
 Examples:
-  inlay import dir:/srv/root --name base           a directory, into the store inside the state
+  inlay import dir:/srv/root --name base           a directory, into the default store
   inlay import docker://localhost:5000/app --name app
-  inlay mount base /mnt/base                       at once; files come when they are read
-  inlay mount --rw base /mnt/work                  writable, changes kept beside
+  inlay mount base /mnt/base                       at once; files are fetched on first read
+  inlay mount --rw base /mnt/work                  writable; changes go to an upper directory
   inlay --store s3://bucket/prefix snapshots       another store"
 )]
 pub struct Cli {
@@ -72,43 +84,44 @@ pub struct Cli {
     command: Command,
 }
 
-/// What every command takes.
+/// Options of every command.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Options of every command")]
+#[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// The store: a directory, s3://BUCKET/PREFIX, gs://…, az://…, http(s)://… (read-only)
-    /// [default: a directory inside the state]
+    /// Store: a directory, s3://BUCKET/PREFIX, gs://…, az://… or http(s)://… (read-only)
+    /// [default: 'store' in the state directory]
     #[arg(long, global = true, env = "INLAY_STORE", value_name = "URL")]
     store: Option<String>,
-    /// The state directory: cache, indexes, upper directories, and the default store
+    /// State directory: cache, indexes, upper directories and the default store
     #[arg(long, global = true, env = "INLAY_STATE", value_name = "DIR", default_value = STATE_DEFAULT)]
     state: PathBuf,
-    /// Print one JSON value instead of text. What 'cat', 'export … tar:-' and 'profile export … -'
-    /// print stays as it is, and errors are one line of text on standard error
+    /// Print one JSON value instead of text. Does not change the output of 'cat', 'export … tar:-' and
+    /// 'profile export … -'. Errors remain one line of text on standard error
     #[arg(long, global = true)]
     json: bool,
-    /// Show no progress
+    /// Suppress progress output
     #[arg(long, short, global = true)]
     quiet: bool,
-    /// Let plain HTTP go to other machines too, for stores and registries
+    /// Allow plain HTTP to other hosts, for stores and registries
     #[arg(long, global = true)]
     plain_http: bool,
-    /// What is logged: error, warn, info, debug, or filters such as inlay_store=debug. It goes to
-    /// standard error, and for a daemon in the background to log/daemon.log in the state
+    /// Log level (error, warn, info, debug) or filter, e.g. inlay_store=debug. Logs go to standard
+    /// error; a background daemon logs to log/daemon.log in the state directory
     #[arg(long, global = true, env = "INLAY_LOG", value_name = "FILTER", default_value = "warn")]
     log: String,
-    /// How long a daemon that a command starts stays without a mount
+    /// Idle time without a mount after which a daemon started by a command exits
     #[arg(long, global = true, hide = true, env = "INLAY_IDLE_EXIT", value_name = "DURATION",
         default_value = "5s", value_parser = duration::parse)]
     idle_exit_of_started: Duration,
 }
 
-// What help says of each is at its arguments: a remark here would hide all but the first line.
+// Help texts are on the argument structs: a doc comment on a variant would hide the
+// struct's long help.
 #[derive(Debug, Subcommand)]
 enum Command {
     Import(import::ImportArgs),
     Export(export::ExportArgs),
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     Sandbox(sandbox::SandboxArgs),
     Exec(exec::ExecArgs),
     Logs(logs::LogsArgs),
@@ -141,20 +154,40 @@ enum Command {
     Bench(bench::BenchArgs),
     Top(top::TopArgs),
     Trace(trace::TraceArgs),
+    Doctor(doctor::DoctorArgs),
+    Completion(complete::CompletionArgs),
+    #[command(hide = true)]
+    Man(man::ManArgs),
+    Version(version::VersionArgs),
 }
 
 impl Global {
-    fn format(&self) -> Format {
-        if self.json { Format::Json } else { Format::Text }
+    fn format(&self) -> OutputFormat {
+        if self.json { OutputFormat::Json } else { OutputFormat::Text }
     }
 
     fn plain_http(&self) -> PlainHttp {
         if self.plain_http { PlainHttp::Allowed } else { PlainHttp::LoopbackOnly }
     }
 
-    /// What a reference that begins with an option's dash can't be is left to clap.
+    /// Opens the state and the store, including snapshots sealed on this host.
     fn host(&self) -> Result<Host, CliError> {
-        Ok(Host::open(self.store.as_deref(), &self.state, self.plain_http())?)
+        let named = self.store_ref()?.url;
+        let (state, store) = self.state_and_store()?;
+        Ok(Host::open_with_sealed(state, store, named.as_deref())?)
+    }
+
+    /// Opens the state and the store, without snapshots sealed on this host.
+    fn host_of_store(&self) -> Result<Host, CliError> {
+        let (state, store) = self.state_and_store()?;
+        Ok(Host::open(state, &store)?)
+    }
+
+    /// Opens the state; without `--store`, the store is the embedded one in the state directory.
+    fn state_and_store(&self) -> Result<(State, StoreConfig), CliError> {
+        let state = State::open(&self.state).map_err(HostError::from)?;
+        let url = state.store_url(self.store.as_deref());
+        Ok((state, config::store_config(&url, self.plain_http())))
     }
 
     fn progress(&self) -> progress::Bar {
@@ -167,12 +200,12 @@ impl Global {
 }
 
 impl Cli {
-    /// The log filter that was asked for.
+    /// Returns the value of `--log`.
     pub fn log(&self) -> &str {
         &self.global.log
     }
 
-    /// Does what was asked for.
+    /// Runs the command.
     pub fn run(self) -> Result<(), CliError> {
         let global = &self.global;
         match self.command {
@@ -206,6 +239,10 @@ impl Cli {
             Command::Bench(args) => bench::bench(global, &args),
             Command::Top(args) => top::top(global, &args),
             Command::Trace(args) => trace::trace(global, &args),
+            Command::Doctor(args) => doctor::doctor(global, &args),
+            Command::Completion(args) => complete::completion(&args),
+            Command::Man(args) => man::man(&args),
+            Command::Version(args) => version::version(global, &args),
         }
     }
 }

@@ -1,12 +1,13 @@
-//! The hidden `inlay monitor`: looks after one sandbox.
+//! The hidden `inlay monitor`: supervises one sandbox.
 
 use clap::Args;
+use inlay_base::descriptors;
+use inlay_sandbox::{SandboxId, run_monitor};
 
 use super::Global;
 use super::error::CliError;
-use crate::sandbox::{SandboxId, run_monitor};
 
-/// Look after a sandbox, whose record and bundle are there.
+/// Supervise a sandbox whose record and bundle exist.
 #[derive(Debug, Args)]
 pub(super) struct MonitorArgs {
     #[arg(long)]
@@ -14,6 +15,7 @@ pub(super) struct MonitorArgs {
 }
 
 pub(super) fn monitor(global: &Global, args: &MonitorArgs) -> Result<(), CliError> {
+    descriptors::close_inherited(0)?;
     let state = std::path::absolute(&global.state)?;
     Ok(run_monitor(&state, &args.sandbox)?)
 }

@@ -1,4 +1,4 @@
-//! `inlay mount`, `umount`, `mounts`: what the daemon is asked for, and how its answers are shown.
+//! `inlay mount`, `umount` and `mounts`: sends requests to the daemon and prints the responses.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -6,8 +6,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use hyper::Method;
+use inlay_mounts::{
+    Changes, Keep, MountError, MountFlag, Owner, PathText, Recorded, Registry, Umount, UpperPlace,
+    View, WantedView,
+};
 use inlay_store::cache::Budget;
 use inlay_store::profile::ProfileLabel;
 use serde::Serialize;
@@ -21,32 +25,50 @@ use super::mount_into;
 use super::output::{self, shown};
 use crate::daemon::{
     CacheUse, Client, DaemonError, ErrorKind, GONE, GoneAnswer, GoneRequest, LoadOptions, MOUNTS,
-    MountRequest, MountShown, Prefetch, RecordProfile, UmountAnswer, UmountRequest,
-};
-use crate::mount::{
-    Changes, Keep, MountError, Owner, PathText, Registry, Umount, UpperPlace, View, WantedView,
+    MountOrigin, MountRequest, MountShown, Prefetch, RecordProfile, UmountAnswer, UmountRequest,
 };
 
-/// How long a mount may take, most of it for the index, before the caller is told that it failed.
+/// Timeout of a mount, most of it for fetching the index.
 const MOUNT_LIMIT: Duration = Duration::from_mins(5);
-/// How long an unmount may take.
+/// Timeout of an unmount.
 const UMOUNT_LIMIT: Duration = Duration::from_mins(1);
-/// How long the daemon is asked to wait for the end of a mount before it is asked again.
+/// Timeout of one long poll for the end of a mount.
 const WATCH_LIMIT: Duration = Duration::from_secs(30);
-/// The pause before a daemon that does not answer is asked again.
+/// Pause between polls while the daemon is unreachable.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Mount a snapshot on a directory, or into a sandbox that runs.
+/// A restricting option of mount(8).
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum FlagArg {
+    /// Ignore setuid and setgid bits and file capabilities
+    Nosuid,
+    /// Do not allow device nodes to be opened
+    Nodev,
+    /// Do not allow programs to be executed
+    Noexec,
+}
+
+impl From<FlagArg> for MountFlag {
+    fn from(flag: FlagArg) -> Self {
+        match flag {
+            FlagArg::Nosuid => Self::Nosuid,
+            FlagArg::Nodev => Self::Nodev,
+            FlagArg::Noexec => Self::Noexec,
+        }
+    }
+}
+
+/// Mount a snapshot on a directory, or into a running sandbox.
 ///
-/// Returns when it is there; files are fetched when they are read. The daemon serves it until it is
-/// unmounted; one is started in the background if none runs.
+/// Returns when the mount is visible; files are fetched when they are read. The daemon serves the mount
+/// until it is unmounted; if none is running, one is started in the background.
 ///
-/// In a sandbox it replaces what is at the path, which is made if it is missing, and can be changed
-/// unless --read-only is given; 'empty' is a snapshot of nothing. On a directory of this host it is
-/// read-only unless --rw is given.
+/// In a sandbox, the mount hides existing contents of the path, which is created if missing. It is
+/// writable unless --read-only is given; 'empty' is an empty snapshot. On a directory of this host, the
+/// mount is read-only unless --rw is given.
 ///
-/// Changes are kept and are there again when the same snapshot is mounted at the same place; 'inlay
-/// umount --discard' throws them away. Those of a sandbox are kept as long as the sandbox is.
+/// Changes are kept, and reappear when the same snapshot is mounted at the same path; 'inlay umount
+/// --discard' deletes them. Changes in a sandbox are kept until the sandbox is removed.
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools)] // each is a word of the command line
 #[command(after_help = "\
@@ -56,82 +78,84 @@ Examples:
   inlay mount --rw --upper /srv/changes base /mnt/work
   inlay mount --rw --scratch base /mnt/try
   inlay mount --chown 1000:1000 base /mnt/mine
-  inlay mount dir-3f9c… b:/project                 into the sandbox b
+  inlay mount dir-3f9c… b:/project                 into sandbox b
   inlay mount --read-only deps b:/project/node_modules
   inlay mount empty b:/scratch
-  inlay mount --pid 4711 --rw dir-3f9c… /project   into any container, by one of its processes
+  inlay mount --pid 4711 --rw dir-3f9c… /project   into any container, by the PID of a process in it
   inlay mount --foreground --log info base /mnt/base")]
 pub(super) struct MountArgs {
-    /// Name or id
+    /// Name or id of the snapshot
     pub(super) snapshot: String,
-    /// An existing directory, or SANDBOX:/PATH
+    /// Mount point: an existing directory, or SANDBOX:/PATH
     #[arg(value_name = "DIR|SANDBOX:/PATH")]
     dir: PathBuf,
-    /// Writable: changes go to a directory on this host. In a sandbox that is so without it
+    /// Mount writable, with changes in an upper directory on this host; default in a sandbox
     #[arg(long)]
-    rw: bool,
-    /// As it is, in a sandbox, too
+    pub(super) rw: bool,
+    /// Mount read-only, also in a sandbox
     #[arg(long, conflicts_with = "rw")]
     pub(super) read_only: bool,
-    /// Mount where this process of the host sees the directory, which is made if it is missing
+    /// Mount in the mount namespace of this process; the directory is created if missing
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
-    /// Where the changes go [default: below the state directory]
+    /// Upper directory for changes [default: in the state directory]
     #[arg(long, value_name = "DIR", requires = "rw", conflicts_with = "scratch")]
     pub(super) upper: Option<PathBuf>,
-    /// Throw the changes away when it is unmounted
+    /// Discard changes on unmount
     #[arg(long, requires = "rw")]
     pub(super) scratch: bool,
-    /// Show what belongs to the owner of the snapshot's root directory as this user's and group's, by
-    /// their numbers. Everybody else stays; setuid bits are ignored
+    /// Map the owner of the snapshot's root directory to this uid and gid. Files of other users and
+    /// groups keep their owners; setuid bits are ignored
     #[arg(long, value_name = "UID:GID", value_parser = owner)]
     pub(super) chown: Option<Owner>,
-    /// How much disk the host's cache may take, for a daemon that this starts: a size, a share of
-    /// the disk such as 20%, or auto. It is remembered for this state [default: what was said last,
-    /// or auto]
+    /// Restrict files of the mount; several options separated by commas
+    #[arg(long, short, value_enum, value_delimiter = ',', value_name = "OPTIONS")]
+    pub(super) options: Vec<FlagArg>,
+    /// Disk budget of the host's cache, if this command starts the daemon: a size, a percentage of the
+    /// disk such as 20%, or auto. Stored in the state directory [default: the stored value, or auto]
     #[arg(long, value_name = "SIZE")]
     cache_size: Option<Budget>,
-    /// Keep nothing on this host's disk but the index
+    /// Cache only the index on this host's disk
     #[arg(long, conflicts_with = "cache_size")]
     pub(super) no_cache: bool,
-    /// How much is loaded ahead of readers
+    /// How much to prefetch
     #[arg(
         long,
         value_enum,
         env = "INLAY_PREFETCH",
         default_value_t,
-        value_name = "HOW",
-        help_heading = "Loading ahead"
+        value_name = "MODE",
+        help_heading = "Prefetching"
     )]
     prefetch: Prefetch,
-    /// Which start this is: profiles are kept for each label [default: one for all starts]
-    #[arg(long, value_name = "LABEL", help_heading = "Loading ahead")]
-    label: Option<ProfileLabel>,
-    /// Load this path of the snapshot, with all below it, before everything else. Can be repeated
-    #[arg(long, value_name = "PATH", help_heading = "Loading ahead")]
+    /// Label of the profile to use and record, one for each kind of start [default: default]
+    #[arg(long, value_name = "LABEL", help_heading = "Prefetching")]
+    pub(super) label: Option<ProfileLabel>,
+    /// Prefetch this path of the snapshot first, recursively. Can be repeated
+    #[arg(long, value_name = "PATH", help_heading = "Prefetching")]
     first: Vec<PathBuf>,
-    /// A file with such paths, one a line
-    #[arg(long, value_name = "FILE", help_heading = "Loading ahead")]
+    /// Read paths for --first from a file, one per line
+    #[arg(long, value_name = "FILE", help_heading = "Prefetching")]
     first_from: Option<PathBuf>,
-    /// Whether what is read first is remembered in the store for the next start
+    /// Record the order of first reads in the store, as a profile for later starts
     #[arg(
         long,
         value_enum,
         env = "INLAY_RECORD_PROFILE",
         default_value_t,
-        value_name = "WHETHER",
-        help_heading = "Loading ahead"
+        value_name = "on|off",
+        help_heading = "Prefetching"
     )]
     record_profile: RecordProfile,
-    /// Stay until it is unmounted; SIGTERM and SIGINT unmount it
+    /// Stay in the foreground until unmounted; SIGTERM and SIGINT unmount
     #[arg(long)]
     pub(super) foreground: bool,
 }
 
-/// Unmount what 'inlay mount' has mounted, on a directory or in a sandbox.
+/// Unmount a snapshot from a directory or a sandbox.
 ///
-/// Returns when the mount is gone. A mount that is in use stays as it is, and the command
-/// fails; with --lazy it goes out of sight and ends with its last user.
+/// Returns when the mount is gone. Fails if the mount is in use; with --lazy, the mount is detached at
+/// once and ends with its last user.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -140,25 +164,24 @@ Examples:
   inlay umount --discard /mnt/work
   inlay umount b:/project")]
 pub(super) struct UmountArgs {
-    /// The directory, or SANDBOX:/PATH
+    /// Mount point: a directory, or SANDBOX:/PATH
     #[arg(value_name = "DIR|SANDBOX:/PATH")]
     dir: PathBuf,
-    /// The directory is as this process of the host sees it
+    /// Unmount in the mount namespace of this process
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
-    /// Also if files are open: it ends when the last one is closed
+    /// Detach now, even if files are open; the mount ends when the last one is closed
     #[arg(long, short)]
     pub(super) lazy: bool,
-    /// Throw away the changes that were kept below the state directory. Those that went where
-    /// --upper said stay
+    /// Delete the changes in the state directory. Changes in a directory given with --upper are kept
     #[arg(long, conflicts_with = "lazy")]
     pub(super) discard: bool,
 }
 
-/// List what is mounted.
+/// List mounts.
 ///
-/// Shows the mounts of this state directory. While no daemon serves them they are shown as dead: the
-/// next mount or umount starts one, which serves them again, or clears away what can't be served.
+/// Lists the mounts of this state directory. Without a running daemon, they are shown as dead: the next
+/// mount or umount starts a daemon, which serves them again or removes those that cannot be served.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -183,7 +206,7 @@ pub(super) fn mount(global: &Global, args: &MountArgs) -> Result<(), CliError> {
     })
 }
 
-fn request(global: &Global, args: &MountArgs) -> Result<MountRequest, CliError> {
+pub(super) fn request(global: &Global, args: &MountArgs) -> Result<MountRequest, CliError> {
     let absolute = |path: &Path| std::path::absolute(path).map(|path| PathText::from(&*path));
     let view = match (&args.upper, args.scratch) {
         _ if !args.rw => WantedView::ReadOnly,
@@ -199,13 +222,15 @@ fn request(global: &Global, args: &MountArgs) -> Result<MountRequest, CliError> 
         pid: args.pid,
         view,
         chown: args.chown,
+        flags: args.options.iter().map(|flag| (*flag).into()).collect(),
+        origin: MountOrigin::Command,
         load: args.load()?,
         deadline_ms: u64::try_from(MOUNT_LIMIT.as_millis()).unwrap_or(u64::MAX),
     })
 }
 
-/// Numbers of a user and a group.
-fn owner(text: &str) -> Result<Owner, String> {
+/// Parses `UID:GID`.
+pub(super) fn owner(text: &str) -> Result<Owner, String> {
     let numbers = text.split_once(':').and_then(|(uid, gid)| {
         let number = |text: &str| text.parse().ok().filter(|number| *number != u32::MAX);
         Some(Owner { uid: number(uid)?, gid: number(gid)? })
@@ -214,7 +239,7 @@ fn owner(text: &str) -> Result<Owner, String> {
 }
 
 impl MountArgs {
-    /// How it is loaded ahead.
+    /// Returns the prefetch options. Fails if the file of `--first-from` is unreadable or too long.
     pub(super) fn load(&self) -> Result<LoadOptions, CliError> {
         Ok(LoadOptions {
             prefetch: self.prefetch,
@@ -225,10 +250,10 @@ impl MountArgs {
     }
 }
 
-/// The longest list of paths that a mount takes, in bytes: it goes in one request.
+/// Maximum length of a `--first-from` file, in bytes: the paths are sent in one request.
 const FIRST_LEN_MAX: u64 = 32 << 10;
 
-/// What is to be loaded first.
+/// Returns the paths to prefetch first.
 fn first(args: &MountArgs) -> Result<Vec<PathText>, CliError> {
     let mut paths: Vec<PathText> = args.first.iter().map(|path| PathText::from(&**path)).collect();
     if let Some(file) = &args.first_from {
@@ -247,8 +272,8 @@ fn first(args: &MountArgs) -> Result<Vec<PathText>, CliError> {
     Ok(paths)
 }
 
-/// Mounts and waits for the end, which a signal brings about. A signal before the mount is there has
-/// the daemon undo it.
+/// Mounts, and blocks until the mount is gone. SIGTERM and SIGINT unmount. A signal that arrives before
+/// the response drops the connection, and the daemon undoes the mount.
 fn in_foreground(global: &Global, client: &Client, request: &MountRequest) -> Result<(), CliError> {
     client.wait(async {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -265,10 +290,10 @@ fn in_foreground(global: &Global, client: &Client, request: &MountRequest) -> Re
         };
         report(global, &mounted)?;
         tokio::select! {
-            gone = gone(client, &mounted) => gone,
+            gone = gone(global, client, &mounted) => gone,
             () = &mut stop => {
                 let request = UmountRequest {
-                    mountpoint: mounted.record.mountpoint,
+                    mountpoint: mounted.mountpoint,
                     pid: request.pid,
                     how: Umount::Lazily,
                     changes: Changes::Stay,
@@ -281,45 +306,59 @@ fn in_foreground(global: &Global, client: &Client, request: &MountRequest) -> Re
     })
 }
 
-/// Waits until a mount is gone, whatever daemons come and go.
-async fn gone(client: &Client, mounted: &MountShown) -> Result<(), CliError> {
+/// Waits until a mount is gone, across restarts of the daemon.
+async fn gone(global: &Global, client: &Client, mounted: &MountShown) -> Result<(), CliError> {
     let request = GoneRequest {
-        mount: mounted.record.seen.number(),
+        mount: mounted.mount,
         deadline_ms: u64::try_from(WATCH_LIMIT.as_millis()).unwrap_or(u64::MAX),
     };
     loop {
         match client.look(GONE, &request, WATCH_LIMIT).await {
             Ok(GoneAnswer { gone: true }) => return Ok(()),
             Ok(GoneAnswer { gone: false }) => {}
-            Err(_) if !mounted.record.seen.is_mounted()? => return Ok(()),
+            Err(_) if !is_recorded(global, mounted.mount)? => return Ok(()),
             Err(_) => tokio::time::sleep(PAUSE).await,
         }
     }
 }
 
-fn report(global: &Global, mounted: &MountShown) -> std::io::Result<()> {
-    let record = &mounted.record;
+/// Whether the kernel still has the mount, as its record tells while no daemon answers.
+fn is_recorded(global: &Global, mount: u64) -> Result<bool, CliError> {
+    let recorded = Registry::open(global.paths()?.state())?.list()?;
+    let found = recorded.mounts.iter().find(|record| record.seen.number() == mount);
+    found.map_or(Ok(false), |record| Ok(record.seen.is_mounted()?))
+}
+
+pub(super) fn report(global: &Global, mounted: &MountShown) -> std::io::Result<()> {
     output::print(global.format(), mounted, |out| {
-        let changes = match &record.view {
+        let changes = match &mounted.view {
             View::ReadOnly => String::new(),
             View::Writable { keep: Keep::Scratch, .. } => {
                 ", changes thrown away when unmounted".to_owned()
             }
             View::Writable { upper, .. } => format!(", changes in {}", path(&upper.to_path())),
         };
-        writeln!(out, "{} on {}{changes}", record.snapshot, path(&record.mountpoint.to_path()))
+        writeln!(out, "{} on {}{changes}", mounted.snapshot, path(&mounted.mountpoint.to_path()))
     })
 }
 
-/// Where it is seen: on this host, or in a sandbox.
+/// Formats the mount point: a path on this host, with process and container for a `--pid` mount, or
+/// `SANDBOX:/PATH`.
 fn place(mount: &MountShown) -> String {
-    let at = mount.record.mountpoint.to_path();
-    match (&mount.sandbox, &mount.record.owner) {
-        (None, None) => path(&at),
+    let at = mount.mountpoint.to_path();
+    match (&mount.sandbox, &mount.sandbox_id) {
+        (None, None) => match &mount.inside {
+            None => path(&at),
+            Some(inside) => {
+                let container = inside.container.as_deref().and_then(|id| id.get(..12));
+                let container = container.map(|id| format!(", container {id}")).unwrap_or_default();
+                format!("{} (pid {}, {}{container})", path(&at), inside.pid, inside.name)
+            }
+        },
         (Some(sandbox), _) | (None, Some(sandbox)) => {
             let is_root = at.ends_with(format!(
                 "sandboxes/{}/rootfs",
-                mount.record.owner.as_deref().unwrap_or("")
+                mount.sandbox_id.as_deref().unwrap_or("")
             ));
             if is_root { format!("{sandbox}:/") } else { format!("{sandbox}:{}", path(&at)) }
         }
@@ -338,12 +377,28 @@ pub(super) fn umount(global: &Global, args: &UmountArgs) -> Result<(), CliError>
     }
     let paths = global.paths()?;
     let dir = std::path::absolute(&args.dir)?;
-    let recorded =
-        if paths.state().is_dir() { Registry::open(paths.state())?.list()? } else { Vec::new() };
-    if recorded.is_empty() && Client::new(&paths)?.status()?.is_none() {
-        let registry = paths.state().join("mounts");
-        return Err(MountError::NotMounted { mountpoint: dir, registry }.into());
+    let recorded = if paths.state().is_dir() {
+        Registry::open(paths.state())?.list()?
+    } else {
+        Recorded::default()
+    };
+    let refused = || MountError::NotMounted {
+        mountpoint: dir.clone(),
+        registry: paths.state().join("mounts"),
+    };
+    if recorded.mounts.is_empty()
+        && recorded.damaged.is_empty()
+        && Client::new(&paths)?.status()?.is_none()
+    {
+        return Err(refused().into());
     }
+    // A starting daemon removes dead mounts, possibly this one before the request arrives: that is
+    // success, not "not mounted".
+    let dead = recorded.mounts.into_iter().find(|record| {
+        record.mountpoint == PathText::from(&*dir)
+            && args.pid.is_none()
+            && record.seen.is_here().unwrap_or(false)
+    });
     let request = UmountRequest {
         mountpoint: PathText::from(&*dir),
         pid: args.pid,
@@ -353,12 +408,11 @@ pub(super) fn umount(global: &Global, args: &UmountArgs) -> Result<(), CliError>
     let ended = with_daemon(global, None, |client, _| {
         match client.delete(MOUNTS, &request, UMOUNT_LIMIT) {
             Ok(ended) => Ok(Some(ended)),
-            // It was dead: then the daemon has cleared it away when it started.
-            Err(DaemonError::Refused(answer))
-                if answer.kind == ErrorKind::NotMounted
-                    && recorded.iter().any(|record| record.mountpoint == request.mountpoint) =>
-            {
-                Ok(None)
+            Err(DaemonError::Refused(answer)) if answer.kind == ErrorKind::NotMounted => {
+                match &dead {
+                    Some(record) if !record.seen.is_mounted()? => Ok(None),
+                    _ => Err(DaemonError::Refused(answer).into()),
+                }
             }
             Err(error) => Err(error.into()),
         }
@@ -380,18 +434,18 @@ pub(super) fn umount(global: &Global, args: &UmountArgs) -> Result<(), CliError>
 #[derive(Serialize)]
 struct Unmounted {
     dir: String,
-    /// Where changes are kept, if there are some.
+    /// Upper directory with kept changes; `None` if there are none.
     changes: Option<String>,
-    /// Whether programs still use what was mounted.
+    /// Whether programs still use the detached mount.
     in_use: bool,
 }
 
 impl Unmounted {
     fn new(dir: String, ended: Option<UmountAnswer>) -> Self {
-        let Some(UmountAnswer { record, in_use, discarded }) = ended else {
+        let Some(UmountAnswer { view, in_use, discarded, .. }) = ended else {
             return Self { dir, changes: None, in_use: false };
         };
-        let changes = match record.view {
+        let changes = match view {
             View::Writable { upper, keep: Keep::Kept } if !discarded => {
                 Some(path(&upper.to_path()))
             }
@@ -407,28 +461,24 @@ pub(super) fn mounts(global: &Global, _: &MountsArgs) -> Result<(), CliError> {
         Ok(mounted) => mounted,
         Err(DaemonError::NotRunning(_)) if !paths.state().is_dir() => Vec::new(),
         Err(DaemonError::NotRunning(_)) => {
-            let records = Registry::open(paths.state())?.list()?.into_iter();
-            records
-                .map(|record| MountShown { record, sandbox: None, server: None, served: false })
-                .collect()
+            let records = Registry::open(paths.state())?.list()?.mounts.into_iter();
+            records.map(MountShown::of).collect()
         }
         Err(error) => return Err(error.into()),
     };
     output::print(global.format(), &mounted, |out| {
-        let head = ["MOUNTED ON", "SNAPSHOT", "MODE", "SLOT", "PID"];
+        let head = ["MOUNTED ON", "SNAPSHOT", "MODE", "PID"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         rows.extend(mounted.iter().map(|mount| {
-            let mut id = mount.record.snapshot.to_string();
-            id.truncate(mount.record.snapshot.kind.prefix().len() + 1 + 12);
+            let mut id = mount.snapshot.to_string();
+            id.truncate(mount.snapshot.kind.prefix().len() + 1 + 12);
             let pid = mount.server.map_or("dead".to_owned(), |server| server.pid.to_string());
-            let mode = match mount.record.view {
+            let mode = match mount.view {
                 View::ReadOnly => "ro",
                 View::Writable { .. } => "rw",
             };
             let place = place(mount);
-            let slots: Vec<_> = mount.record.slots.iter().map(u32::to_string).collect();
-            let slots = slots.join("+");
-            vec![place, id, mode.to_owned(), slots, pid]
+            vec![place, id, mode.to_owned(), pid]
         }));
         output::table(out, &rows)
     })?;

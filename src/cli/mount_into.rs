@@ -1,7 +1,8 @@
-//! `inlay mount` and `umount` for sandboxes.
+//! `inlay mount` and `umount` in sandboxes.
 
 use std::time::Duration;
 
+use inlay_mounts::{Changes, PathText, Umount};
 use inlay_store::ids::SnapshotId;
 use serde::Serialize;
 
@@ -16,9 +17,8 @@ use crate::daemon::{
     CacheUse, DaemonError, ErrorKind, IntoView, MountInto, MountedIn, UmountFrom, UmountedFrom,
     word,
 };
-use crate::mount::{Changes, PathText, Umount};
 
-/// How long a mount may take, most of it for the index, before the caller is told that it failed.
+/// Timeout of a mount, most of it for fetching the index.
 const MOUNT_LIMIT: Duration = Duration::from_mins(5);
 const UMOUNT_LIMIT: Duration = Duration::from_mins(1);
 
@@ -26,6 +26,7 @@ pub(super) fn mount(global: &Global, args: &MountArgs, into: &Inside) -> Result<
     let only_here = [
         ("--upper", args.upper.is_some()),
         ("--scratch", args.scratch),
+        ("--options", !args.options.is_empty()),
         ("--foreground", args.foreground),
     ];
     if let Some((word, _)) = only_here.into_iter().find(|(_, given)| *given) {
@@ -62,7 +63,7 @@ pub(super) fn umount(global: &Global, args: &UmountArgs, from: &Inside) -> Resul
         let again = std::mem::replace(&mut asked, true);
         match client.delete(&path, &request, UMOUNT_LIMIT) {
             Ok(gone) => Ok(Some(gone)),
-            // The daemon before has died over it, and this one has finished it.
+            // A retry after the daemon died: the next daemon has already completed the unmount.
             Err(DaemonError::Refused(answer)) if again && answer.kind == ErrorKind::NotMounted => {
                 Ok(None)
             }
@@ -88,7 +89,7 @@ pub(super) fn umount(global: &Global, args: &UmountArgs, from: &Inside) -> Resul
     Ok(())
 }
 
-/// What was unmounted, as far as it is known: a daemon that died over it can't tell any more.
+/// Result of an unmount. Fields are `None` if the daemon died before it responded.
 #[derive(Debug, Serialize)]
 struct Gone {
     path: PathText,

@@ -1,17 +1,17 @@
-//! `SNAPSHOT:/PATH`, and the object that it means.
+//! Parses and resolves `SNAPSHOT:/PATH`.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
+use inlay_snapshots::{FindError, find};
 use inlay_store::format::{Index, InodeIdx};
 
 use super::error::CliError;
 use super::output::shown;
-use crate::snapshots::{FindError, find};
 
-pub(super) use crate::snapshots::LastLink;
+pub(super) use inlay_snapshots::LastLink;
 
-/// A snapshot and a path in it.
+/// A path in a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Target {
     pub(super) snapshot: String,
@@ -19,8 +19,8 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// `SNAPSHOT` alone means its root. Names may hold a colon (`python:3.12`), so the path begins
-    /// at the first `:/`.
+    /// Parses `SNAPSHOT[:/PATH]`; the path defaults to the root. Names may contain a colon
+    /// (`python:3.12`), so the path starts at the first `:/`. Fails if the name is not UTF-8.
     pub(super) fn parse(text: &OsStr) -> Result<Self, CliError> {
         let bytes = text.as_bytes();
         let colon = bytes.windows(2).position(|pair| pair == b":/");
@@ -37,7 +37,7 @@ impl Target {
         Ok(Self { snapshot: snapshot.to_owned(), path: path.to_owned() })
     }
 
-    /// The inode behind the path. Links lead nowhere outside the snapshot: `/` is its root.
+    /// Resolves the path to an inode. Symbolic links cannot escape the snapshot: `/` is its root.
     pub(super) fn find(&self, index: &Index, last: LastLink) -> Result<InodeIdx, CliError> {
         find(index, &self.path, last).map_err(|error| match error {
             FindError::Format(error) => CliError::Format(error),

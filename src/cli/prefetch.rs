@@ -1,4 +1,4 @@
-//! `inlay prefetch`: what is loaded ahead of readers, and how far that is.
+//! `inlay prefetch`: shows the progress of prefetching.
 
 use std::io::{self, Write};
 
@@ -9,7 +9,7 @@ use super::error::CliError;
 use super::output;
 use crate::daemon::{Client, DaemonError, LoadingShown, PREFETCH, PrefetchAnswer, StoreShown};
 
-/// Look at what is loaded ahead of readers.
+/// Inspect prefetching.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -22,21 +22,21 @@ pub(super) struct PrefetchArgs {
 
 #[derive(Debug, Subcommand)]
 enum PrefetchCommand {
-    Status(StatusArgs),
+    Status(PrefetchStatusArgs),
 }
 
-/// Show how far the loading of each mounted snapshot is, and what the links to the stores can do.
+/// Show the prefetch progress of each mounted snapshot, and the links to the stores.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   inlay prefetch status
   watch inlay prefetch status
   inlay prefetch status --json | jq '.stores[].rate'")]
-struct StatusArgs {}
+struct PrefetchStatusArgs {}
 
 pub(super) fn prefetch(global: &Global, args: &PrefetchArgs) -> Result<(), CliError> {
     match &args.command {
-        PrefetchCommand::Status(StatusArgs {}) => status(global),
+        PrefetchCommand::Status(PrefetchStatusArgs {}) => status(global),
     }
 }
 
@@ -66,7 +66,7 @@ fn show(out: &mut dyn Write, answer: &PrefetchAnswer) -> io::Result<()> {
 fn show_store(out: &mut dyn Write, store: &StoreShown) -> io::Result<()> {
     let name = store.store.url.as_deref().unwrap_or("the embedded store");
     let round_trip = store.round_trip_ms.map_or("unknown".to_owned(), |ms| format!("{ms:.1} ms"));
-    // Rates are far below 2^52.
+    // Rates are far below 2^52: the cast only drops the fraction.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let rate = store
         .rate

@@ -1,4 +1,4 @@
-//! `inlay profile`: the order in which a snapshot's groups are fetched ahead, looked at and exchanged.
+//! `inlay profile`: shows, exports, imports and deletes the prefetch profiles of snapshots.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -6,6 +6,12 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use inlay_images::export::StagedFile;
+use inlay_snapshots::host::Host;
+use inlay_snapshots::{
+    Keep, Part, PathPart, files_of_groups, groups_of_paths, open_index, read_paths, resolve,
+    write_paths,
+};
 use inlay_store::format::{FormatError, GroupIdx, Index};
 use inlay_store::ids::SnapshotId;
 use inlay_store::profile::{ENCODED_LEN_MAX, Profile, ProfileLabel, Run};
@@ -15,28 +21,22 @@ use serde::Serialize;
 use super::Global;
 use super::error::CliError;
 use super::output::{self, shown};
-use crate::export::StagedFile;
-use crate::host::Host;
-use crate::snapshots::{
-    Keep, Part, PathPart, files_of_groups, groups_of_paths, open_index, read_paths, resolve,
-    write_paths,
-};
 
-/// The most bytes of a list of paths.
+/// Maximum length of a list of paths, in bytes.
 const LIST_LEN_MAX: u64 = 256 << 20;
-/// How many paths are shown of each group.
+/// Number of paths shown per group.
 const PATHS_SHOWN: usize = 3;
 
-/// Look at the order in which a snapshot is fetched ahead, carry it over, drop it.
+/// Manage prefetch profiles of snapshots.
 ///
-/// A profile says in which order earlier runs first touched a snapshot's groups. It is kept in the
-/// store beside the snapshot. What it says only orders fetching: contents are always verified.
+/// A profile is the order in which earlier runs first touched a snapshot's groups. It is stored with the
+/// snapshot. A profile only affects the order of fetching: contents are always verified.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   inlay profile show base
-  inlay profile export --paths base base.paths       what earlier runs read, first things first
-  inlay profile import --paths base-2 base.paths     …carried over to the next version
+  inlay profile export --paths base base.paths       paths that earlier runs read, in order
+  inlay profile import --paths base-2 base.paths     applied to the next version
   inlay profile drop --all base")]
 pub(super) struct ProfileArgs {
     #[command(subcommand)]
@@ -45,81 +45,80 @@ pub(super) struct ProfileArgs {
 
 #[derive(Debug, Subcommand)]
 enum ProfileCommand {
-    Show(ShowArgs),
-    Export(ExportArgs),
-    Import(ImportArgs),
+    Show(ProfileShowArgs),
+    Export(ProfileExportArgs),
+    Import(ProfileImportArgs),
     Drop(DropArgs),
 }
 
-/// Show what is fetched ahead, in order.
+/// Show the groups of a profile, in order.
 ///
-/// MS is the mean time of the first touch, counted from a run's first one with long pauses cut short.
-/// SEEN says how many of the remembered runs touched the group.
+/// MS is the mean time of the first touch, measured from the first touch of a run, with long pauses cut
+/// short. SEEN is the number of recorded runs that touched the group.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   inlay profile show base
   inlay profile show --label python3 base
   inlay profile show --json base | jq .stored_bytes")]
-struct ShowArgs {
-    /// Name or id
+struct ProfileShowArgs {
+    /// Name or id of the snapshot
     snapshot: String,
-    /// Which of the snapshot's profiles [default: default]
+    /// Label of the profile [default: default]
     #[arg(long)]
     label: Option<ProfileLabel>,
 }
 
-/// Write a profile to a file, as it is stored or as a list of paths.
+/// Write a profile to a file, as stored or as a list of paths.
 ///
-/// A list has one path a line, in the order in which the files' groups are fetched: OFFSET+LENGTH
-/// stands in front of one if only that part of the file is. It can be edited, and made into the profile
-/// of any other snapshot.
+/// A list has one path per line, in the order in which the files' groups are fetched. OFFSET+LENGTH
+/// before a path selects a part of the file. A list can be edited, and imported as a profile of any other
+/// snapshot.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   inlay profile export base base.profile
   inlay profile export --paths base -")]
-struct ExportArgs {
-    /// Name or id
+struct ProfileExportArgs {
+    /// Name or id of the snapshot
     snapshot: String,
-    /// Where to; - is standard output
+    /// Output file; '-' for standard output
     file: PathBuf,
-    /// Which of the snapshot's profiles
+    /// Label of the profile
     #[arg(long, default_value_t)]
     label: ProfileLabel,
-    /// A list of paths
+    /// Write a list of paths
     #[arg(long)]
     paths: bool,
-    /// JSON with the places of all groups of the snapshot and the order in which these were touched,
-    /// for simulations
+    /// Write JSON with the location of all groups and the order of their first touches, for simulations
     #[arg(long, conflicts_with = "paths")]
     trace: bool,
 }
 
-/// Read a profile that was exported, or a list of paths, in place of what there is.
+/// Import a profile or a list of paths, and replace the existing profile.
 ///
-/// A profile belongs to one snapshot. A list of paths can be used for any: what the snapshot does not have
-/// is passed over and counted, and a directory means all that is below it.
+/// A profile belongs to one snapshot. A list of paths can be applied to any: missing paths are skipped and
+/// counted, and a directory includes everything below it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   inlay profile import base base.profile
   inlay profile import --paths base-2 base.paths
   find /srv/app -name '*.py' -printf '/%P\\n' | inlay profile import --paths app -")]
-struct ImportArgs {
-    /// Name or id
+struct ProfileImportArgs {
+    /// Name or id of the snapshot
     snapshot: String,
-    /// Where from; - is standard input
+    /// Input file; '-' for standard input
     file: PathBuf,
-    /// Under which label [default: that of the profile, or 'default' for a list]
+    /// Label to import as [default: the profile's label, or 'default' for a list]
     #[arg(long)]
     label: Option<ProfileLabel>,
-    /// A list of paths
+    /// Read a list of paths
     #[arg(long)]
     paths: bool,
 }
 
-/// Remove a snapshot's profile; the snapshot stays.
+/// Delete a profile of a snapshot; the snapshot remains.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -127,12 +126,12 @@ Examples:
   inlay profile drop --label python3 base
   inlay profile drop --all base")]
 struct DropArgs {
-    /// Name or id
+    /// Name or id of the snapshot
     snapshot: String,
-    /// Which of the snapshot's profiles
+    /// Label of the profile
     #[arg(long, default_value_t)]
     label: ProfileLabel,
-    /// All of them
+    /// Delete all profiles of the snapshot
     #[arg(long, conflicts_with = "label")]
     all: bool,
 }
@@ -146,14 +145,14 @@ pub(super) fn profile(global: &Global, args: &ProfileArgs) -> Result<(), CliErro
     }
 }
 
-/// A snapshot as it was named, on its host.
-struct Snapshot<'a> {
+/// A resolved snapshot, with the name used for it.
+struct NamedSnapshot<'a> {
     host: &'a Host,
     name: &'a str,
     id: SnapshotId,
 }
 
-impl<'a> Snapshot<'a> {
+impl<'a> NamedSnapshot<'a> {
     fn find(host: &'a Host, name: &'a str) -> Result<Self, CliError> {
         let id = host.wait(resolve(host.remote(), name))?;
         Ok(Self { host, name, id })
@@ -170,7 +169,7 @@ impl<'a> Snapshot<'a> {
 
     fn no_profile(&self, label: &ProfileLabel) -> CliError {
         let store = self.host.remote().description();
-        // Only for the message: a store that can't be listed still has none by this label.
+        // Best effort, for the message: the profile is missing even if the store cannot be listed.
         let labels = self.host.wait(self.host.remote().profiles(&self.id)).unwrap_or_default();
         let labels: Vec<&str> = labels.iter().map(ProfileLabel::as_str).collect();
         CliError::Profile(if labels.is_empty() {
@@ -189,7 +188,7 @@ impl<'a> Snapshot<'a> {
 }
 
 #[derive(Serialize)]
-struct Shown {
+struct ProfileDetails {
     snapshot: SnapshotId,
     label: ProfileLabel,
     runs: u32,
@@ -205,15 +204,15 @@ struct ShownGroup {
     seen: u32,
     stored_len: u32,
     raw_len: u32,
-    /// The first few.
+    /// The first [`PATHS_SHOWN`] paths.
     files: Vec<String>,
     #[serde(skip)]
     files_count: u64,
 }
 
-fn show(global: &Global, args: &ShowArgs) -> Result<(), CliError> {
+fn show(global: &Global, args: &ProfileShowArgs) -> Result<(), CliError> {
     let host = global.host()?;
-    let snapshot = Snapshot::find(&host, &args.snapshot)?;
+    let snapshot = NamedSnapshot::find(&host, &args.snapshot)?;
     let mut profile = snapshot.profile(&args.label.clone().unwrap_or_default())?;
     let index = snapshot.index()?;
     let dropped = profile.retain_groups(index.group_count());
@@ -228,7 +227,7 @@ fn show(global: &Global, args: &ShowArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-fn shown_profile(index: &Index, profile: &Profile) -> Result<Shown, FormatError> {
+fn shown_profile(index: &Index, profile: &Profile) -> Result<ProfileDetails, FormatError> {
     let files = files_of_groups(index, profile.groups(), Keep::First(PATHS_SHOWN))?;
     let group = |entry: &inlay_store::profile::Entry| {
         let group = index.group(entry.group)?;
@@ -246,7 +245,7 @@ fn shown_profile(index: &Index, profile: &Profile) -> Result<Shown, FormatError>
         })
     };
     let groups = profile.entries().iter().map(group).collect::<Result<Vec<_>, FormatError>>()?;
-    Ok(Shown {
+    Ok(ProfileDetails {
         snapshot: profile.snapshot,
         label: profile.label.clone(),
         runs: profile.runs(),
@@ -256,7 +255,7 @@ fn shown_profile(index: &Index, profile: &Profile) -> Result<Shown, FormatError>
     })
 }
 
-fn write_shown(it: &Shown, out: &mut dyn Write) -> io::Result<()> {
+fn write_shown(it: &ProfileDetails, out: &mut dyn Write) -> io::Result<()> {
     let head = ["ORDER", "GROUP", "MS", "SEEN", "STORED", "DECODED", "FILES"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     rows.extend((1..).zip(&it.groups).map(|(order, group): (u64, _)| {
@@ -296,9 +295,9 @@ struct Exported {
     bytes: u64,
 }
 
-fn export(global: &Global, args: &ExportArgs) -> Result<(), CliError> {
+fn export(global: &Global, args: &ProfileExportArgs) -> Result<(), CliError> {
     let host = global.host()?;
-    let snapshot = Snapshot::find(&host, &args.snapshot)?;
+    let snapshot = NamedSnapshot::find(&host, &args.snapshot)?;
     let profile = snapshot.profile(&args.label)?;
     let bytes = match (args.paths, args.trace) {
         (true, _) => path_list(&snapshot, profile)?,
@@ -325,7 +324,7 @@ fn export(global: &Global, args: &ExportArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-/// A snapshot's groups and what was touched of them.
+/// All groups of a snapshot, and the touches of a profile.
 #[derive(Serialize)]
 struct Trace {
     groups: Vec<TracedGroup>,
@@ -338,7 +337,7 @@ struct TracedGroup {
     offset: u64,
     stored_len: u32,
     raw_len: u32,
-    /// The file that has it for itself.
+    /// Inode of the file if the group belongs to one file only.
     #[serde(skip_serializing_if = "Option::is_none")]
     owner: Option<u32>,
 }
@@ -349,7 +348,7 @@ struct TracedTouch {
     at_us: u64,
 }
 
-fn trace(snapshot: &Snapshot<'_>, mut profile: Profile) -> Result<Vec<u8>, CliError> {
+fn trace(snapshot: &NamedSnapshot<'_>, mut profile: Profile) -> Result<Vec<u8>, CliError> {
     let index = snapshot.index()?;
     profile.retain_groups(index.group_count());
     let groups = (0..index.group_count()).map(|number| {
@@ -371,8 +370,8 @@ fn trace(snapshot: &Snapshot<'_>, mut profile: Profile) -> Result<Vec<u8>, CliEr
     Ok(serde_json::to_vec(&trace).map_err(io::Error::other)?)
 }
 
-/// The files of a profile's groups, group by group, each path once.
-fn path_list(snapshot: &Snapshot<'_>, mut profile: Profile) -> Result<Vec<u8>, CliError> {
+/// Returns the list of paths of a profile: the files of each group in order, each part once.
+fn path_list(snapshot: &NamedSnapshot<'_>, mut profile: Profile) -> Result<Vec<u8>, CliError> {
     let index = snapshot.index()?;
     profile.retain_groups(index.group_count());
     let files = files_of_groups(&index, profile.groups(), Keep::All)?;
@@ -385,12 +384,12 @@ fn path_list(snapshot: &Snapshot<'_>, mut profile: Profile) -> Result<Vec<u8>, C
     let mut text = Vec::new();
     let left_out = write_paths(&joined(parts), &mut text)?;
     if left_out > 0 {
-        eprintln!("inlay: {left_out} paths hold a line break and are left out");
+        output::note(format_args!("inlay: {left_out} paths hold a line break and are left out"));
     }
     Ok(text)
 }
 
-/// What stands behind one another in the list and in the file becomes one part.
+/// Joins parts that are adjacent both in the list and in the file.
 fn joined<'p>(parts: impl Iterator<Item = &'p PathPart>) -> Vec<PathPart> {
     let mut joined: Vec<PathPart> = Vec::new();
     for part in parts {
@@ -411,15 +410,15 @@ fn joined<'p>(parts: impl Iterator<Item = &'p PathPart>) -> Vec<PathPart> {
 struct Imported {
     snapshot: SnapshotId,
     label: ProfileLabel,
-    /// Groups of the profile as it is in the store now.
+    /// Number of groups in the imported profile.
     groups: u64,
-    /// Paths, or groups, that the snapshot does not have.
+    /// Number of paths (of a list) or groups (of a profile) that the snapshot does not have.
     missing: u64,
 }
 
-fn import(global: &Global, args: &ImportArgs) -> Result<(), CliError> {
+fn import(global: &Global, args: &ProfileImportArgs) -> Result<(), CliError> {
     let host = global.host()?;
-    let snapshot = Snapshot::find(&host, &args.snapshot)?;
+    let snapshot = NamedSnapshot::find(&host, &args.snapshot)?;
     let (profile, missing) =
         if args.paths { from_paths(&snapshot, args)? } else { from_profile(&snapshot, args)? };
     host.wait(host.remote().put_profile(&profile))?;
@@ -444,7 +443,10 @@ fn import(global: &Global, args: &ImportArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-fn from_profile(snapshot: &Snapshot<'_>, args: &ImportArgs) -> Result<(Profile, usize), CliError> {
+fn from_profile(
+    snapshot: &NamedSnapshot<'_>,
+    args: &ProfileImportArgs,
+) -> Result<(Profile, usize), CliError> {
     let file = args.file.display();
     let bytes = read(&args.file, ENCODED_LEN_MAX)?;
     let mut profile = Profile::decode(&bytes)
@@ -463,7 +465,10 @@ fn from_profile(snapshot: &Snapshot<'_>, args: &ImportArgs) -> Result<(Profile, 
     Ok((profile, missing))
 }
 
-fn from_paths(snapshot: &Snapshot<'_>, args: &ImportArgs) -> Result<(Profile, usize), CliError> {
+fn from_paths(
+    snapshot: &NamedSnapshot<'_>,
+    args: &ProfileImportArgs,
+) -> Result<(Profile, usize), CliError> {
     let paths = read_paths(&read(&args.file, LIST_LEN_MAX)?);
     let found = groups_of_paths(&snapshot.index()?, &paths)?;
     if found.groups.is_empty() {
@@ -481,7 +486,7 @@ fn from_paths(snapshot: &Snapshot<'_>, args: &ImportArgs) -> Result<(Profile, us
     Ok((Profile::of_run(snapshot.id, label, &run), found.missing.len()))
 }
 
-/// The bytes of a file or of standard input, `len_max` at most.
+/// Reads a file, or standard input for `-`. Fails if it is longer than `len_max` bytes.
 fn read(path: &Path, len_max: u64) -> Result<Vec<u8>, CliError> {
     let wrong = |why: String| CliError::Profile(format!("{}: {why}", path.display()));
     let mut bytes = Vec::new();
@@ -505,11 +510,11 @@ struct Dropped {
 
 fn drop_profiles(global: &Global, args: &DropArgs) -> Result<(), CliError> {
     let host = global.host()?;
-    let snapshot = Snapshot::find(&host, &args.snapshot)?;
+    let snapshot = NamedSnapshot::find(&host, &args.snapshot)?;
     let (remote, id) = (host.remote(), snapshot.id);
     let labels = if args.all { host.wait(remote.profiles(&id))? } else { vec![args.label.clone()] };
     for label in &labels {
-        // One that is damaged is there, too.
+        // Check existence only: a damaged profile can be deleted, too.
         let key = ObjectKey::Profile { snapshot: id, label: label.clone() };
         if !args.all && host.wait(remote.len(&key))?.is_none() {
             return Err(snapshot.no_profile(label));

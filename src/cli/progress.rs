@@ -1,21 +1,22 @@
-//! Progress on a terminal; silence in a pipe.
+//! Shows a progress bar if standard error is a terminal.
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use inlay_base::text::Shown;
 
-use crate::import::{Phase, Progress};
+use inlay_images::import::{Phase, Progress};
 
-/// When progress is shown.
+/// Whether progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Show {
     Never,
     Terminal,
 }
 
-/// A line that tells what is being done and how far it is.
+/// Progress bar of the current phase.
 #[derive(Debug)]
 pub(super) struct Bar {
     bar: ProgressBar,
@@ -41,7 +42,7 @@ impl Bar {
         Self { bar, objects: AtomicU64::new(0) }
     }
 
-    /// A phase of something that is not an import.
+    /// Starts a phase of a command other than import and export, with `bytes` to process.
     pub(super) fn begin(&self, prefix: &'static str, bytes: u64) {
         self.bar.reset();
         self.bar.set_prefix(prefix);
@@ -72,7 +73,7 @@ impl Progress for Bar {
             Phase::Revisiting => "revisiting",
             Phase::Exporting => "exporting",
         });
-        self.bar.set_message(what.to_owned());
+        self.bar.set_message(Shown(what).to_string());
     }
 
     fn advance(&self, objects: u64, bytes: u64) {

@@ -1,15 +1,15 @@
-//! A snapshot opened for one command: its index, and its files' bytes through the host's cache.
+//! Opens a snapshot for one command and reads file contents through the host's cache.
 
+use inlay_images::export::FileBytes;
 use inlay_prefetch::{FetchLimits, Fetcher};
+use inlay_snapshots::content::{ContentOptions, SnapshotContent};
+use inlay_snapshots::host::Host;
+use inlay_snapshots::{open_index, resolve};
 use inlay_store::cache::{Cache, CacheOptions};
 use inlay_store::format::Index;
 use inlay_store::ids::SnapshotId;
 
 use super::error::CliError;
-use crate::content::{ContentOptions, SnapshotContent};
-use crate::export::FileBytes;
-use crate::host::Host;
-use crate::snapshots::{open_index, resolve};
 
 /// An open snapshot.
 pub(super) struct Reader<'a> {
@@ -22,7 +22,7 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Opens what `reference` means.
+    /// Opens the snapshot with the name or id `reference`.
     pub(super) fn open(host: &'a Host, reference: &str) -> Result<Self, CliError> {
         let id = host.wait(resolve(host.remote(), reference))?;
         let index = host.wait(open_index(host.remote(), host.state(), id))?;
@@ -56,7 +56,7 @@ impl<'a> Reader<'a> {
         &self.content
     }
 
-    /// Waits for what was still being fetched and kept.
+    /// Drains fetches and cache writes in flight.
     pub(super) fn close(self) {
         self.host.wait(async {
             self.fetcher.shutdown().await;

@@ -1,6 +1,7 @@
-//! `inlay run`: a new sandbox for one program.
+//! `inlay run`: runs a program in a new sandbox.
 
 use clap::Args;
+use inlay_sandbox::Stdin;
 
 use super::Global;
 use super::client::with_daemon;
@@ -9,20 +10,19 @@ use super::exec::With;
 use super::output;
 use super::sandbox::{path_of, remove};
 use super::sandbox_options::{CREATE_LIMIT, OptionArgs, create_request};
-use super::stream::{self, Ends, Left};
+use super::stream::{self, ConnectionEnd, Ends};
 use crate::daemon::{
     AttachTo, IfRunning, SANDBOXES, SandboxShown, StartWhen, StopSandbox, StoppedSandbox,
     WhenEnded, word,
 };
-use crate::sandbox::Stdin;
 
-/// How often a program is joined again. Daemons that end all the time are nobody's to wait for.
+/// Maximum number of reconnects to a program, in case daemons keep dying.
 const JOINS_MAX: u32 = 32;
 
-/// Run a program in a new sandbox.
+/// Create a sandbox and run a command in it.
 ///
-/// It starts before its image is here. Without a command, what the image says is run. The program's
-/// exit code is this command's.
+/// The command starts before its image is fetched. Default command: that of the image. Exits with the
+/// command's exit code.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -35,15 +35,15 @@ pub(super) struct RunArgs {
     options: OptionArgs,
     #[command(flatten)]
     with: With,
-    /// Remove the sandbox when the program has ended
+    /// Remove the sandbox when it exits
     #[arg(long)]
     rm: bool,
-    /// Do not wait for it; 'inlay logs' shows what it prints
+    /// Run in the background and print the name of the sandbox
     #[arg(long, short)]
     detach: bool,
-    /// The image or filesystem snapshot that is its root: name or id
+    /// Name or id of an image or filesystem snapshot
     snapshot: String,
-    /// The program and its words
+    /// Command and arguments [default: from the image]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
 }
@@ -69,7 +69,7 @@ pub(super) fn run(global: &Global, args: &RunArgs) -> Result<(), CliError> {
     let begun = with_daemon(global, None, |client, _| {
         let wanted = AttachTo { stdin, size: stream::size(terminal), shown: None };
         client.wait(async {
-            // Attached first: nothing that it prints is missed.
+            // Attach before the start, so that no output is missed.
             let connection = client.upgrade(&attach, &wanted).await?;
             let started = client.ask(hyper::Method::POST, &start, &(), CREATE_LIMIT).await;
             let _: SandboxShown = started?;
@@ -84,8 +84,10 @@ pub(super) fn run(global: &Global, args: &RunArgs) -> Result<(), CliError> {
         }
     };
     let code = left.and_then(|left| go_on(global, &made, stdin, &mut ends, left));
+    // Stop forwarding signals: from here on they end this command.
+    drop(ends);
     match &code {
-        // Nobody reads it any more: where a program that writes to a pipe would end, this one does.
+        // The reader of the output is gone: stop the program, as SIGPIPE would.
         Err(CliError::Output(_)) if !args.rm => stop(global, id),
         Err(CliError::Cut(_)) => {}
         _ if args.rm => clear(global, id),
@@ -94,7 +96,7 @@ pub(super) fn run(global: &Global, args: &RunArgs) -> Result<(), CliError> {
     CliError::ended(code?)
 }
 
-/// Ends the program, and keeps what it has changed.
+/// Stops the sandbox at once, without removing it. Best effort.
 fn stop(global: &Global, id: &str) {
     let at_once = StopSandbox { grace_ms: 0, snapshot: None };
     let stopped: Result<StoppedSandbox, CliError> = with_daemon(global, None, |client, _| {
@@ -105,27 +107,27 @@ fn stop(global: &Global, id: &str) {
     }
 }
 
-/// Removes the sandbox, which may be removed already, because it has ended.
+/// Removes the sandbox. Best effort: it may have been removed when it exited.
 fn clear(global: &Global, id: &str) {
     if let Err(error) = remove(global, id, IfRunning::Kill) {
         tracing::debug!(%error, "the sandbox");
     }
 }
 
-/// Joins the program again as long as a daemon is followed by another, which it does not notice. Returns
-/// its exit code. Whatever fails, the program goes on.
+/// Reconnects to the program after each restart of the daemon, and returns its exit code. On failure,
+/// the program keeps running.
 fn go_on(
     global: &Global,
     made: &SandboxShown,
     stdin: Stdin,
     ends: &mut Ends,
-    mut left: Left,
+    mut left: ConnectionEnd,
 ) -> Result<i32, CliError> {
     let (name, path) = (&made.name, path_of(made.id.as_str(), word::ATTACH));
     for _ in 0..JOINS_MAX {
         let why = match left {
-            Left::Ended(code) => return Ok(code),
-            Left::Broken(why) => why,
+            ConnectionEnd::Ended(code) => return Ok(code),
+            ConnectionEnd::Broken(why) => why,
         };
         tracing::debug!(why, "the connection to the daemon broke");
         if !ends.can_go_on() {
@@ -152,7 +154,8 @@ fn go_on(
     )))
 }
 
-/// How it ended while there was no daemon to tell, if it did.
+/// Returns the exit code of a program that exited while no daemon was running. Fails with `error` if
+/// it is still running.
 fn ended_unseen(global: &Global, made: &SandboxShown, error: &CliError) -> Result<i32, CliError> {
     let (name, path) = (&made.name, path_of(made.id.as_str(), ""));
     let shown = with_daemon(global, None, |client, _| Ok(client.get::<SandboxShown>(&path)?));

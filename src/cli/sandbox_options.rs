@@ -1,10 +1,16 @@
-//! How a sandbox is to be, as the words of the command line say it.
+//! Options of `inlay run` and `sandbox create`, and their conversion to a request.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use inlay_mounts::PathText;
+use inlay_sandbox::{
+    FirstProcess, HostEntry, Limits, Network, Privileges, RootAccess, SandboxError, SandboxOptions,
+    Seccomp, Secret, SecretName, Security,
+};
 
 use super::Global;
 use super::error::CliError;
@@ -12,82 +18,108 @@ use super::inside::Inside;
 use crate::daemon::{
     CacheUse, CreateSandbox, IntoView, LoadOptions, MountInto, StartWhen, WhenEnded,
 };
-use crate::mount::PathText;
-use crate::sandbox::{
-    FirstProcess, Limits, Network, RootAccess, SandboxOptions, Secret, SecretName,
-};
 
-/// How long making a sandbox may take, most of it for the index of its root.
+/// Timeout of creating a sandbox, most of it for fetching the index of its root.
 pub(super) const CREATE_LIMIT: Duration = Duration::from_mins(5);
 
-/// What a sandbox reaches.
+/// Network of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 enum Reach {
-    /// Nothing but itself
+    /// Loopback only
     #[default]
     None,
-    /// All that this host reaches, and this host
+    /// Network of this host
     Host,
 }
 
-/// How a sandbox is to be.
+/// Options of a sandbox.
 #[derive(Debug, Args)]
 pub(super) struct OptionArgs {
-    /// What to call it [default: its id]
+    /// Assign a name [default: the id]
     #[arg(long, value_name = "NAME")]
     pub(super) name: Option<String>,
-    /// Set a variable; NAME alone takes it from here. Can be repeated
-    #[arg(long, short, value_name = "NAME[=VALUE]")]
+    /// Set an environment variable; KEY alone passes the current value, or unsets the image's variable.
+    /// Can be repeated
+    #[arg(long, short, value_name = "KEY[=VALUE]")]
     env: Vec<String>,
-    /// As whom programs run: by name or number [default: what the image says]
+    /// Username or UID [default: from the image]
     #[arg(long, short, value_name = "USER[:GROUP]")]
     user: Option<String>,
-    /// Where programs start [default: what the image says]
+    /// Working directory inside the sandbox [default: from the image]
     #[arg(long, short, value_name = "PATH")]
     workdir: Option<String>,
-    /// Instead of the image's entrypoint; '' for none
+    /// Override the image's entrypoint; '' for none
     #[arg(long, value_name = "PROGRAM")]
     pub(super) entrypoint: Option<String>,
-    /// Its host name [default: its id]
+    /// Hostname [default: the id]
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
-    /// What it reaches
-    #[arg(long, value_enum, default_value_t, env = "INLAY_NETWORK", value_name = "WHAT")]
+    /// Network mode
+    #[arg(long, value_enum, default_value_t, env = "INLAY_NETWORK", value_name = "MODE")]
     network: Reach,
-    /// Its root can't be changed
+    /// Add an entry to /etc/hosts. Can be repeated
+    #[arg(long, value_name = "NAME:ADDRESS", value_parser = host)]
+    add_host: Vec<HostEntry>,
+    /// Set a DNS server [default: from this host]. Can be repeated
+    #[arg(long, value_name = "ADDRESS")]
+    dns: Vec<IpAddr>,
+    /// Set a DNS search domain [default: from this host]. Can be repeated
+    #[arg(long, value_name = "DOMAIN")]
+    dns_search: Vec<String>,
+    /// Mount the root filesystem read-only
     #[arg(long)]
     read_only: bool,
-    /// Mount a snapshot at a path before its first program starts. Can be repeated
+    /// Mount a snapshot at a path before the start. Can be repeated
     #[arg(long, short = 'v', value_name = "SNAPSHOT:/PATH[:ro]")]
     mount: Vec<String>,
-    /// Show a file as /run/secrets/NAME, which is on no disk and in no snapshot. Can be repeated
+    /// Expose a file as /run/secrets/NAME; never stored on disk or in snapshots. Can be repeated
     #[arg(long, value_name = "NAME=FILE")]
     secret: Vec<String>,
-    /// A remark. Can be repeated
+    /// Set a label (KEY=VALUE). Can be repeated
     #[arg(long, short, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
-    /// The OCI runtime, by name or path [default: the first of runc and crun that is installed]
+    /// Name or path of the OCI runtime [default: runc, or crun]
     #[arg(long, env = "INLAY_RUNTIME", value_name = "RUNTIME")]
     runtime: Option<String>,
-    /// How much memory it may use
+    /// Memory limit
     #[arg(long, short, value_name = "SIZE", value_parser = size, help_heading = "Limits")]
     memory: Option<u64>,
-    /// How many processors, such as 1.5
+    /// Number of CPUs, e.g. 1.5
     #[arg(long, value_name = "N", help_heading = "Limits")]
     cpus: Option<f64>,
-    /// How many processes and threads
-    #[arg(long, value_name = "N", help_heading = "Limits")]
-    pids: Option<u32>,
-    /// How much its root's changes may take on disk
+    /// Limit on processes and threads; 0 or -1 for unlimited [default: 2048]
+    #[arg(
+        long,
+        visible_alias = "pids",
+        value_name = "N",
+        value_parser = pids,
+        allow_negative_numbers = true,
+        help_heading = "Limits"
+    )]
+    pids_limit: Option<u32>,
+    /// Disk limit for changes of the root and of live mounts
     #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Limits")]
     disk: Option<u64>,
-    /// Keep nothing of its root on this host's disk but the index
+    /// Size of /dev/shm [default: 64m]
+    #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Limits")]
+    shm_size: Option<u64>,
+    /// Add a Linux capability, or ALL. Can be repeated
+    #[arg(long, value_name = "CAPABILITY", help_heading = "Security")]
+    cap_add: Vec<String>,
+    /// Drop a Linux capability, or ALL. Can be repeated
+    #[arg(long, value_name = "CAPABILITY", help_heading = "Security")]
+    cap_drop: Vec<String>,
+    /// Security options: no-new-privileges, seccomp=unconfined, apparmor=PROFILE or
+    /// apparmor=unconfined. Can be repeated
+    #[arg(long, value_name = "OPTION", help_heading = "Security")]
+    security_opt: Vec<String>,
+    /// Cache only the index of the root on this host's disk
     #[arg(long)]
     no_cache: bool,
 }
 
 impl OptionArgs {
-    /// The image's program, or what is given instead.
+    /// Returns the first process: the image's, with the given entrypoint and command.
     pub(super) fn first(&self, command: &[String]) -> FirstProcess {
         let entrypoint = self
             .entrypoint
@@ -97,7 +129,7 @@ impl OptionArgs {
     }
 }
 
-/// The request for such a sandbox. It starts at once and stays.
+/// Builds the request to create a sandbox that starts at once and is kept. Callers may change both.
 pub(super) fn create_request(
     global: &Global,
     snapshot: &str,
@@ -127,9 +159,14 @@ pub(super) fn create_request(
             limits: Limits {
                 memory: args.memory,
                 cpus: args.cpus,
-                pids: args.pids,
+                pids: args.pids_limit,
                 disk: args.disk,
+                shm: args.shm_size,
             },
+            hosts: args.add_host.clone(),
+            dns: args.dns.clone(),
+            dns_search: args.dns_search.clone(),
+            security: security(args)?,
             root: if args.read_only { RootAccess::ReadOnly } else { RootAccess::Writable },
             labels,
             runtime: args.runtime.clone(),
@@ -143,15 +180,17 @@ pub(super) fn create_request(
     })
 }
 
-/// `NAME=VALUE` as it is; `NAME` with the value that it has here, if it has one.
+/// Expands `KEY` to `KEY=VALUE` from the environment. If unset here, `KEY` alone unsets the image's
+/// variable.
 pub(super) fn variables(given: &[String]) -> Vec<String> {
     let value = |name: &String| {
-        if name.contains('=') { Some(name.clone()) } else { crate::config::variable(name) }
+        let here = if name.contains('=') { None } else { crate::config::variable(name) };
+        here.unwrap_or_else(|| name.clone())
     };
-    given.iter().filter_map(value).collect()
+    given.iter().map(value).collect()
 }
 
-/// `KEY=VALUE`, or `KEY` with nothing.
+/// Splits `KEY=VALUE`; `KEY` alone has an empty value.
 pub(super) fn pair(text: &str) -> (String, String) {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
     (key.to_owned(), value.to_owned())
@@ -161,8 +200,7 @@ fn secret(text: &str) -> Result<Secret, CliError> {
     let wrong = |why: String| CliError::Usage(format!("--secret {text}: {why}"));
     let (name, file) =
         text.split_once('=').ok_or_else(|| wrong("it must be NAME=FILE".to_owned()))?;
-    let name: SecretName =
-        name.parse().map_err(|error: crate::sandbox::SandboxError| wrong(error.to_string()))?;
+    let name: SecretName = name.parse().map_err(|error: SandboxError| wrong(error.to_string()))?;
     let bytes = fs::read(PathBuf::from(file)).map_err(|error| wrong(error.to_string()))?;
     Ok(Secret { name, bytes })
 }
@@ -185,21 +223,68 @@ fn mount(global: &Global, text: &str, deadline_ms: u64) -> Result<MountInto, Cli
     })
 }
 
-/// `512`, `64K`, `512M`, `2G`: bytes, or units of 1024.
+fn host(text: &str) -> Result<HostEntry, String> {
+    text.parse().map_err(|error: SandboxError| error.to_string())
+}
+
+/// Converts `--cap-add`, `--cap-drop` and `--security-opt`, as in docker and podman.
+fn security(args: &OptionArgs) -> Result<Security, CliError> {
+    let mut security = Security {
+        cap_add: args.cap_add.clone(),
+        cap_drop: args.cap_drop.clone(),
+        ..Security::default()
+    };
+    for option in &args.security_opt {
+        let (key, value) = match option.split_once(['=', ':']) {
+            Some((key, value)) => (key, Some(value)),
+            None => (option.as_str(), None),
+        };
+        match (key, value) {
+            ("no-new-privileges", None | Some("true")) => security.privileges = Privileges::Fixed,
+            ("no-new-privileges", Some("false")) => security.privileges = Privileges::Gained,
+            ("seccomp", Some("unconfined")) => security.seccomp = Seccomp::Unconfined,
+            ("apparmor", Some(profile)) => security.apparmor = Some(profile.to_owned()),
+            _ => {
+                return Err(CliError::Usage(format!(
+                    "--security-opt {option}: it must be no-new-privileges, seccomp=unconfined or \
+                     apparmor=PROFILE"
+                )));
+            }
+        }
+    }
+    Ok(security)
+}
+
+/// Parses a limit of processes; 0 and -1 mean unlimited and return 0.
+fn pids(text: &str) -> Result<u32, String> {
+    match text.parse::<i64>() {
+        Ok(-1) => Ok(0),
+        Ok(number) => u32::try_from(number).map_err(|_| "must be a number, 0 or -1".to_owned()),
+        Err(_) => Err("must be a number, 0 or -1".to_owned()),
+    }
+}
+
+/// Parses a size in bytes or units of 1024, as docker does, e.g. `512`, `64K`, `512m`, `1.5g`.
 fn size(text: &str) -> Result<u64, String> {
     let wrong = || format!("'{text}' is no size such as 64K, 512M or 2G");
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let digits = text.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
     let (number, unit) = text.split_at_checked(digits).ok_or_else(wrong)?;
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    let unit: u64 = match unit.trim_end_matches(['i', 'B', 'b']).to_ascii_lowercase().as_str() {
-        "" => 1,
-        "k" => 1 << 10,
-        "m" => 1 << 20,
-        "g" => 1 << 30,
-        "t" => 1 << 40,
+    let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
+    let unit: u64 = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" | "kib" => 1 << 10,
+        "m" | "mb" | "mib" => 1 << 20,
+        "g" | "gb" | "gib" => 1 << 30,
+        "t" | "tb" | "tib" => 1 << 40,
         _ => return Err(wrong()),
     };
-    number.checked_mul(unit).ok_or_else(wrong)
+    let digits = u32::try_from(part.len()).ok().filter(|digits| (1..=6).contains(digits));
+    let scale = 10u64.pow(digits.ok_or_else(wrong)?);
+    let whole: u64 = whole.parse().map_err(|_| wrong())?;
+    let part: u64 = part.parse().map_err(|_| wrong())?;
+    // No overflow: below 10^6 × 2^40.
+    let part = part * unit / scale;
+    whole.checked_mul(unit).and_then(|bytes| bytes.checked_add(part)).ok_or_else(wrong)
 }
 
 #[cfg(test)]
@@ -208,13 +293,30 @@ mod tests {
 
     #[test]
     fn sizes_are_read_with_the_units_that_people_type() {
-        for (text, bytes) in
-            [("512", 512), ("64K", 64 << 10), ("512M", 512 << 20), ("2GiB", 2 << 30)]
-        {
+        for (text, bytes) in [
+            ("512", 512),
+            ("512b", 512),
+            ("64K", 64 << 10),
+            ("64m", 64 << 20),
+            ("512M", 512 << 20),
+            ("2GiB", 2 << 30),
+            ("1.5g", 3 << 29),
+            ("0.25k", 256),
+        ] {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
-        for text in ["", "M", "1.5G", "-1", "99999999999T", "1X"] {
+        for text in
+            ["", "M", ".", "1.", ".5g", "1.2.3m", "-1", "99999999999T", "1X", "1mib2", "1.5x"]
+        {
             assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_limit_of_processes_can_be_none() {
+        assert_eq!((pids("0"), pids("-1"), pids("100")), (Ok(0), Ok(0), Ok(100)));
+        for text in ["", "-2", "x", "5000000000"] {
+            assert!(pids(text).is_err(), "{text}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! `inlay snapshot`: of a directory of a sandbox, or of its whole root.
+//! `inlay snapshot` and `inlay sync`: takes snapshots of sandboxes, and waits until they are durable.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -6,6 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use inlay_base::duration;
+use inlay_mounts::PathText;
 use inlay_store::ids::Kind;
 
 use super::Global;
@@ -15,52 +17,57 @@ use super::inside::{Inside, Where};
 use super::output;
 use super::sandbox_options::pair;
 use crate::daemon::{
-    SNAPSHOTS, SYNC, SnapshotTaken, StoreRef, SyncAnswer, SyncRequest, TakeSnapshot, WaitFor,
+    ConflictingNames, SNAPSHOTS, SYNC, SnapshotTaken, StoreRef, SyncAnswer, SyncRequest,
+    TakeSnapshot, WaitFor,
 };
-use crate::duration;
-use crate::mount::PathText;
 
-/// What is mounted in every root by the runtime, of which nobody expects a snapshot.
+/// Mounts that the runtime creates in every root; not reported as left out.
 const RUNTIMES_OWN: [&str; 6] =
     ["/proc", "/dev", "/sys", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf"];
 
-/// How long the daemon is asked to wait before it is asked again.
+/// Timeout of one long poll of the daemon.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
-/// How long a snapshot may take.
+/// Timeout of taking a snapshot.
 pub(super) const LIMIT: Duration = Duration::from_mins(9);
 
 /// Take a snapshot of a directory of a sandbox, or of its whole root.
 ///
-/// The sandbox stands still for a moment while the changes are taken. Without a path, the snapshot is
-/// the root as a difference from its image, and can start new sandboxes.
+/// The sandbox is frozen briefly while the changes are captured. Without a path, takes a snapshot of
+/// the root, relative to its image; new sandboxes can be created from it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   inlay snapshot a:/project
   inlay snapshot a:/project --name project --exclude node_modules --exclude '*.log'
-  inlay snapshot a --name a-as-it-was")]
+  inlay snapshot a --name a-backup")]
 pub(super) struct SnapshotArgs {
-    /// The sandbox, and the directory as it sees it
+    /// Sandbox, and a directory inside the sandbox
     #[arg(value_name = "SANDBOX[:/PATH]")]
     place: OsString,
     #[command(flatten)]
-    kept: Kept,
+    kept: RetentionArgs,
 }
 
-/// Wait until snapshots that are sealed on this host are in their stores.
+/// Wait until sealed snapshots are in their stores.
 ///
-/// That is what 'inlay snapshot --wait sealed' leaves to be done. A host that is lost before takes them
-/// with it.
+/// 'inlay snapshot --wait sealed' returns before the snapshot is in the store; until then, it is lost
+/// if this host is lost. Retries all pending snapshots at once. Exits with 1, and lists the problems, if
+/// a snapshot is not in its store, an outbox is damaged, or a name was not moved because it had been
+/// moved elsewhere.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   inlay snapshot a:/project --wait sealed && inlay sync
-  inlay sync --time 5m")]
+  inlay sync --time 5m
+  inlay sync --leave-names                         leave names that were moved elsewhere")]
 pub(super) struct SyncArgs {
-    /// How long to wait
+    /// Maximum time to wait
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "10m")]
     time: Duration,
+    /// Leave names that could not be moved, and stop reporting them
+    #[arg(long)]
+    leave_names: bool,
 }
 
 pub(super) fn sync(global: &Global, args: &SyncArgs) -> Result<(), CliError> {
@@ -68,49 +75,94 @@ pub(super) fn sync(global: &Global, args: &SyncArgs) -> Result<(), CliError> {
     let progress = global.progress();
     progress.begin("waiting for the store", 0);
     let answer = loop {
-        let left = deadline.saturating_duration_since(Instant::now()).min(LOOK_AGAIN);
-        let deadline_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        let asked = Instant::now();
+        let left = deadline.saturating_duration_since(asked).min(LOOK_AGAIN);
+        // Rounded up, so that the last poll is not repeated until the deadline.
+        let deadline_ms = u64::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
         let answer: SyncAnswer = with_daemon(global, None, |client, _| {
-            Ok(client.post(SYNC, &SyncRequest { deadline_ms }, LOOK_AGAIN)?)
+            let names =
+                if args.leave_names { ConflictingNames::Leave } else { ConflictingNames::Report };
+            Ok(client.post(SYNC, &SyncRequest { deadline_ms, names }, LOOK_AGAIN)?)
         })?;
-        if answer.waiting == 0 || Instant::now() >= deadline {
+        let early = is_early(asked.elapsed(), left);
+        if answer.waiting == 0 || early || Instant::now() >= deadline {
             break answer;
         }
     };
     progress.finish();
-    if answer.waiting > 0 {
-        return Err(CliError::NotDurable { waiting: answer.waiting, limit: args.time });
+    output::print(global.format(), &answer, |out| report_sync(out, &answer))?;
+    let SyncAnswer { waiting, failing, damaged, name_conflicts } = &answer;
+    if *waiting == 0 && damaged.is_empty() && name_conflicts.is_empty() {
+        return Ok(());
     }
-    output::print(global.format(), &answer, |out| writeln!(out, "everything is in its store"))?;
+    let (waiting, failing) = (*waiting, failing.len());
+    let (damaged, names) = (damaged.len(), name_conflicts.len());
+    Err(CliError::NotInSync { waiting, failing, damaged, names })
+}
+
+/// Whether the daemon responded after `took`, before the `left` that it may wait: the remaining
+/// snapshots cannot be shipped. Allows for its clock; a shorter poll has less slack, so that polls
+/// near the deadline are not repeated without a pause.
+fn is_early(took: Duration, left: Duration) -> bool {
+    took + Duration::from_secs(1).min(left / 2) < left
+}
+
+/// Prints snapshots that are not in their stores, with reasons, and name conflicts.
+pub(super) fn report_sync(out: &mut dyn Write, answer: &SyncAnswer) -> io::Result<()> {
+    for one in &answer.failing {
+        let name = one.name.as_deref().map_or_else(String::new, |name| format!(" ({name})"));
+        let error = output::shown(one.error.as_bytes());
+        writeln!(out, "not shipped: {}{name}: {error}; attempts: {}", one.snapshot, one.attempts)?;
+    }
+    for one in &answer.damaged {
+        let path = one.path.to_path();
+        let path = output::shown(path.as_os_str().as_encoded_bytes());
+        writeln!(out, "damaged: {path}: {}; it stays there", output::shown(one.why.as_bytes()))?;
+    }
+    for one in &answer.name_conflicts {
+        let found = match one.stands_for {
+            Some(id) => format!("it was moved to {id} meanwhile"),
+            None => "it was removed meanwhile".to_owned(),
+        };
+        let (name, id) = (&one.name, one.snapshot);
+        writeln!(
+            out,
+            "name not moved: {name}: {found}; {id} is in the store, and `inlay tag {id} {name}` \
+             moves the name"
+        )?;
+    }
+    if answer.waiting == 0 && answer.damaged.is_empty() {
+        writeln!(out, "everything is in its store")?;
+    }
     Ok(())
 }
 
-/// What is kept of a snapshot, and for how long.
+/// Name, labels, lifetime and contents of a new snapshot.
 #[derive(Debug, Args)]
-pub(super) struct Kept {
-    /// A name that shall stand for the snapshot
+pub(super) struct RetentionArgs {
+    /// Assign a name to the snapshot
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// A remark. Can be repeated
+    /// Set a label (KEY=VALUE). Can be repeated
     #[arg(long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
-    /// How long it is kept after its last use, such as 72h [default: by its kind]
+    /// Time to live after the last use, e.g. 72h [default: by kind of snapshot]
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     ttl: Option<Duration>,
-    /// Leave out what matches, in the words of gitignore. Can be repeated
+    /// Exclude files that match a gitignore pattern. Can be repeated
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
-    /// When it counts as done
-    #[arg(long, value_enum, default_value_t, value_name = "WHEN")]
+    /// State of the snapshot to wait for
+    #[arg(long, value_enum, default_value_t, value_name = "STATE")]
     wait: WaitFor,
-    /// What it comes from: name or id, or 'none' [default: the last snapshot of the same directory,
-    /// or what is mounted there]
+    /// Name or id of the parent snapshot; 'none' for none [default: the last snapshot of the same
+    /// directory, or the snapshot mounted there]
     #[arg(long, value_name = "SNAPSHOT")]
     parent: Option<String>,
 }
 
-/// What is asked for, but for the sandbox and the path.
-pub(super) fn request(global: &Global, kept: &Kept) -> Result<TakeSnapshot, CliError> {
+/// Builds the request, without the sandbox and the path.
+pub(super) fn request(global: &Global, kept: &RetentionArgs) -> Result<TakeSnapshot, CliError> {
     let store = match &global.store {
         Some(_) => Some::<StoreRef>(global.store_ref()?),
         None => None,
@@ -146,11 +198,23 @@ pub(super) fn snapshot(global: &Global, args: &SnapshotArgs) -> Result<(), CliEr
         with_daemon(global, None, |client, _| Ok(client.post(SNAPSHOTS, &request, LIMIT)?));
     progress.finish();
     let taken = taken?;
-    output::print(global.format(), &taken, |out| report(out, &taken))?;
+    output::print(global.format(), &taken, |out| {
+        report(out, &taken)?;
+        match (args.kept.ttl.map(|ttl| ttl.as_secs()), taken.record.ttl_s) {
+            (Some(wanted), kept) if kept != Some(wanted) => {
+                let kept = kept.map_or_else(
+                    || "as long as its kind is by default".to_owned(),
+                    |kept| duration::format(Duration::from_secs(kept)),
+                );
+                writeln!(out, "kept for {kept}: a time to live is only extended")
+            }
+            _ => Ok(()),
+        }
+    })?;
     Ok(())
 }
 
-/// Says what was taken: the id on a line of its own, then what there is to know.
+/// Prints the snapshot: the id on the first line, then details.
 pub(super) fn report(out: &mut dyn Write, taken: &SnapshotTaken) -> io::Result<()> {
     let record = &taken.record;
     writeln!(out, "{}", record.id)?;
@@ -183,5 +247,23 @@ pub(super) fn report(out: &mut dyn Write, taken: &SnapshotTaken) -> io::Result<(
     match taken.left_out_more {
         0 => Ok(()),
         more => writeln!(out, "left out: {more} more that match excluded patterns"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_early_response_ends_the_wait_at_any_distance_from_the_deadline() {
+        let ms = Duration::from_millis;
+        for left in [1, 10, 900, 1500, 30_000].map(ms) {
+            assert!(is_early(ms(0), left), "{left:?}");
+            assert!(!is_early(left, left), "{left:?}");
+            assert!(!is_early(left * 9 / 10, left) || left > ms(10_000), "{left:?}");
+        }
+        assert!(!is_early(ms(29_500), LOOK_AGAIN));
+        assert!(is_early(ms(28_000), LOOK_AGAIN));
+        assert!(!is_early(ms(0), ms(0)));
     }
 }

@@ -1,4 +1,4 @@
-//! This command's terminal: its size, and its keys as they are typed.
+//! Size and raw mode of this command's terminal.
 
 use std::io::{IsTerminal, stdin};
 
@@ -6,26 +6,25 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetat
 
 use super::error::CliError;
 
-/// How many lines and columns a terminal has.
+/// Size of a terminal in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Size {
     pub(super) rows: u16,
     pub(super) columns: u16,
 }
 
-/// Whether keys come from a terminal.
+/// Whether standard input is a terminal.
 pub(super) fn is_there() -> bool {
     stdin().is_terminal()
 }
 
-/// Its size now, if there is one.
+/// Returns the size of the terminal; `None` without a terminal.
 pub(super) fn size() -> Option<Size> {
     let size = tcgetwinsize(stdin()).ok()?;
     Some(Size { rows: size.ws_row, columns: size.ws_col })
 }
 
-/// The terminal passes every key on, without waiting for a line and without acting on any, until this
-/// is dropped.
+/// Raw mode of the terminal: no line buffering, echo or signal keys. Restored on drop.
 pub(super) struct Raw(Termios);
 
 impl Raw {
@@ -40,7 +39,7 @@ impl Raw {
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        // Nothing helps if it fails: the terminal is gone.
+        // Best effort: on failure the terminal is gone.
         let _ = tcsetattr(stdin(), OptionalActions::Flush, &self.0);
     }
 }

@@ -1,45 +1,48 @@
-//! `inlay verify`: every byte of a snapshot, as the store has it.
+//! `inlay verify`: verifies all objects of a snapshot in the store.
 
 use clap::Args;
+use inlay_snapshots::{resolve, verify as verify_snapshot};
 use serde::Serialize;
 
 use super::Global;
 use super::error::CliError;
 use super::output;
-use crate::snapshots::{resolve, verify as verify_snapshot};
 
-/// Check every byte of a snapshot in the store.
+/// Verify every byte of a snapshot in the store.
 ///
-/// That is the index, every group and every table of chunks. Reads everything from the store, nothing from the cache. Exits with 1 if anything is missing or
-/// damaged, and names it.
+/// Verifies the record, the index, all groups and all chunk tables. Reads everything from the store and
+/// nothing from the cache. Lists missing and damaged objects, and exits with 1 if there are any. 'inlay
+/// import --repair' with the same source rewrites damaged objects.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   inlay verify base
   inlay verify --json img-3f9c")]
 pub(super) struct VerifyArgs {
-    /// Name or id
+    /// Name or id of the snapshot
     snapshot: String,
 }
 
 #[derive(Serialize)]
-struct Answer {
+struct VerifyAnswer {
     id: String,
     #[serde(flatten)]
     report: verify_snapshot::Report,
 }
 
 pub(super) fn verify(global: &Global, args: &VerifyArgs) -> Result<(), CliError> {
-    let host = global.host()?;
+    let host = global.host_of_store()?;
     let id = host.wait(resolve(host.remote(), &args.snapshot))?;
     let progress = global.progress();
     let report = verify_snapshot::verify(&host, id, &mut |step| match step {
         verify_snapshot::Step::Expect(bytes) => progress.begin("verifying", bytes),
-        verify_snapshot::Step::Done(bytes) => crate::import::Progress::advance(&progress, 1, bytes),
+        verify_snapshot::Step::Done(bytes) => {
+            inlay_images::import::Progress::advance(&progress, 1, bytes);
+        }
     })?;
     progress.finish();
     let damage = report.damage.len() as u64 + report.damage_left_out;
-    let answer = Answer { id: id.to_string(), report };
+    let answer = VerifyAnswer { id: id.to_string(), report };
     output::print(global.format(), &answer, |out| {
         for line in &answer.report.damage {
             writeln!(out, "{line}")?;
@@ -56,8 +59,8 @@ pub(super) fn verify(global: &Global, args: &VerifyArgs) -> Result<(), CliError>
     })?;
     if damage > 0 {
         return Err(CliError::Damaged(format!(
-            "{id}: damaged or missing: {damage}; restore it from another copy of the store, or import \
-             the source again"
+            "{id}: damaged or missing: {damage}; import its source again with 'inlay import --repair', \
+             or restore these objects from another copy of the store"
         )));
     }
     Ok(())

@@ -1,6 +1,6 @@
-//! What the daemon and its clients say to each other: JSON over HTTP/1.1 on a unix socket.
+//! Wire types of the daemon's HTTP API: JSON over HTTP/1.1 on a unix socket.
 //!
-//! Paths begin with the version. Within one version, fields are only added.
+//! Paths begin with the API version. Within one version, fields are only ever added.
 
 pub(super) mod sandboxes;
 pub(super) mod traces;
@@ -15,46 +15,57 @@ use utoipa::ToSchema;
 pub use sandboxes::*;
 pub use traces::*;
 
-use super::attached::Part;
-use crate::mount::{Changes, MountRecord, Owner, PathText, ProcessId, Umount, WantedView};
+use inlay_mounts::{
+    Changes, MountFlags, MountRecord, Owner, Owners, PathText, ProcessId, Umount,
+    View as MountView, WantedView,
+};
 
-/// How the daemon is.
+use super::attached::Part;
+
+/// Status of the daemon.
 pub const STATUS: &str = "/v1/status";
-/// The mounts: list, create, delete.
+/// Mounts: list, create, delete.
 pub const MOUNTS: &str = "/v1/mounts";
-/// Waits until a mount is gone.
+/// Blocks until a mount is gone.
 pub const GONE: &str = "/v1/mounts/gone";
-/// The attached snapshots.
+/// Attached snapshots.
 pub const ATTACHED: &str = "/v1/attached";
-/// What is loaded ahead of readers.
+/// Progress of prefetching.
 pub const PREFETCH: &str = "/v1/prefetch";
-/// The description of all of it.
+/// OpenAPI description of this API.
 pub const OPENAPI: &str = "/v1/openapi.json";
-/// Ends the daemon.
+/// Stops the daemon.
 pub const STOP: &str = "/v1/stop";
 
-/// The header that names a request to change something: the same key asks for the same thing.
+/// Header with the idempotency key of a mutating request: a retry with the same key is answered
+/// from the first execution.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
-/// The header of an answer that was given before.
+/// Header that marks a replayed answer.
 pub const IDEMPOTENCY_REPLAYED: &str = "idempotency-replayed";
-/// The header that says how long the caller waits: `500ms`, `5s`, `2m`.
+/// Header with the caller's deadline: `500ms`, `5s`, `2m`.
 pub const DEADLINE: &str = "inlay-deadline";
 
-/// The longest body of a request, in bytes.
+/// Header of a stream's answer: the bytes of stdin that may be in flight.
+pub const STDIN_WINDOW: &str = "inlay-stdin-window";
+
+/// Maximum length of a request body, in bytes.
 pub const REQUEST_LEN_MAX: usize = 4 << 20;
-/// The longest body of an answer, in bytes.
+/// Maximum length of a request body with a command line, in bytes: JSON may need six bytes for each
+/// byte of the 2 MiB that the kernel allows.
+pub const COMMAND_REQUEST_LEN_MAX: usize = 16 << 20;
+/// Maximum length of an answer body, in bytes.
 pub const ANSWER_LEN_MAX: usize = 64 << 20;
 
-/// A store, as the command line names it.
+/// A store.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct StoreRef {
-    /// Its URL; without one, the store inside the daemon's state.
+    /// URL of the store. Defaults to the store inside the daemon's state directory.
     pub url: Option<String>,
-    /// Whether plain HTTP may go to other machines.
+    /// Allow plain HTTP to hosts other than the loopback.
     pub plain_http: bool,
 }
 
-/// Whether a snapshot's contents are kept on this host's disk.
+/// Whether a snapshot's contents are cached on this host's disk.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
 )]
@@ -62,11 +73,11 @@ pub struct StoreRef {
 pub enum CacheUse {
     /// In the host's cache.
     Kept,
-    /// Nowhere but in memory.
+    /// Not on disk; in memory only.
     None,
 }
 
-/// How much of a snapshot is loaded ahead of its readers.
+/// How much of a snapshot is prefetched.
 #[derive(
     Debug,
     Clone,
@@ -82,16 +93,17 @@ pub enum CacheUse {
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Prefetch {
-    /// Nothing: only what is read is fetched
+    /// Nothing: fetch on demand only
     Off,
-    /// What earlier starts have read, or what is likely, and what lies beside what is read
+    /// Data that earlier starts have read, or a guess, and the neighbours of each read
     Profile,
-    /// Everything, the likely first, as far as the cache has room
+    /// Everything, likely groups first, as far as the cache has room
     #[default]
     All,
 }
 
-/// Whether what is read first is remembered in the store for the next start.
+/// Whether the reads of this start are recorded in the store's profile, which later starts prefetch
+/// by.
 #[derive(
     Debug,
     Clone,
@@ -107,305 +119,400 @@ pub enum Prefetch {
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum RecordProfile {
-    /// It is
+    /// Record them
     #[default]
     On,
-    /// It is not
+    /// Do not record them
     Off,
 }
 
-/// How a snapshot is loaded ahead of its readers.
+/// How a snapshot is prefetched.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct LoadOptions {
-    /// How much.
+    /// How much is prefetched.
     #[serde(default)]
     pub prefetch: Prefetch,
-    /// Whose profile is used and learned: of all starts together, if there is no label.
+    /// Label of the profile that is used and updated. Defaults to the profile of all starts.
     #[serde(default)]
     #[schema(value_type = String)]
     pub label: ProfileLabel,
-    /// Whether it is learned.
+    /// Whether the profile is updated.
     #[serde(default)]
     pub record: RecordProfile,
-    /// Paths in the snapshot that come before everything else, with all that is below them.
+    /// Paths in the snapshot to fetch before everything else, each with the tree below it.
     #[serde(default)]
     pub first: Vec<PathText>,
 }
 
-/// Mount a snapshot.
+/// Mounts a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MountRequest {
-    /// Name or id.
+    /// Name or id of the snapshot.
     pub snapshot: String,
-    /// Where it is stored.
+    /// The store that holds it.
     pub store: StoreRef,
-    /// Where its contents are kept.
+    /// Whether its contents are cached on disk.
     pub cache: CacheUse,
-    /// An absolute path, as the caller sees it.
+    /// Absolute path of the mount point, as the caller sees it.
     pub mountpoint: PathText,
-    /// Mount for this process of the host instead of the caller: where it sees the path, which is made
-    /// if it is missing.
+    /// Mount for this process of the host instead of the caller: the path is resolved in its mount
+    /// namespace and created if it is missing.
     #[serde(default)]
     pub pid: Option<u32>,
-    /// How it is to be shown.
+    /// Read-only, or writable with changes kept on this host.
     pub view: WantedView,
-    /// Whose the snapshot's root directory, and all that has the same owner, is to be; not given:
-    /// as in the snapshot.
+    /// New owner of the snapshot's root directory and of every file with the same owner. Other
+    /// users and groups keep their files. Defaults to the owners in the snapshot.
     #[serde(default)]
     pub chown: Option<Owner>,
-    /// How it is loaded ahead. Of a snapshot that is mounted already, the first mount's counts.
+    /// Restrictions on the mount, regardless of file modes: `nosuid`, `nodev`, `noexec`.
+    #[serde(default)]
+    pub flags: MountFlags,
+    /// What issued the request.
+    #[serde(default)]
+    pub origin: MountOrigin,
+    /// How the snapshot is prefetched. If it is already attached, the options of its first mount
+    /// apply.
     #[serde(default)]
     pub load: LoadOptions,
-    /// How long the caller waits, in milliseconds.
+    /// Deadline in milliseconds.
     pub deadline_ms: u64,
 }
 
-/// A mount, as users see it.
+/// What issued a mount request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MountOrigin {
+    /// A command or a program.
+    #[default]
+    Command,
+    /// mount(8), usually for a line of fstab. Unless `pid` is given, the mount point is the
+    /// caller's working directory. An identical mount that exists already is returned instead of an
+    /// error. If the store fails to resolve a name within 2 seconds, the name resolves to the
+    /// snapshot it last stood for on this host.
+    MountTable,
+}
+
+/// A mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MountShown {
-    /// What is recorded.
+    /// The mount point: absolute, without symbolic links.
+    pub mountpoint: PathText,
+    /// The mounted snapshot.
+    #[schema(value_type = String)]
+    pub snapshot: SnapshotId,
+    /// Read-only, or writable and where the changes are.
     #[serde(flatten)]
-    pub record: MountRecord,
-    /// The name of the sandbox that it belongs to, if it is one's.
+    pub view: MountView,
+    /// The kernel's unique id of the mount.
+    pub mount: u64,
+    /// Users and groups of the snapshot that the mount shows as others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owners: Option<Owners>,
+    /// What the mount denies, whatever the modes of its files.
+    #[serde(default, skip_serializing_if = "MountFlags::is_empty")]
+    pub flags: MountFlags,
+    /// The id of the sandbox that the mount belongs to and ends with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox_id: Option<String>,
+    /// The name of that sandbox.
     #[serde(default)]
     pub sandbox: Option<String>,
-    /// The daemon.
+    /// A process that sees the mount, if it is in another mount namespace than the daemon and no
+    /// sandbox's: two containers may each have a mount at the same path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inside: Option<InsideShown>,
+    /// The daemon's process; null if none runs.
     pub server: Option<ProcessId>,
-    /// Whether it answers.
+    /// Whether the mount is served.
     pub served: bool,
 }
 
-/// Unmount.
+impl MountShown {
+    /// The mount of a record, not served.
+    pub(crate) fn of(record: MountRecord) -> Self {
+        Self {
+            mount: record.seen.number(),
+            mountpoint: record.mountpoint,
+            snapshot: record.snapshot,
+            view: record.view,
+            owners: record.owners,
+            flags: record.flags,
+            sandbox_id: record.owner,
+            sandbox: None,
+            inside: None,
+            server: None,
+            served: false,
+        }
+    }
+}
+
+/// The mount namespace of a mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct InsideShown {
+    /// A process in it; pass it as `--pid` to `inlay umount`.
+    pub pid: u32,
+    /// Name of the process.
+    pub name: String,
+    /// Id of its container, if the path of its cgroup contains one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+}
+
+/// Unmounts a mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UmountRequest {
-    /// An absolute path, as the caller sees it.
+    /// Absolute path of the mount point, as the caller sees it.
     pub mountpoint: PathText,
-    /// The process of the host that sees the path, instead of the caller.
+    /// Process of the host in whose mount namespace the path is resolved. Defaults to the caller.
     #[serde(default)]
     pub pid: Option<u32>,
-    /// What to do if it is in use.
+    /// What to do if the mount is in use.
     pub how: Umount,
-    /// What becomes of kept changes.
+    /// What to do with kept changes.
     pub changes: Changes,
 }
 
-/// What was unmounted.
+/// An ended mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UmountAnswer {
-    /// What it was.
+    /// Its mount point.
+    pub mountpoint: PathText,
+    /// Its snapshot.
+    #[schema(value_type = String)]
+    pub snapshot: SnapshotId,
+    /// Read-only, or writable and where the changes are.
     #[serde(flatten)]
-    pub record: MountRecord,
-    /// Whether its changes are still written to by somebody.
+    pub view: MountView,
+    /// Whether processes can still write its changes.
     pub in_use: bool,
-    /// Whether they were thrown away.
+    /// Whether its changes were discarded.
     pub discarded: bool,
 }
 
-/// Wait until a mount is gone.
+/// Waits until a mount is gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GoneRequest {
-    /// The kernel's number of the mount, as its record has it.
+    /// The kernel's unique id of the mount, from its record.
     pub mount: u64,
-    /// How long the caller waits, in milliseconds; at most a minute counts.
+    /// Deadline in milliseconds; capped at one minute.
     pub deadline_ms: u64,
 }
 
-/// Whether it is.
+/// Result of waiting for a mount to go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct GoneAnswer {
-    /// Nothing is mounted there any more.
+    /// Whether the mount is gone; false if the deadline passed first.
     pub gone: bool,
 }
 
-/// How the daemon is.
+/// Status of the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StatusAnswer {
-    /// The program's version.
+    /// Version of the program.
     pub version: String,
-    /// The daemon.
+    /// The daemon's process.
     pub server: ProcessId,
-    /// The keeper's process.
+    /// Process id of the keeper.
     pub keeper: Option<u32>,
-    /// The keeper's life.
+    /// Id of the keeper's session, which outlives this daemon.
     pub session: String,
     /// The state directory.
     pub state: PathText,
-    /// How many mounts there are.
+    /// Number of mounts.
     pub mounts: usize,
-    /// How many snapshots are attached, those too that only their last users still see.
+    /// Number of attached snapshots, including those already detached that are still in use.
     pub attached: usize,
-    /// How many snapshots are sealed on this host and not in their stores yet.
+    /// Number of snapshots sealed on this host and not yet in their stores.
     #[serde(default)]
     pub sealed: usize,
-    /// The limit of the cache: a size in bytes, a share of the disk, or `auto`.
+    /// Failures and damage among those snapshots.
+    #[serde(default)]
+    pub outbox: SyncAnswer,
+    /// Limit of the cache: a size in bytes, a share of the disk, or `auto`.
     pub cache_size: Option<String>,
-    /// After how many milliseconds without a mount it ends; never if there is no number.
+    /// Milliseconds without a mount after which the daemon exits. Absent: never.
     pub idle_exit_ms: Option<u64>,
-    /// Identifies the variables that speak to stores, without telling them.
+    /// Fingerprint of the environment variables that configure stores; does not reveal them.
     pub environment: Fingerprint,
+    /// Damaged records of mounts and attached snapshots. They are left in place.
+    #[serde(default)]
+    pub damaged: Vec<DamagedRecord>,
 }
 
-/// A keyed digest of what must not be told.
+/// A damaged record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DamagedRecord {
+    /// Which record is damaged, and how.
+    pub why: String,
+}
+
+/// A keyed digest of secret values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Fingerprint {
-    /// The key, in hexadecimal digits; another one for each daemon.
+    /// The key, in hexadecimal; a new one for each daemon.
     pub key: String,
     /// The digest under that key.
     pub digest: String,
 }
 
-/// A snapshot that is attached.
+/// An attached snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AttachedShown {
     /// Its slot below the host's FUSE mount.
     pub slot: u32,
-    /// Which.
+    /// The snapshot.
     #[schema(value_type = String)]
     pub snapshot: SnapshotId,
-    /// Where it is stored.
+    /// The store that holds it.
     pub store: StoreRef,
-    /// Where its contents are kept.
+    /// Whether its contents are cached on disk.
     pub cache: CacheUse,
-    /// How much of it is shown there.
+    /// Which part of it the slot shows.
     pub part: Part,
-    /// Whether it is out of sight and served to its last users only.
+    /// Owner shown for its root directory and for every file with the same owner. Defaults to the
+    /// owner in the snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chown: Option<Owner>,
+    /// Whether it is detached and served only to files that are still open.
     pub ending: bool,
 }
 
-/// What is loaded ahead of readers.
+/// Progress of prefetching.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PrefetchAnswer {
-    /// The stores in use.
+    /// Stores in use.
     pub stores: Vec<StoreShown>,
-    /// The snapshots.
+    /// Attached snapshots.
     pub snapshots: Vec<LoadingShown>,
 }
 
-/// What is known of the way to a store.
+/// State of the link to a store.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StoreShown {
-    /// Which.
+    /// The store.
     pub store: StoreRef,
-    /// The least time to the first byte of an answer of the last seconds, in milliseconds.
+    /// Lowest time to first byte of recent seconds, in milliseconds.
     pub round_trip_ms: Option<f64>,
-    /// The greatest rate of the last seconds, in bytes a second.
+    /// Highest throughput of recent seconds, in bytes per second.
     pub rate: Option<f64>,
-    /// Which part of the link prefetching takes: 1, unless readers had to wait for it.
+    /// Share of the link that prefetching may use: 1 unless it delayed readers.
     pub share: f64,
     /// Requests so far, by class.
     pub requests: BTreeMap<String, u64>,
-    /// Bytes so far, by class.
+    /// Bytes fetched so far, by class.
     pub bytes: BTreeMap<String, u64>,
-    /// Groups that wait for their turn now, by class.
+    /// Groups queued now, by class.
     pub queued: BTreeMap<String, u64>,
-    /// Readers that wait now.
+    /// Readers waiting now.
     pub readers_waiting: u64,
 }
 
-/// How far the loading of one snapshot is.
+/// Prefetch progress of one snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LoadingShown {
-    /// Which.
+    /// The snapshot.
     #[schema(value_type = String)]
     pub snapshot: SnapshotId,
-    /// Where it is stored.
+    /// The store that holds it.
     pub store: StoreRef,
-    /// How it is loaded.
+    /// How it is prefetched.
     pub load: LoadOptions,
-    /// How many runs the profile has that is used; none if there is no profile.
+    /// Number of runs merged into the profile in use. Absent if there is no profile.
     pub profile_runs: Option<u32>,
     /// Whether this start is being recorded.
     pub recording: bool,
-    /// What it is doing: `off`, `preparing`, `first`, `rest`, `resting`, `done`.
+    /// Phase: `off`, `preparing`, `first`, `rest`, `resting`, `done`.
     pub phase: String,
     /// Groups of the snapshot.
     pub groups: u32,
-    /// Groups that were looked at: found on this host, fetched, on their way or given up.
+    /// Groups considered so far: cached, fetched, in flight or given up.
     pub looked: u32,
-    /// Of these, what this host had already.
+    /// Of these, groups that were already cached on this host.
     pub here: u32,
-    /// Groups fetched ahead of readers.
+    /// Groups prefetched.
     pub fetched: u32,
-    /// Their stored bytes.
+    /// Stored bytes of the prefetched groups.
     pub fetched_bytes: u64,
-    /// Of these, what readers have read since.
+    /// Of these, bytes that readers have used since.
     pub used_bytes: u64,
-    /// Groups that could not be had.
+    /// Groups that could not be fetched.
     pub given_up: u32,
     /// Groups that readers have touched.
     pub touched: u64,
 }
 
-/// What to do about mounts when the daemon is told to end.
+/// What to do about mounts when the daemon is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum IfMounted {
     /// Refuse, and list them.
     Refuse,
-    /// Unmount them, those in use lazily.
+    /// Unmount them; those in use, lazily.
     Unmount,
 }
 
-/// End.
+/// Stops the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StopRequest {
     /// What to do about mounts.
     pub if_mounted: IfMounted,
 }
 
-/// It will end.
+/// The daemon is stopping.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StopAnswer {
-    /// The daemon.
+    /// The daemon's process.
     pub server: ProcessId,
-    /// What was unmounted.
+    /// Mount points that were unmounted.
     pub unmounted: Vec<PathText>,
 }
 
-/// What went wrong.
+/// An error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorAnswer {
-    /// Which of the cases that callers tell apart.
+    /// Category of the error, for programs.
     pub kind: ErrorKind,
-    /// What happened, to what.
+    /// What failed, and on what.
     pub error: String,
-    /// What to do.
+    /// What to do about it.
     pub hint: Option<String>,
-    /// Of a program that can't be run in a sandbox: the exit code that a shell has for that, 127 if
-    /// there is no such program, else 126.
+    /// If a program can't be run in a sandbox, the exit code that a shell would return: 127 if the
+    /// program does not exist, 126 otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<u8>,
 }
 
-/// The cases that callers tell apart.
+/// Error categories that callers may distinguish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ErrorKind {
-    /// The request makes no sense.
+    /// The request is invalid.
     Request,
-    /// There is no such thing.
+    /// The object does not exist.
     NotFound,
-    /// Nothing is mounted there.
+    /// Nothing is mounted at the path.
     NotMounted,
-    /// It is in use, or there is one already.
+    /// The object is in use or exists already.
     Conflict,
-    /// It took longer than the caller waits.
+    /// The caller's deadline passed.
     Deadline,
-    /// The daemon is about to end: ask the next one.
+    /// The daemon is stopping; retry with its successor.
     Ending,
-    /// Too many requests at once.
+    /// Too many requests or other work in flight; retry later.
     Busy,
-    /// The key was used for another request.
+    /// The idempotency key was used for a different request.
     KeyReused,
-    /// Everything else.
+    /// Any other failure.
     Failed,
-    /// A case that a newer daemon tells apart.
+    /// A category added by a newer daemon.
     #[serde(other)]
     Unknown,
 }
 
 impl ErrorAnswer {
-    /// Messages of this program say what happened and, after a semicolon, what to do.
+    /// Splits `message` into error and hint: messages of this program say what happened and, after
+    /// a semicolon, what to do.
     pub fn new(kind: ErrorKind, message: &str) -> Self {
         let (error, hint) = match message.split_once("; ") {
             Some((error, hint)) => (error, Some(hint.to_owned())),

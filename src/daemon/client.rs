@@ -1,4 +1,4 @@
-//! A conversation with the daemon: one connection and one answer for each request.
+//! Client of the daemon's API: one connection per request.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use inlay_base::sockets;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -21,16 +22,15 @@ use super::api::{self, ErrorAnswer, ErrorKind, StatusAnswer};
 use super::environment;
 use super::error::DaemonError;
 use super::paths::Paths;
-use crate::sockets;
 
-/// How much longer than the daemon may take its client waits for the answer.
+/// Added to a request's deadline: how much longer than the daemon may take its client waits.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
-/// How often a daemon whose connection breaks is asked how it is, and the pause in between.
+/// Retries and interval of a status request whose connection broke.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Talks to the daemon of one state directory.
+/// Client of the daemon of one state directory.
 #[derive(Debug)]
 pub struct Client {
     socket: PathBuf,
@@ -38,7 +38,7 @@ pub struct Client {
     keys: Keys,
 }
 
-/// Keys for the requests of one command, which ask for the same when the command is tried again.
+/// Generates the idempotency keys of one command. A retry of the command generates the same keys.
 #[derive(Debug, Clone)]
 pub struct Keys {
     seed: String,
@@ -46,7 +46,7 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// New ones.
+    /// Creates keys from a random seed.
     pub fn new() -> Result<Self, DaemonError> {
         let mut seed = [0; 16];
         let source = std::path::Path::new("/dev/urandom");
@@ -64,7 +64,7 @@ impl Keys {
 }
 
 impl Client {
-    /// For the daemon at `paths`, whether it is there or not.
+    /// Creates a client of the daemon at `paths`, which need not run.
     pub fn new(paths: &Paths) -> Result<Self, DaemonError> {
         let socket = paths.socket();
         let runtime = Builder::new_current_thread().enable_all().build();
@@ -72,21 +72,21 @@ impl Client {
         Ok(Self { socket, runtime, keys: Keys::new()? })
     }
 
-    /// With the keys of a command that is tried again, from the first on.
+    /// Uses the keys of a command that is being retried, starting over from the first.
     #[must_use]
     pub fn with_keys(mut self, keys: &Keys) -> Self {
         self.keys = Keys { seed: keys.seed.clone(), next: Cell::new(0) };
         self
     }
 
-    /// How the daemon is; `None` if there is none.
+    /// Returns the daemon's status; `None` if none runs.
     pub fn status(&self) -> Result<Option<StatusAnswer>, DaemonError> {
         let mut tries = TRIES;
         loop {
             match self.get(api::STATUS) {
                 Ok(status) => return Ok(Some(status)),
                 Err(DaemonError::NotRunning(_)) => return Ok(None),
-                // The socket of a daemon that was ending when it was connected to.
+                // The socket of a daemon that was stopping when the client connected.
                 Err(DaemonError::Conversation(_)) if tries > 0 => {
                     tries -= 1;
                     std::thread::sleep(PAUSE);
@@ -96,12 +96,12 @@ impl Client {
         }
     }
 
-    /// Reads something.
+    /// Sends a GET request.
     pub fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, DaemonError> {
         self.wait(self.ask(Method::GET, path, &(), Duration::ZERO))
     }
 
-    /// Asks for something that takes at most `limit`.
+    /// Sends a POST request with an idempotency key and the deadline `limit`.
     pub fn post<A: DeserializeOwned>(
         &self,
         path: &str,
@@ -111,7 +111,7 @@ impl Client {
         self.wait(self.ask(Method::POST, path, body, limit))
     }
 
-    /// Asks for the end of something, which takes at most `limit`.
+    /// Sends a DELETE request with an idempotency key and the deadline `limit`.
     pub fn delete<A: DeserializeOwned>(
         &self,
         path: &str,
@@ -121,7 +121,7 @@ impl Client {
         self.wait(self.ask(Method::DELETE, path, body, limit))
     }
 
-    /// Reads the numbers for Prometheus, as text. To be waited for with [`Client::wait`].
+    /// Fetches the metrics in the Prometheus text format. Await it with [`Client::wait`].
     pub async fn metrics(&self) -> Result<String, DaemonError> {
         let asked = self.answer(Method::GET, super::metrics::PATH, Bytes::new(), None);
         let asked = timeout(ANSWER_WITHIN, asked).await;
@@ -133,13 +133,13 @@ impl Client {
         text.map_err(|error| DaemonError::Conversation(error.to_string()))
     }
 
-    /// Waits for `future` on this thread.
+    /// Blocks this thread on `future`.
     pub fn wait<F: Future>(&self, future: F) -> F::Output {
         self.runtime.block_on(future)
     }
 
-    /// Asks for something that takes at most `limit`. Dropped before the answer, the daemon undoes
-    /// it. To be waited for with [`Client::wait`].
+    /// Sends a request with the deadline `limit`. If the future is dropped before the answer, the
+    /// daemon undoes the request. Await it with [`Client::wait`].
     pub async fn ask<A: DeserializeOwned>(
         &self,
         method: Method,
@@ -151,7 +151,8 @@ impl Client {
         self.ask_with(method, path, body, key.as_deref(), limit).await
     }
 
-    /// Asks how something is, with a body, each time anew.
+    /// Sends a POST request that only reads, without an idempotency key, so that no answer is
+    /// replayed.
     pub async fn look<A: DeserializeOwned>(
         &self,
         path: &str,
@@ -186,7 +187,7 @@ impl Client {
         understand(status, &body)
     }
 
-    /// The answer as it comes.
+    /// Sends a request and returns the raw answer.
     async fn answer(
         &self,
         method: Method,
@@ -225,7 +226,7 @@ impl Client {
         }
     }
 
-    /// A connection to the daemon. To be called within [`Client::wait`].
+    /// Connects to the daemon. Must be called within [`Client::wait`].
     pub(super) fn connect(&self) -> Result<UnixStream, DaemonError> {
         let stream = sockets::connect(&self.socket).and_then(|stream| {
             stream.set_nonblocking(true)?;
@@ -244,7 +245,7 @@ impl Client {
     }
 }
 
-/// Whether this process has the variables for stores that the daemon has.
+/// Returns whether this process has the daemon's store variables.
 pub fn has_environment_of(status: &StatusAnswer) -> bool {
     environment::is_ours(&status.environment)
 }
@@ -257,7 +258,7 @@ fn understand<A: DeserializeOwned>(status: StatusCode, body: &[u8]) -> Result<A,
     Err(refusal(status, body))
 }
 
-/// What an answer that says no means.
+/// Converts an error answer to an error.
 pub(super) fn refusal(status: StatusCode, body: &[u8]) -> DaemonError {
     let answer = serde_json::from_slice(body).unwrap_or_else(|_| {
         let text = String::from_utf8_lossy(body);

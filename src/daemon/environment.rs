@@ -1,20 +1,19 @@
-//! Compares the variables that speak to stores between a daemon and its clients, without telling them
-//! to anybody.
+//! Compares the store variables in the environments of daemon and client, without revealing them.
 
 use super::api::Fingerprint;
 use crate::config;
 
 const KEY_LEN: usize = 32;
 
-/// The fingerprint of this process's variables under a new key.
+/// Returns the fingerprint of this process's store variables under a fresh random key.
 pub(super) fn fingerprint() -> std::io::Result<Fingerprint> {
     let mut key = [0; KEY_LEN];
     std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut key)?;
     Ok(Fingerprint { key: hex::encode(key), digest: digest(&key, &config::store_variables()) })
 }
 
-/// Whether this process has the variables that `theirs` was made of. A fingerprint that makes no
-/// sense counts as the same: it is no reason to warn.
+/// Returns whether this process has the store variables that `theirs` was computed from. A
+/// malformed fingerprint counts as equal: it does not justify a warning.
 pub(super) fn is_ours(theirs: &Fingerprint) -> bool {
     let mut key = [0; KEY_LEN];
     hex::decode_to_slice(&theirs.key, &mut key).is_err()

@@ -1,80 +1,107 @@
-//! What can go wrong in the daemon, with it, and on the way to it.
+//! Errors of the daemon and of its clients.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use inlay_base::record::RecordError;
+use inlay_capture::CaptureError;
 use inlay_fusefs::HostError;
 use inlay_fusefs::keeper::KeeperError;
+use inlay_mounts::MountError;
+use inlay_sandbox::copy::CopyError;
+use inlay_sandbox::{SandboxError, SandboxId};
+use inlay_snapshots::SnapshotError;
+use inlay_snapshots::state::StateError;
 use inlay_store::cache::CacheError;
 use inlay_store::ids::SnapshotId;
 use inlay_store::remote::StoreError;
 
 use super::api::{ErrorAnswer, ErrorKind};
-use crate::capture::CaptureError;
-use crate::copy::CopyError;
-use crate::mount::MountError;
-use crate::sandbox::SandboxError;
-use crate::snapshots::SnapshotError;
-use crate::state::StateError;
 
-/// Why the daemon, or a client of it, can't do something.
+/// An error of the daemon or of a client.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
-    /// The state directory.
+    /// An error of the state directory.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The cache.
+    /// An error of the cache.
     #[error(transparent)]
     Cache(#[from] CacheError),
-    /// A store.
+    /// An error of a store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A snapshot.
+    /// An error of a snapshot.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    /// A mount.
+    /// An error of a mount.
     #[error(transparent)]
     Mount(#[from] MountError),
-    /// A sandbox.
+    /// An error of a sandbox.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
-    /// A snapshot of a sandbox.
+    /// An error of taking a snapshot of a sandbox.
     #[error(transparent)]
     Capture(#[from] CaptureError),
-    /// A copy from or to a sandbox.
+    /// An error of a copy into or out of a sandbox.
     #[error(transparent)]
     Copy(#[from] CopyError),
-    /// There is no such sandbox.
+    /// No such sandbox.
     #[error("there is no sandbox {0:?}; `inlay sandbox ls` lists those there are")]
     NoSandbox(String),
-    /// Two sandboxes can't have one name.
+    /// A record of a sandbox, or of something in it, is damaged.
+    #[error(
+        "the sandbox {id} is damaged: {why}. Restore the record, or install the inlay that wrote it, then \
+         run `inlay daemon --takeover`; `inlay sandbox rm --force {id}` removes the sandbox with all that \
+         was changed in it"
+    )]
+    DamagedSandbox {
+        /// The sandbox.
+        id: SandboxId,
+        /// Which record is damaged, and how.
+        why: String,
+    },
+    /// Another record is damaged.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// A sandbox of this name exists.
     #[error("there is a sandbox {0:?} already; remove it, or choose another name")]
     NameTaken(String),
-    /// A sandbox must have ended for this.
+    /// The operation requires that the sandbox has ended.
     #[error("the sandbox {0:?} runs; stop it first, or use --force")]
     Runs(String),
-    /// A sandbox must run for this.
+    /// The operation requires that the sandbox runs.
     #[error("the sandbox {0:?} does not run; `inlay sandbox ls` tells how each is")]
     NotRunningSandbox(String),
-    /// Sandboxes are in the way of the daemon's end.
+    /// Running sandboxes prevent the daemon from stopping.
     #[error("sandboxes run: {}; stop them first, or use --force", .0.join(", "))]
     SandboxesRun(Vec<String>),
-    /// What was given as a root is none.
+    /// Sandboxes could not be stopped.
+    #[error(
+        "sandboxes run on, though they were stopped: {}; the daemon goes on, its log says why, and \
+         `inlay daemon stop --force` tries again", .0.join(", ")
+    )]
+    SandboxesStay(Vec<String>),
+    /// The snapshot's kind can't be a sandbox's root.
     #[error(
         "{0} is a {kind} snapshot and can't be a sandbox's root; mount it into a sandbox with \
          `inlay mount`", kind = .0.kind
     )]
     NoRoot(SnapshotId),
-    /// Nothing is mounted there in a sandbox.
-    #[error("nothing is mounted at {sandbox}:{}; `inlay mounts` lists what is", path.display())]
+    /// Nothing is mounted at this path of a sandbox.
+    #[error("nothing is mounted at {sandbox}:{}; {}", path.display(), elsewhere(moved.as_deref()))]
     NotMountedIn {
         /// The sandbox.
         sandbox: String,
         /// The path in it.
         path: PathBuf,
+        /// Current path of the mount that was created here, if it was moved.
+        moved: Option<PathBuf>,
     },
-    /// A captured directory belongs to somebody else.
+    /// The sandbox is being removed.
+    #[error("the sandbox {0:?} is being removed")]
+    BeingRemoved(String),
+    /// The captured directory is on a file system of the sandbox's own.
     #[error("{} is on a file system of the sandbox's own ({kind}), of which no snapshot can be taken; \
         name a directory of its root, or of something mounted with `inlay mount`", path.display())]
     NotOurs {
@@ -83,98 +110,123 @@ pub enum DaemonError {
         /// The file system's type.
         kind: String,
     },
-    /// A snapshot would refer to what its store does not have.
+    /// The snapshot would refer to blobs that its store does not hold.
     #[error(
         "{snapshot} is in another store, and a snapshot of changes to it must be in the same; \
         take it without --store, or import the image into that store first"
     )]
     OtherStore {
-        /// What the changes are to.
+        /// The snapshot that the changes are relative to.
         snapshot: SnapshotId,
     },
-    /// The FUSE side.
+    /// The outbox of a store is unusable.
+    #[error("can't seal a snapshot: {} can't be used: {why}; `inlay sync` reports it; without \
+        `--wait sealed`, snapshots go to the store directly", path.display())]
+    Outbox {
+        /// The damaged file.
+        path: PathBuf,
+        /// Why it is unusable.
+        why: String,
+    },
+    /// The parent is unknown on this host: sealing a snapshot sends no request to the store.
+    #[error(
+        "the parent {reference:?} is not known on this host, and sealing a snapshot makes no \
+        request to the store; give its whole id, or use `--wait durable`"
+    )]
+    ParentElsewhere {
+        /// The reference to the parent.
+        reference: String,
+    },
+    /// An error of the FUSE server.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The keeper.
+    /// An error of the keeper.
     #[error(transparent)]
     Keeper(#[from] KeeperError),
-    /// A file, a socket or a process.
+    /// An I/O error on a file, socket or process.
     #[error("can't {what} {}: {source}", path.display())]
     Io {
-        /// What was done.
+        /// The operation.
         what: &'static str,
-        /// To what.
+        /// Its object.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
-    /// There is one already.
+    /// Another daemon serves the state directory.
     #[error("a daemon (process {pid}) serves {} already; `inlay daemon --takeover` replaces it",
         state.display())]
     Running {
-        /// Its process.
+        /// Its process id.
         pid: u32,
-        /// Its state directory.
+        /// The state directory.
         state: PathBuf,
     },
-    /// There is none.
+    /// No daemon serves the state directory.
     #[error("no daemon serves {}; `inlay mount` starts one, and so does `inlay daemon`",
         .0.display())]
     NotRunning(PathBuf),
-    /// It does not come up.
+    /// The daemon failed to start.
     #[error("{0}")]
     Start(String),
-    /// It neither came up nor failed.
+    /// The daemon neither became ready nor failed.
     #[error("the daemon was not ready after {limit:?}; see {}", log.display())]
     StartTimeout {
-        /// How long it was given.
+        /// The deadline.
         limit: Duration,
-        /// Its log.
+        /// The daemon's log.
         log: PathBuf,
     },
-    /// As many traces are recorded as there may be.
+    /// The limit of concurrent traces is reached.
     #[error("{0} traces are being recorded, which is as many as there may be; end one, or wait")]
     Traces(usize),
-    /// There is no such recording.
+    /// No such trace.
     #[error("no trace {0:?} is being recorded; it ends with the connection that began it")]
     NoTrace(String),
-    /// The daemon says no.
+    /// The daemon refused the request.
     #[error("{0}")]
     Refused(ErrorAnswer),
-    /// The conversation broke.
+    /// The connection broke, or the answer is malformed.
     #[error("the daemon does not answer as it should: {0}; see its log")]
     Conversation(String),
-    /// No answer in time.
+    /// The daemon did not answer in time.
     #[error("the daemon did not answer within {0:?}; `inlay daemon status` tells if it lives")]
     Silent(Duration),
-    /// Mounts are in the way of its end.
+    /// Mounts prevent the daemon from stopping.
     #[error("{} mounted: {}; unmount them first, or use --force", count(.0.len()), .0.join(", "))]
     Mounted(Vec<String>),
-    /// Requests do not come to an end.
+    /// Mounts with damaged records prevent the daemon from stopping.
+    #[error("programs may use mounts whose records can't be understood: {}. Restore these, or use --force",
+        .0.join("; "))]
+    DamagedMounts(Vec<String>),
+    /// Requests in flight did not finish.
     #[error("mounts are being made at this moment; try again")]
     Busy,
-    /// It was told to end, and goes on.
+    /// The process did not end when told to.
     #[error("process {0} goes on; its log may say why")]
     DoesNotEnd(u32),
-    /// The kernel's side has ended.
+    /// The FUSE connections have ended.
     #[error("the FUSE connections have ended; what was mounted is cleared away by the next daemon")]
     Lost,
-    /// It is about to end.
+    /// The daemon is stopping.
     #[error("the daemon is about to end; try again")]
     Ending,
-    /// Whoever asked waits no longer.
+    /// The caller's deadline passed.
     #[error("it took longer than the {0:?} that its caller waits, and is undone")]
     Deadline(Duration),
-    /// Too many stores at once.
+    /// The limit of open stores is reached.
     #[error("{0} stores are in use at once, which is as many as there may be; unmount something")]
     Stores(usize),
-    /// A request that makes no sense.
+    /// The request is invalid.
     #[error("{0}")]
     Request(String),
-    /// The table of metrics, or what was gathered, is no good: a defect of this program.
+    /// Bug: the table of metrics or the gathered values are inconsistent.
     #[error("metrics can't be told: {0}")]
     Metrics(#[from] prometheus::Error),
-    /// A defect of this program.
+    /// Failure of work that several requests waited for.
+    #[error("{0}")]
+    Shared(std::sync::Arc<Self>),
+    /// Bug: a task panicked.
     #[error("a task of the daemon has failed after a defect of this program")]
     Panicked,
 }
@@ -183,8 +235,17 @@ fn count(mounts: usize) -> String {
     if mounts == 1 { "1 snapshot is".into() } else { format!("{mounts} snapshots are") }
 }
 
+fn elsewhere(moved: Option<&Path>) -> String {
+    match moved {
+        None => "`inlay mounts` lists what is".to_owned(),
+        Some(now) => {
+            format!("what was mounted there was renamed, and is at {} now", now.display())
+        }
+    }
+}
+
 impl DaemonError {
-    /// For `map_err`: `what` was being done to `path`.
+    /// For `map_err`: wraps an I/O error of the operation `what` on `path`.
     pub(super) fn io<E: Into<io::Error>>(
         what: &'static str,
         path: &Path,
@@ -193,7 +254,8 @@ impl DaemonError {
         move |source| Self::Io { what, path, source: source.into() }
     }
 
-    /// What a shell's exit code is where a program can't be run, if that is what happened.
+    /// Returns the exit code of a shell for a program that can't be run, 126 or 127, if that is the
+    /// error.
     pub fn exit_code(&self) -> Option<u8> {
         match self {
             Self::Refused(answer) => answer.exit_code,
@@ -202,20 +264,25 @@ impl DaemonError {
         }
     }
 
-    /// Which of the cases that callers tell apart it is.
+    /// Returns the category that callers see.
     pub(super) fn kind(&self) -> ErrorKind {
         match self {
             Self::Refused(answer) => answer.kind,
+            Self::Shared(error) => error.kind(),
             Self::Mount(error) => mount_kind(error),
             Self::Sandbox(error) => sandbox_kind(error),
             Self::Capture(error) => capture_kind(error),
-            Self::Copy(error) if error.is_not_found() => ErrorKind::NotFound,
+            Self::Copy(error) => copy_kind(error),
+            Self::Store(error) | Self::Snapshot(SnapshotError::Store(error)) => store_kind(error),
             Self::NotMountedIn { .. } => ErrorKind::NotMounted,
             Self::NameTaken(_)
+            | Self::DamagedSandbox { .. }
             | Self::Runs(_)
+            | Self::BeingRemoved(_)
             | Self::NotRunningSandbox(_)
             | Self::SandboxesRun(_)
             | Self::Mounted(_)
+            | Self::DamagedMounts(_)
             | Self::Running { .. } => ErrorKind::Conflict,
             Self::NoSandbox(_)
             | Self::NoTrace(_)
@@ -223,13 +290,66 @@ impl DaemonError {
             Self::NoRoot(_)
             | Self::NotOurs { .. }
             | Self::OtherStore { .. }
-            | Self::Snapshot(SnapshotError::BadReference { .. })
+            | Self::ParentElsewhere { .. }
+            | Self::Snapshot(
+                SnapshotError::BadReference { .. } | SnapshotError::Ambiguous { .. },
+            )
             | Self::Request(_) => ErrorKind::Request,
             Self::Ending => ErrorKind::Ending,
             Self::Deadline(_) => ErrorKind::Deadline,
             Self::Stores(_) | Self::Traces(_) | Self::Busy => ErrorKind::Busy,
             _ => ErrorKind::Failed,
         }
+    }
+}
+
+/// Returns the category of an I/O error on a path or object that a caller has named.
+fn io_kind(error: &io::Error) -> ErrorKind {
+    use io::ErrorKind as Io;
+    match error.kind() {
+        Io::NotFound => ErrorKind::NotFound,
+        Io::InvalidInput
+        | Io::InvalidFilename
+        | Io::NotADirectory
+        | Io::IsADirectory
+        | Io::PermissionDenied
+        | Io::UnexpectedEof
+        | Io::InvalidData => ErrorKind::Request,
+        Io::AlreadyExists | Io::DirectoryNotEmpty | Io::ReadOnlyFilesystem | Io::ResourceBusy => {
+            ErrorKind::Conflict
+        }
+        _ if error.raw_os_error() == Some(libc::ELOOP) => ErrorKind::Request,
+        _ => ErrorKind::Failed,
+    }
+}
+
+fn copy_kind(error: &CopyError) -> ErrorKind {
+    match error {
+        CopyError::Io { source, .. } => io_kind(source),
+        CopyError::Name { .. }
+        | CopyError::Link { .. }
+        | CopyError::SeveralTops { .. }
+        | CopyError::TooMany { .. }
+        | CopyError::TooManyLinks(_)
+        | CopyError::TooLong { .. }
+        | CopyError::Endless { .. }
+        | CopyError::Archive(_)
+        | CopyError::Read(_) => ErrorKind::Request,
+        CopyError::InTheWay { .. } | CopyError::Shrunk(_) | CopyError::Moved(_) => {
+            ErrorKind::Conflict
+        }
+        CopyError::Write(_) => ErrorKind::Failed,
+    }
+}
+
+fn store_kind(error: &StoreError) -> ErrorKind {
+    match error {
+        StoreError::Url { .. }
+        | StoreError::Open { .. }
+        | StoreError::PlainHttp { .. }
+        | StoreError::ReadOnly { .. } => ErrorKind::Request,
+        StoreError::NotFound { .. } => ErrorKind::NotFound,
+        _ => ErrorKind::Failed,
     }
 }
 
@@ -241,6 +361,7 @@ fn sandbox_kind(error: &SandboxError) -> ErrorKind {
         | SandboxError::RuntimeMissing(_)
         | SandboxError::Exec { .. } => ErrorKind::Request,
         SandboxError::NotRunning(_) | SandboxError::Started(_) => ErrorKind::Conflict,
+        SandboxError::NotFrozen { .. } => ErrorKind::Busy,
         _ => ErrorKind::Failed,
     }
 }
@@ -248,7 +369,13 @@ fn sandbox_kind(error: &SandboxError) -> ErrorKind {
 fn capture_kind(error: &CaptureError) -> ErrorKind {
     match error {
         CaptureError::NoDirectory { .. } => ErrorKind::NotFound,
-        CaptureError::Pattern { .. } | CaptureError::Limit { .. } => ErrorKind::Request,
+        CaptureError::Pattern { .. } | CaptureError::Limit { .. } | CaptureError::Kind(_) => {
+            ErrorKind::Request
+        }
+        CaptureError::Remounted
+        | CaptureError::Changed { .. }
+        | CaptureError::Interrupted
+        | CaptureError::Cancelled => ErrorKind::Conflict,
         CaptureError::Subject { source, .. } => match source.downcast_ref::<DaemonError>() {
             Some(error) => error.kind(),
             None => ErrorKind::Failed,
@@ -270,7 +397,11 @@ fn mount_kind(error: &MountError) -> ErrorKind {
         | MountError::Moved(_)
         | MountError::Busy(_) => ErrorKind::Conflict,
         MountError::Mountpoint { .. } | MountError::NoProcess(_) => ErrorKind::NotFound,
-        MountError::NoSuchOwner(_) => ErrorKind::Request,
+        MountError::NoSuchOwner(_) | MountError::OnRoot(_) => ErrorKind::Request,
+        MountError::MakePath { why, .. } => match io_kind(why) {
+            ErrorKind::Failed => ErrorKind::Conflict,
+            kind => kind,
+        },
         _ => ErrorKind::Failed,
     }
 }

@@ -1,40 +1,47 @@
-//! Descriptors that the service manager gave to this process when it started it.
+//! Receives the descriptors that the service manager passed to this process, and closes all others
+//! it inherited.
 #![allow(unsafe_code, reason = "descriptors that were inherited are known by their numbers only")]
 
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use inlay_base::descriptors;
 use inlay_fusefs::keeper::Stored;
 use rustix::io::{FdFlags, fcntl_setfd};
 
+use super::error::DaemonError;
 use crate::config;
 
-/// The number of the first one.
+/// Number of the first passed descriptor (`SD_LISTEN_FDS_START`).
 const FIRST: RawFd = 3;
 
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// A session's descriptors among those that were given; all others are closed. There are some the
-/// first time only. Call it before anything else is opened.
-pub fn given() -> Stored {
+/// Returns the session's descriptors among those passed and closes all others. Only the first call
+/// returns any. Must be called before this process opens anything else.
+pub fn given() -> Result<Stored, DaemonError> {
     if TAKEN.swap(true, Relaxed) {
-        return Stored::default();
+        return Ok(Stored::default());
     }
-    let (stored, others) = Stored::of(take(config::given_descriptors()));
+    let names = config::given_descriptors();
+    descriptors::close_inherited(names.len())
+        .map_err(DaemonError::io("close what was inherited by", "/proc/self".as_ref()))?;
+    let (stored, others) = Stored::of(take(names));
     if !others.is_empty() {
-        tracing::warn!(?others, "descriptors of the service manager that are of no use here");
+        tracing::warn!(?others, "dropping unknown descriptors of the service manager");
     }
-    stored
+    Ok(stored)
 }
 
 fn take(names: Vec<String>) -> Vec<(String, OwnedFd)> {
     let owned = |(number, name): (RawFd, String)| {
-        // SAFETY: if there is no such descriptor, the call that it is borrowed for is an error.
+        // SAFETY: if no such descriptor is open, the one syscall that it is borrowed for fails with
+        // EBADF.
         let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-        // It was inherited, so programs that this one starts would inherit it as well.
+        // Programs that this one starts must not inherit it as well.
         fcntl_setfd(borrowed, FdFlags::CLOEXEC).ok()?;
-        // SAFETY: it is open, and nobody owns it: this program has opened nothing yet, and this is
-        // done once.
+        // SAFETY: the descriptor is open, and nothing owns it: this program has opened nothing yet,
+        // and this runs once.
         Some((name, unsafe { OwnedFd::from_raw_fd(number) }))
     };
     (FIRST..).zip(names).filter_map(owned).collect()

@@ -1,4 +1,4 @@
-//! Work that somebody waits for: it is given up when that one goes, or when it takes too long.
+//! Runs work for a waiting caller and cancels it when the caller goes away or the deadline passes.
 
 use std::future::Future;
 use std::time::Duration;
@@ -8,13 +8,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::DaemonError;
 
-/// Does `work` as a task of its own, which begins now, for `limit` at most. When it is too late, or
-/// what this gives is dropped, the work is dropped where it stands. So is what it has made, if it ends
-/// in that moment: the work's output should undo itself.
+/// Spawns `work` as a task, which starts immediately, and waits at most `limit` for it. When the
+/// limit passes or the returned future is dropped, the work is dropped at its current await point.
+/// Output that completes at that moment is dropped as well, so its `Drop` should undo the work.
 ///
 /// # Errors
 ///
-/// [`DaemonError::Deadline`], [`DaemonError::Panicked`], or what the work fails with.
+/// [`DaemonError::Deadline`], [`DaemonError::Panicked`], or the error of the work.
 pub(super) fn unless_given_up<T: Send + 'static>(
     limit: Duration,
     work: impl Future<Output = Result<T, DaemonError>> + Send + 'static,
@@ -40,7 +40,7 @@ mod tests {
 
     use super::*;
 
-    /// Work that never ends, and whether it is still there.
+    /// Work that never ends, and a count that drops when the work is dropped.
     fn endless() -> (Arc<()>, impl Future<Output = Result<(), DaemonError>> + Send + 'static) {
         let held = Arc::new(());
         let inside = Arc::clone(&held);

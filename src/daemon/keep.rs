@@ -1,4 +1,5 @@
-//! Finds the keeper of a state directory, or starts one; has the service manager keep what it keeps.
+//! Connects to the keeper of a state directory, starting it if necessary, and stores the session's
+//! descriptors with the service manager.
 
 use std::ffi::OsString;
 use std::fs;
@@ -8,21 +9,22 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use inlay_base::programs::SERVICE_VARIABLES;
 use inlay_fusefs::keeper::{Begin, Keeper, KeeperError, KeeperOptions, Kept, Stored, stored_names};
 
 use super::error::DaemonError;
 use super::launch::{open_log, own_program};
-use super::notify::{self, Told, tell};
+use super::notify::{Told, tell};
 use super::paths::Paths;
 use crate::config;
 
-/// How long a keeper may take until it answers: it makes a few mounts.
+/// Deadline for a new keeper to answer: it creates a few mounts first.
 const START_WITHIN: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
-/// The option of a keeper that gets the descriptors of one before it.
+/// Option of a keeper that receives the descriptors of its predecessor on stdin.
 const WITH_STORED: &str = "--with-stored";
 
-/// The options that a keeper is run with.
+/// Returns the options of a keeper's process.
 pub fn keeper_options(
     paths: &Paths,
     wait_for_daemon: Duration,
@@ -39,8 +41,8 @@ pub fn keeper_options(
     }
 }
 
-/// Connects to the keeper of `paths`. If there is none, this program is started with `words`, which
-/// make it one, and goes on with the session in `stored`, if there is one.
+/// Connects to the keeper of `paths`. If none runs, starts this program with the arguments `words`
+/// as a keeper, which resumes the session in `stored`, if it holds one.
 pub(super) fn find_or_start(
     paths: &Paths,
     words: &[OsString],
@@ -65,8 +67,9 @@ pub(super) fn find_or_start(
     command.args(options).current_dir("/");
     let stdout = output.try_clone().map_err(DaemonError::io("open", &log))?;
     command.stdout(stdout).stderr(output);
-    // The keeper serves other daemons than this one: it is not to be told through what is theirs.
-    for variable in notify::VARIABLES {
+    // The keeper serves other daemons too, so it must not inherit this one's channel to the service
+    // manager.
+    for variable in SERVICE_VARIABLES {
         command.env_remove(variable);
     }
     let mut child = command.spawn().map_err(DaemonError::io("start", &program))?;
@@ -78,15 +81,16 @@ pub(super) fn find_or_start(
             Err(error) => return Err(error.into()),
         }
         if let Some(error) = failure(&mut child, paths, before)? {
-            // Somebody else may have been faster.
+            // A concurrent start may have won.
             return Keeper::connect(&socket).map_err(|_| error);
         }
         thread::sleep(LOOK_AGAIN);
     }
 }
 
-/// Has the service manager keep the session, so that it goes on should keeper and daemon both end.
-/// `given` is what the manager kept already.
+/// Stores the session's descriptors with the service manager, so that the session survives if both
+/// keeper and daemon end. `given` is what the manager held already. Failures are logged: this is
+/// best effort.
 pub(super) fn store(kept: &mut Kept, given: &Stored) {
     let Some(manager) = config::notify_socket() else { return };
     if given.is_all_of(kept) {
@@ -94,7 +98,7 @@ pub(super) fn store(kept: &mut Kept, given: &Stored) {
     }
     if !given.is_empty() && given.session().as_ref() != Some(kept.session()) {
         tracing::warn!(
-            "the session that the service manager kept does not go on: its keeper's log may say why"
+            "can't resume the session kept by the service manager; see the keeper's log"
         );
     }
     forget();
@@ -111,22 +115,23 @@ pub(super) fn store(kept: &mut Kept, given: &Stored) {
     let stored =
         kept.store(|name, descriptor| tell(Some(&manager), Told::Store { name, descriptor }));
     if let Err(error) = stored {
-        tracing::warn!(%error, "the service manager does not keep the mounts");
+        tracing::warn!(%error, "the service manager does not store the mounts' descriptors");
         forget();
     }
 }
 
-/// Has the service manager keep nothing of a session any longer.
+/// Removes all of the session's descriptors from the service manager. Best effort.
 pub(super) fn forget() {
     let manager = config::notify_socket();
     for name in stored_names() {
         if let Err(error) = tell(manager.as_deref(), Told::Remove { name: &name }) {
-            tracing::warn!(%error, name, "the service manager can't be told to let go of something");
+            tracing::warn!(%error, name, "can't ask the service manager to drop a descriptor");
         }
     }
 }
 
-/// Why the keeper has ended, if it has: the last that it wrote to the log.
+/// Returns why the keeper ended, from its last error in the log; `None` if it still runs. `before`
+/// is the length of the log when the keeper was started.
 fn failure(
     child: &mut Child,
     paths: &Paths,
@@ -144,7 +149,7 @@ fn failure(
     Ok(Some(DaemonError::Start(why)))
 }
 
-/// This program, to be started again with `words`.
+/// Returns the command that runs this program again with the arguments `words`.
 pub fn again(words: impl IntoIterator<Item = OsString>) -> Result<Vec<OsString>, DaemonError> {
     let program: PathBuf = own_program()?;
     Ok(std::iter::once(program.into_os_string()).chain(words).collect())

@@ -1,4 +1,4 @@
-//! Starts a daemon in the background for a command that needs one: one, whoever asks at once.
+//! Starts a background daemon on demand, exactly one for any number of concurrent commands.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -10,6 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use inlay_base::programs::SERVICE_VARIABLES;
+use inlay_mounts::make_private_dirs;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -19,26 +21,24 @@ use rustix::stdio::dup2_stdout;
 use super::api::StatusAnswer;
 use super::client::Client;
 use super::error::DaemonError;
-use super::notify;
 use super::paths::Paths;
-use crate::mount::make_private_dirs;
 
 const READY: &[u8] = b"ready\n";
 
-/// How long a daemon may take until it answers: a keeper has to be started, and a daemon that is
-/// about to end may have to be waited for.
+/// Deadline for a new daemon to answer: it may have to start a keeper, or wait for a daemon that is
+/// stopping.
 const START_WITHIN: Duration = Duration::from_mins(1);
-/// How long a daemon that is not wanted any more may clear up after itself.
+/// Time for an unwanted daemon to clean up before it is killed.
 const CLEAR_UP_WITHIN: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(10);
-/// How often a start that fails is tried again.
+/// Retries of a failed start.
 const TRIES: u32 = 2;
 
-/// The longest report that is read, in bytes.
+/// Maximum length of a startup report, in bytes.
 const REPORT_LEN_MAX: usize = 64 << 10;
 
-/// A client of the daemon at `paths`, and how that is. If there is none, this program is started with
-/// `words`, which make it a daemon that says on standard output how it went (see [`Readiness`]).
+/// Returns a client of the daemon at `paths` and its status. If none runs, starts this program with
+/// the arguments `words` as a daemon, which reports readiness on stdout (see [`Readiness`]).
 pub fn ensure(paths: &Paths, words: &[OsString]) -> Result<(Client, StatusAnswer), DaemonError> {
     let client = Client::new(paths)?;
     if let Some(status) = client.status()? {
@@ -49,15 +49,15 @@ pub fn ensure(paths: &Paths, words: &[OsString]) -> Result<(Client, StatusAnswer
     let lock = lock(paths, deadline)?;
     let mut tries = TRIES;
     let status = loop {
-        // Who held the lock before may have started one.
+        // The previous holder of the lock may have started one.
         if let Some(status) = client.status()? {
             break status;
         }
         match (spawn(paths, words, deadline), client.status()?) {
-            // If it failed, then because the keeper had started one at the same time.
+            // A failed start with a daemon present: the keeper had respawned one concurrently.
             (_, Some(status)) => break status,
-            // That one may have found nothing to serve, and ended at once; and one that was ready may
-            // have been killed.
+            // That one may have found nothing to serve and exited; and one that was ready may have
+            // been killed.
             (Ok(()) | Err(DaemonError::Start(_)), None) if tries > 0 => tries -= 1,
             (spawned, None) => {
                 spawned?;
@@ -92,22 +92,22 @@ fn spawn(paths: &Paths, words: &[OsString], deadline: Instant) -> Result<(), Dae
     let program = own_program()?;
     let mut command = Command::new(&program);
     command.args(words).stderr(open_log(paths)?);
-    // It is no part of the service that this command may be of.
-    for variable in notify::VARIABLES {
+    // The daemon is not part of the service that this command may run in.
+    for variable in SERVICE_VARIABLES {
         command.env_remove(variable);
     }
     start(command, paths, deadline)
 }
 
-/// The program that runs, by a path that can be run again: another process may have replaced the
-/// file in the meantime.
+/// Returns an executable path of the running program. The file may have been replaced since; then
+/// /proc/self/exe still runs it.
 pub(super) fn own_program() -> Result<PathBuf, DaemonError> {
     let link: PathBuf = "/proc/self/exe".into();
     let program = fs::read_link(&link).map_err(DaemonError::io("read", &link))?;
     Ok(if program.exists() { program } else { link })
 }
 
-/// The log of what runs in the background, for its owner alone.
+/// Opens the log of background processes, readable by its owner only.
 pub(super) fn open_log(paths: &Paths) -> Result<File, DaemonError> {
     let path = paths.log();
     if let Some(dir) = path.parent() {
@@ -121,7 +121,7 @@ pub(super) fn open_log(paths: &Paths) -> Result<File, DaemonError> {
 fn start(mut command: Command, paths: &Paths, deadline: Instant) -> Result<(), DaemonError> {
     let program = PathBuf::from(command.get_program());
     command.stdin(Stdio::null()).stdout(Stdio::piped());
-    // Wherever the command was called: the directory is not held.
+    // Does not pin the directory in which the command was called.
     command.current_dir("/");
     let mut child = command.spawn().map_err(DaemonError::io("start", &program))?;
     let log = paths.log();
@@ -147,8 +147,8 @@ fn start(mut command: Command, paths: &Paths, deadline: Instant) -> Result<(), D
     }
 }
 
-/// One line from the child, or all that it wrote before it closed its output; `None` if neither came
-/// in time.
+/// Reads the child's report: one line, or everything written before it closed stdout. `None` on
+/// timeout.
 fn report(child: &mut Child, deadline: Instant) -> io::Result<Option<Vec<u8>>> {
     let Some(mut pipe) = child.stdout.take() else { return Ok(None) };
     let mut report = Vec::new();
@@ -170,7 +170,7 @@ fn report(child: &mut Child, deadline: Instant) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(report))
 }
 
-/// Ends a child that did not get ready: asks it to clear up after itself, and if it does not, kills it.
+/// Ends a child that did not become ready: SIGTERM, then SIGKILL after [`CLEAR_UP_WITHIN`].
 fn end(child: &mut Child) -> Result<std::process::ExitStatus, DaemonError> {
     let mut ended = || -> io::Result<std::process::ExitStatus> {
         if let Some(status) = child.try_wait()? {
@@ -190,26 +190,25 @@ fn end(child: &mut Child) -> Result<std::process::ExitStatus, DaemonError> {
     ended().map_err(DaemonError::io("end", "the daemon in the background".as_ref()))
 }
 
-/// The other side: in the process that was started.
+/// The child's end of the startup report.
 #[derive(Debug)]
 pub struct Readiness(());
 
 impl Readiness {
-    /// Leaves the terminal's session, so that closing the terminal does not end this process. Call it
-    /// first, and print nothing to standard output before [`Readiness::ready`] or
-    /// [`Readiness::failed`].
+    /// Leaves the terminal's session, so that closing the terminal does not end this process. Call
+    /// it first, and print nothing to stdout before [`Readiness::ready`] or [`Readiness::failed`].
     pub fn new() -> Self {
-        // Refused if the process leads a session already, which is as well.
+        // Fails if the process is a session leader already, which is fine.
         let _ = setsid();
         Self(())
     }
 
-    /// Says that the daemon answers. From now on standard output is the log.
+    /// Reports that the daemon answers. From then on stdout is the log.
     pub fn ready(self) -> io::Result<()> {
         self.say(READY)
     }
 
-    /// Says why there will be none.
+    /// Reports why the daemon failed to start.
     pub fn failed(self, error: &dyn std::error::Error) -> io::Result<()> {
         self.say(format!("{}\n", error.to_string().replace('\n', " ")).as_bytes())
     }

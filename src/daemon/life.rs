@@ -1,8 +1,9 @@
-//! What the daemon does from its first answer to its last.
+//! The daemon's main loop, from the first answer to the last, and its exit.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
+use inlay_mounts::Watch;
 use tokio::runtime::Runtime;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -15,45 +16,40 @@ use super::memory;
 use super::metrics::{Metrics, Scrapes};
 use super::notify::{Told, tell};
 use super::once::Once;
-use super::routes::{Peer, router};
+use super::routes::router;
 use super::run::{Daemon, End};
 use super::socket;
 use crate::config;
-use crate::mount::Watch;
 
-/// How often the daemon looks at its memory.
+/// Interval of checks of the daemon's memory.
 const LOOK_AT_MEMORY: Duration = Duration::from_secs(5);
-/// Changes that come within so long are looked at together.
+/// Debounce: changes within this time are handled together.
 const TOGETHER: Duration = Duration::from_millis(5);
-/// How long a daemon stays that nobody has asked for anything yet.
+/// Minimum lifetime of a daemon that has not served any request.
 const FIRST_REQUEST_WITHIN: Duration = Duration::from_secs(10);
-/// How long requests for bytes may go on when the daemon leaves. The keeper kills it after 5 s.
+/// Deadline for requests in flight when the daemon leaves. The keeper kills it after 5 s.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 
-/// How long the end of a daemon that nobody waits for takes for the sake of the cache.
+/// Deadline for settling the cache when no successor waits for this daemon.
 const SETTLE_WITHIN: Duration = Duration::from_secs(20);
 
 impl Daemon {
-    /// Answers clients, and clears up after mounts, until something ends that.
+    /// Serves clients and cleans up after mounts until the daemon has to end.
     pub(super) async fn serve(&mut self, ready: impl FnOnce()) -> Result<End, DaemonError> {
         let path = self.paths.socket();
-        for dir in [self.paths.state(), &self.paths.run()] {
-            socket::let_through(dir, self.access)
-                .map_err(DaemonError::io("open to the socket's group", dir))?;
-        }
+        let (state, run) = (self.paths.state(), self.paths.run());
+        socket::let_through(state, &run, self.access)
+            .map_err(DaemonError::io("set who may reach the socket in", state))?;
         let listener = socket::listen(&path, self.access)
-            .and_then(Listener::new)
+            .and_then(|socket| Listener::new(socket, &self.limits))
             .map_err(DaemonError::io("listen at", &path))?;
         let metrics = Metrics::new(self.service.clone(), self.server.clone())?;
         let state = self.paths.state().to_owned();
         let requests = spawn_blocking(move || Once::open(&state));
         let requests = requests.await.map_err(|_| DaemonError::Panicked)??;
-        let app = router(self.service.clone(), metrics.clone(), requests)
-            .into_make_service_with_connect_info::<Peer>();
+        let app = router(self.service.clone(), metrics.clone(), requests, &self.limits);
         let enough = CancellationToken::new();
-        let api =
-            axum::serve(listener, app).with_graceful_shutdown(enough.clone().cancelled_owned());
-        let api = tokio::spawn(api.into_future());
+        let api = tokio::spawn(listener.serve(app, enough.clone()));
         let watch = Watch::start(std::sync::Arc::clone(&self.changed))
             .map_err(DaemonError::io("watch the table of mounts for", self.paths.state()))?;
         let scrapes = self.metrics_listen.map(|address| Scrapes::start(address, metrics));
@@ -61,7 +57,7 @@ impl Daemon {
         told(Told::Ready);
         let end = self.live().await;
         told(Told::Stopping);
-        // Nobody is let in any more; who is inside gets an answer.
+        // No more connections are accepted; requests in flight are answered.
         self.service.drop_traces();
         drop(fs::remove_file(&path));
         enough.cancel();
@@ -69,7 +65,7 @@ impl Daemon {
             scrapes.end().await;
         }
         if timeout(LEAVE_WITHIN, api).await.is_err() {
-            tracing::warn!("clients are left without an answer");
+            tracing::warn!("closing connections without an answer");
         }
         drop(watch);
         end
@@ -86,7 +82,7 @@ impl Daemon {
             if !self.service.is_unused() {
                 idle_since = Instant::now();
             } else if self.service.is_new() {
-                // Whoever has started it will say what for.
+                // The process that started it is about to send a request.
                 grace = FIRST_REQUEST_WITHIN;
             }
             let idle_left =
@@ -101,8 +97,8 @@ impl Daemon {
                     self.service.snapshots().release_pages();
                 }
             }
-            // A request that is under way, or mounts, keep an idle daemon: then this is no time
-            // to wait for.
+            // A request in flight or a mount keeps an idle daemon alive; then there is no idle
+            // deadline to wait for.
             let idle_left = idle_left.filter(|left| !left.is_zero());
             let pause = [next, idle_left].into_iter().flatten().fold(LOOK_AT_MEMORY, Duration::min);
             tokio::select! {
@@ -148,13 +144,13 @@ impl Daemon {
         runtime.block_on(async {
             let shut = self.service.snapshots().shutdown();
             if timeout(LEAVE_WITHIN, shut).await.is_err() {
-                tracing::warn!("requests to a store are cut off");
+                tracing::warn!("cancelling requests to a store");
             }
             if !hurried {
                 let snapshots = self.service.snapshots().clone();
                 let settled = spawn_blocking(move || snapshots.settle());
                 if timeout(SETTLE_WITHIN, settled).await.is_err() {
-                    tracing::warn!("the cache is left as it is");
+                    tracing::warn!("leaving the cache unchanged");
                 }
             }
         });
@@ -172,6 +168,6 @@ impl Daemon {
 
 fn told(told: Told<'_>) {
     if let Err(error) = tell(config::notify_socket().as_deref(), told) {
-        tracing::warn!(%error, ?told, "the service manager can't be told");
+        tracing::warn!(%error, ?told, "can't notify the service manager");
     }
 }

@@ -1,12 +1,12 @@
-//! How much of what is resident are pages of files, mostly of indexes.
+//! Measures the resident file-backed memory of this process, mostly pages of indexes.
 
 use std::fs;
 
-/// When more than this is resident, indexes give their pages back. They come again from the page
-/// cache, or from disk, when they are looked at.
+/// Resident file-backed bytes above which indexes release their pages. Released pages fault in
+/// again from the page cache, or from disk.
 pub(super) const FILE_PAGES_MAX: u64 = 64 << 20;
 
-/// Bytes of files that are resident in this process.
+/// Returns the resident file-backed bytes of this process; `None` if /proc does not tell.
 pub(super) fn file_pages() -> Option<u64> {
     resident(&fs::read_to_string("/proc/self/status").ok()?)
 }

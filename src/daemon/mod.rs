@@ -1,5 +1,5 @@
-//! The daemon: one process for each state directory that serves all its mounts, and what its clients
-//! need to find, start and ask it.
+//! The daemon: one process per state directory that serves all its mounts, and its client side:
+//! finding, starting and calling it.
 
 mod api;
 mod attached;
@@ -11,13 +11,18 @@ mod given_up;
 mod keep;
 mod launch;
 mod life;
+mod limits;
 mod listener;
 mod memory;
 mod metrics;
+mod moment;
+mod mounted_already;
+mod named;
 mod notify;
 mod once;
 mod outbox;
 mod paths;
+mod redacted;
 mod routes;
 mod run;
 mod sandboxes;
@@ -27,6 +32,8 @@ mod snapshots;
 mod socket;
 mod stores;
 mod streams;
+#[cfg(test)]
+mod testing;
 mod traces;
 mod tracking;
 
@@ -42,4 +49,4 @@ pub use paths::Paths;
 pub use routes::openapi;
 pub use run::{DaemonOptions, run};
 pub use socket::Access;
-pub use streams::{PieceSender, Pieces, UPGRADE};
+pub use streams::{Joined, PieceSender, Pieces, UPGRADE};

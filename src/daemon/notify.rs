@@ -1,5 +1,5 @@
-//! Tells the service manager how the daemon is, and has it keep descriptors: the protocol of
-//! sd_notify(3), if `NOTIFY_SOCKET` is set.
+//! Reports the daemon's state to the service manager and stores descriptors with it, by the
+//! protocol of sd_notify(3). A no-op unless `NOTIFY_SOCKET` is set.
 
 use std::ffi::OsStr;
 use std::io::{self, IoSlice};
@@ -12,25 +12,20 @@ use rustix::net::{
     SocketFlags, SocketType, sendmsg_addr, socket_with,
 };
 
-/// What a service manager sets for the process that it starts, and what is not for those that this
-/// one starts.
-pub(super) const VARIABLES: [&str; 6] =
-    ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "FDSTORE"];
-
-/// What is told.
+/// A notification.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Told<'a> {
-    /// It serves.
+    /// The daemon serves.
     Ready,
-    /// It is about to end.
+    /// The daemon is stopping.
     Stopping,
-    /// Keep this descriptor for the next one that is started.
+    /// Store this descriptor for the next start of the service.
     Store { name: &'a str, descriptor: BorrowedFd<'a> },
-    /// Keep none of this name any longer.
+    /// Remove the stored descriptors of this name.
     Remove { name: &'a str },
 }
 
-/// Tells it to whoever listens at `socket`, the value of `NOTIFY_SOCKET`.
+/// Sends a notification to `socket`, the value of `NOTIFY_SOCKET`.
 pub(super) fn tell(socket: Option<&OsStr>, told: Told<'_>) -> io::Result<()> {
     let Some(to) = socket.filter(|socket| !socket.is_empty()) else { return Ok(()) };
     let address = match to.as_bytes().strip_prefix(b"@") {
@@ -40,7 +35,7 @@ pub(super) fn tell(socket: Option<&OsStr>, told: Told<'_>) -> io::Result<()> {
     let text = match told {
         Told::Ready => format!("READY=1\nMAINPID={}\n", std::process::id()),
         Told::Stopping => "STOPPING=1\n".to_owned(),
-        // Not polled: the kernel would wake the service manager at each request to a FUSE device.
+        // FDPOLL=0: polling would wake the service manager at each request to a FUSE device.
         Told::Store { name, .. } => format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n"),
         Told::Remove { name } => format!("FDSTOREREMOVE=1\nFDNAME={name}\n"),
     };

@@ -1,15 +1,15 @@
-//! Where the daemon of a state directory keeps its things.
+//! Paths of a daemon's files below its state directory.
 
 use std::path::{Path, PathBuf};
 
-/// The places of one state directory.
+/// Paths below one state directory.
 #[derive(Debug, Clone)]
 pub struct Paths {
     state: PathBuf,
 }
 
 impl Paths {
-    /// Those of `state`, an absolute path.
+    /// Returns the paths below `state`, an absolute path.
     pub fn of(state: &Path) -> Self {
         Self { state: state.to_owned() }
     }
@@ -19,37 +19,42 @@ impl Paths {
         &self.state
     }
 
-    /// Where sockets and locks are.
+    /// Directory of sockets and locks.
     pub fn run(&self) -> PathBuf {
         self.state.join("run")
     }
 
-    /// Where the daemon listens.
+    /// The daemon's socket.
     pub fn socket(&self) -> PathBuf {
         self.run().join("daemon.sock")
     }
 
-    /// Where the keeper listens.
+    /// The keeper's socket.
     pub fn keeper_socket(&self) -> PathBuf {
         self.run().join("keeper.sock")
     }
 
-    /// Held while a daemon is being started.
+    /// Lock held while a daemon is being started.
     pub fn start_lock(&self) -> PathBuf {
         self.run().join("start.lock")
     }
 
-    /// Below it, the keeper's connections to the kernel are mounted.
+    /// Record of the boot in which a daemon last served.
+    pub fn boot_record(&self) -> PathBuf {
+        self.run().join("boot.json")
+    }
+
+    /// Directory below which the keeper mounts its FUSE connections.
     pub fn fuse(&self) -> PathBuf {
         self.state.join("fs")
     }
 
-    /// What is attached: a file for each slot.
+    /// Records of attached snapshots, one file per slot.
     pub fn attached(&self) -> PathBuf {
         self.state.join("attached")
     }
 
-    /// The log of daemons in the background.
+    /// Log of background daemons.
     pub fn log(&self) -> PathBuf {
         self.state.join("log").join("daemon.log")
     }

@@ -1,15 +1,22 @@
-//! The daemon's life: prepare, take over from the keeper, serve, and leave in one of several ways.
+//! Daemon lifecycle: prepares, takes over from the keeper, serves, and exits in one of several
+//! ways.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use inlay_base::boot::{self, LastServed};
+use inlay_base::trash::Emptier;
+use inlay_base::{descriptors, signals};
 use inlay_fusefs::keeper::{Claim, KeeperError, Kept, Stored};
 use inlay_fusefs::{HostServer, ServeOptions};
+use inlay_mounts::features::disabled_fuse_features;
+use inlay_mounts::{Hold, Mounts, ProcessId, make_private_dirs};
+use inlay_snapshots::state::State;
 use inlay_store::cache::{Cache, CacheOptions};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -20,70 +27,70 @@ use super::client::Client;
 use super::environment;
 use super::error::DaemonError;
 use super::keep;
+use super::limits::Limits;
 use super::paths::Paths;
 use super::sandboxes::Sandboxes;
 use super::server::Server;
-use super::service::{About, Service};
+use super::service::{DaemonInfo, Service};
 use super::snapshots::{Snapshots, Use, Uses};
 use super::socket::Access;
 use super::stores::Stores;
-use crate::mount::{Hold, Mounts, ProcessId, make_private_dirs};
-use crate::own_signals;
-use crate::state::State;
+use crate::doctor::{Health, examine_host};
 
-/// How often a keeper that ends while it is asked is looked for anew.
+/// Attempts to find a keeper when one ends during the claim.
 const KEEPERS: u32 = 5;
-/// The pause between two looks whether another daemon is there.
+/// Interval between checks for another daemon.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// How to run a daemon.
+/// Options of a daemon.
 #[derive(Debug, Clone)]
 pub struct DaemonOptions {
     /// The state directory.
     pub state: PathBuf,
-    /// Whether a daemon that serves is replaced.
+    /// Whether a serving daemon is replaced.
     pub claim: Claim,
-    /// Who may talk to it.
+    /// Who may connect to it.
     pub access: Access,
-    /// The host's cache.
+    /// Options of the host's cache.
     pub cache: CacheOptions,
-    /// After how long without mounts it ends.
+    /// Exit after this long without mounts; `None`: never.
     pub idle_exit: Option<Duration>,
-    /// Where metrics are served on TCP, if they are.
+    /// TCP address that serves metrics, if any.
     pub metrics_listen: Option<SocketAddr>,
-    /// Threads for each connection to the kernel.
+    /// Threads per FUSE connection.
     pub threads: Option<NonZeroUsize>,
-    /// The words that make this program the keeper.
+    /// Arguments that run this program as the keeper.
     pub keeper: Vec<OsString>,
-    /// The words that make this program a sandbox's monitor, without the sandbox.
+    /// Arguments that run this program as a sandbox's monitor, without the sandbox's id.
     pub monitor: Vec<OsString>,
 }
 
 /// Why the daemon ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// A signal.
+    /// A signal was received.
     Signal,
-    /// A client.
+    /// A client stopped it.
     Stop,
     /// Nothing is mounted.
     Idle,
     /// Another daemon takes over.
     Leave,
-    /// The kernel's connections have ended.
+    /// The FUSE connections have ended.
     Lost,
 }
 
-/// Serves the mounts of a state directory until it is told to stop; `stored` is what the service
-/// manager kept of them. Calls `ready` when clients can talk to it. Afterwards the process must end.
+/// Serves the mounts of a state directory until stopped. `stored` holds the session's descriptors
+/// that the service manager kept. Calls `ready` once clients can connect. The process must exit
+/// afterwards.
 pub fn run(
     options: &DaemonOptions,
     stored: Stored,
     ready: impl FnOnce(),
 ) -> Result<(), DaemonError> {
-    // What it starts waits for SIGCHLD, and it ends itself by SIGTERM. It keeps other signals ignored:
-    // whoever has started it with nohup(1) wanted that.
-    own_signals::unblock_all();
-    own_signals::unignore_child();
+    // The children it waits for need SIGCHLD, and SIGTERM must end it. Other ignored signals stay
+    // ignored: nohup(1) relies on that.
+    signals::unblock_all();
+    signals::unignore_child();
     let state = State::open(&options.state)?;
     let paths = Paths::of(state.root());
     for dir in [paths.run(), paths.fuse()] {
@@ -92,15 +99,16 @@ pub fn run(
     if options.claim == Claim::WhenFree {
         nobody_runs(&paths)?;
     }
+    let limits = Limits::for_open_files(descriptors::raise_limit());
     let runtime = Builder::new_multi_thread()
         .thread_name("inlay-io")
+        .max_blocking_threads(limits.blocking_threads())
         .enable_all()
         .build()
         .map_err(DaemonError::io("start a runtime for", paths.state()))?;
-    // All that may take time, before it is this process's turn: until then another serves, or
-    // programs wait.
+    // Everything slow comes before the claim: until then another daemon serves, or programs wait.
     let cache = Cache::open(&state.cache(), options.cache)?;
-    let about = About {
+    let about = DaemonInfo {
         process: ProcessId::this().map_err(DaemonError::io("read", "/proc/self/stat".as_ref()))?,
         keeper: None,
         session: String::new(),
@@ -111,8 +119,11 @@ pub fn run(
             .map_err(DaemonError::io("read", "/dev/urandom".as_ref()))?,
     };
     let kept = claim(&paths, options, stored)?;
-    let mut daemon = Daemon::start(state, paths, about, cache, kept, options, &runtime)?;
+    let mut daemon = Daemon::start(state, paths, about, cache, kept, options, (limits, &runtime))?;
+    let trash = Emptier::start(daemon.paths.state())
+        .map_err(DaemonError::io("start a thread for", daemon.paths.state()))?;
     let end = runtime.block_on(daemon.serve(ready));
+    drop(trash);
     daemon.finish(end, runtime)
 }
 
@@ -125,18 +136,19 @@ fn nobody_runs(paths: &Paths) -> Result<(), DaemonError> {
     }
 }
 
-/// Waits for this process's turn. If it turns out to be another daemon's, that is an error. What was
-/// `stored` is closed afterwards: a server may have one descriptor of the ledger only.
+/// Blocks until the keeper hands the session to this process. Fails with [`DaemonError::Running`]
+/// if another daemon gets it. Drops `stored` afterwards: the server must hold the only descriptor
+/// of the ledger.
 fn claim(paths: &Paths, options: &DaemonOptions, stored: Stored) -> Result<Kept, DaemonError> {
     for _ in 0..KEEPERS {
         let keeper = keep::find_or_start(paths, &options.keeper, &stored)?;
         let (sender, turn) = mpsc::sync_channel(1);
         let how = options.claim;
-        // Not joined: should the turn never come, it ends with the process.
+        // Not joined: if the claim never completes, the thread ends with the process.
         thread::Builder::new()
             .name("inlay-claim".into())
             .spawn(move || {
-                // If nobody waits any more, the turn is given back with the answer.
+                // If the receiver is gone, dropping the answer returns the claim.
                 let _ = sender.send(keeper.claim(how));
             })
             .map_err(DaemonError::io("start a thread for", paths.state()))?;
@@ -147,7 +159,7 @@ fn claim(paths: &Paths, options: &DaemonOptions, stored: Stored) -> Result<Kept,
                     drop(stored);
                     return Ok(kept);
                 }
-                // The keeper of a daemon that was just ending.
+                // The keeper of a daemon that was just stopping.
                 Ok(Err(KeeperError::Ended | KeeperError::Socket(_))) => break,
                 Ok(Err(error)) => return Err(error.into()),
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Err(DaemonError::Panicked),
@@ -162,12 +174,13 @@ fn claim(paths: &Paths, options: &DaemonOptions, stored: Stored) -> Result<Kept,
     Err(KeeperError::Ended.into())
 }
 
-/// A daemon whose turn it is.
+/// A daemon that holds the session.
 pub(super) struct Daemon {
     pub(super) paths: Paths,
     pub(super) server: Server,
     pub(super) service: Service,
     pub(super) access: Access,
+    pub(super) limits: Limits,
     pub(super) idle_exit: Option<Duration>,
     pub(super) metrics_listen: Option<SocketAddr>,
     pub(super) changed: Arc<Notify>,
@@ -180,11 +193,11 @@ impl Daemon {
     fn start(
         state: State,
         paths: Paths,
-        about: About,
+        about: DaemonInfo,
         cache: Cache,
         kept: Kept,
         options: &DaemonOptions,
-        runtime: &Runtime,
+        (limits, runtime): (Limits, &Runtime),
     ) -> Result<Self, DaemonError> {
         let _guard = runtime.enter();
         let caught =
@@ -193,13 +206,15 @@ impl Daemon {
         let session = kept.session().to_string();
         let changed = Arc::new(Notify::new());
         let server = Server::new();
-        let stores = Stores::new(state.clone(), cache, runtime.handle().clone())?;
+        let stores = Stores::new(state.clone(), cache, runtime.handle().clone());
         let files = AttachedFiles::open(&paths, &session)?;
         let handle = runtime.handle().clone();
         let snapshots =
             Snapshots::new(server.clone(), stores, state, files, handle, Arc::clone(&changed));
-        let (restored, uses) = snapshots.restore(&kept.slots())?;
-        let mut serve = ServeOptions::default();
+        let last = boot::last_served(&paths.boot_record());
+        let (restored, uses) = snapshots.restore(&kept.slots(), last)?;
+        let mut serve =
+            ServeOptions { without: disabled_fuse_features(), ..ServeOptions::default() };
         if let Some(threads) = options.threads {
             serve.threads = threads;
         }
@@ -207,16 +222,20 @@ impl Daemon {
         let host = HostServer::start(kept, restored, &serve)?;
         let (leave, lost) = (when(host.asked_to_leave()), when(host.ended()));
         server.set(host);
-        let mounts = found_again(&paths, &session, &uses)?;
-        // What nothing is mounted of any more is let go.
-        drop(uses);
+        let mounts = found_again(&paths, &session, last, &uses)?;
+        if let Err(error) = boot::note(&paths.boot_record()) {
+            tracing::warn!(%error, "can't note the boot id; the next boot will not set torn records aside");
+        }
+        // Detaches slots that no mount uses.
+        mounts.hold_unclaimed(Box::new(uses));
         snapshots.resume()?;
         snapshots.stores().outboxes().start(runtime.handle());
-        tracing::info!(session, adopted, mounts = mounts.list().len(), "the daemon serves");
+        tracing::info!(session, adopted, mounts = mounts.list().len(), "the daemon is ready");
+        log_checks(paths.state());
         let keeper = inlay_fusefs::keeper::Keeper::connect(&paths.keeper_socket())
             .and_then(|keeper| keeper.status())
             .map(|status| status.pid);
-        let about = About { session, keeper: keeper.ok(), ..about };
+        let about = DaemonInfo { session, keeper: keeper.ok(), ..about };
         let sandboxes = Sandboxes::new(paths.state(), options.monitor.clone());
         let changes = Arc::clone(&changed);
         let service = Service::new(about, snapshots, mounts, sandboxes, changes, adopted);
@@ -226,6 +245,7 @@ impl Daemon {
             server,
             service,
             access: options.access,
+            limits,
             idle_exit: options.idle_exit,
             metrics_listen: options.metrics_listen,
             changed,
@@ -236,20 +256,37 @@ impl Daemon {
     }
 }
 
-/// The mounts of earlier daemons that are still served.
-fn found_again(paths: &Paths, session: &str, uses: &Uses) -> Result<Mounts, DaemonError> {
+/// Opens the mount table with the mounts of earlier daemons that are still served.
+fn found_again(
+    paths: &Paths,
+    session: &str,
+    last: LastServed,
+    uses: &Uses,
+) -> Result<Mounts, DaemonError> {
     let hold = |slot| -> Option<Hold> {
         let hold: Arc<Use> = Arc::clone(uses.get(&slot)?);
         Some(Box::new(hold))
     };
-    Ok(Mounts::open(paths.state(), session, hold)?)
+    Ok(Mounts::open(paths.state(), session, last, hold)?)
 }
 
 fn when(ended: &inlay_fusefs::Ended) -> oneshot::Receiver<()> {
     let (sender, receiver) = oneshot::channel();
     ended.then(move || {
-        // Nobody may wait any more.
+        // The receiver may be gone.
         let _ = sender.send(());
     });
     receiver
+}
+
+/// Logs what this host lacks, and the fallbacks in use.
+fn log_checks(state: &Path) {
+    for check in examine_host(state).checks {
+        let (name, found, fix) = (check.name, check.found, check.fix);
+        match check.health {
+            Health::Ok => {}
+            Health::Degraded => tracing::info!(name, found, fix, "a check of this host: degraded"),
+            Health::Missing => tracing::warn!(name, found, fix, "a check of this host: missing"),
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! The FUSE side as the daemon holds it: one server that many use and one ends.
+//! Shared handle of the FUSE server: many callers use it, one ends it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use parking_lot::RwLock;
 
 use super::error::DaemonError;
 
-/// The host's server, until it is ended. Clones share it.
+/// The host's FUSE server until it is ended. Clones share it.
 #[derive(Clone)]
 pub(super) struct Server {
     inner: Arc<RwLock<Option<HostServer>>>,
@@ -21,7 +21,7 @@ impl Server {
         Self { inner: Arc::default() }
     }
 
-    /// From now on there is one.
+    /// Installs the server. Until then calls fail with [`DaemonError::Ending`].
     pub(super) fn set(&self, server: HostServer) {
         *self.inner.write() = Some(server);
     }
@@ -35,12 +35,15 @@ impl Server {
     }
 
     pub(super) fn let_go_if_unused(&self, slot: Slot) -> Result<(), DaemonError> {
-        self.with(|server| server.let_go_if_unused(slot))
+        self.with(|server| {
+            server.let_go_if_unused(slot);
+            Ok(())
+        })
     }
 
-    /// Opens a slot that an earlier daemon has attached. Blocks.
+    /// Opens a slot that an earlier daemon attached. Blocks.
     pub(super) fn open(&self, slot: Slot) -> Result<(), DaemonError> {
-        // Not under the lock: it may wait for the store.
+        // Called without the lock: opening may wait for the store.
         let opening = self.with(|server| server.opening(slot))?;
         Ok(opening()?)
     }
@@ -49,18 +52,18 @@ impl Server {
         self.with(|server| server.dir(slot))
     }
 
-    /// What the kernel has asked for so far.
+    /// Returns the counts of FUSE requests so far.
     pub(super) fn requests(&self) -> Result<RequestCounts, DaemonError> {
         self.with(|server| Ok(server.counters().snapshot()))
     }
 
-    /// Measures requests from now on; and how many reads of files there were before.
+    /// Starts metering requests; returns also the number of reads answered before.
     pub(super) fn metering(&self) -> Result<(Metering, u64), DaemonError> {
         let metering = self.with(|server| Ok(server.meter().start()))?;
         Ok((metering, self.reads()?))
     }
 
-    /// How many reads of files were answered so far.
+    /// Returns the number of reads answered so far.
     pub(super) fn reads(&self) -> Result<u64, DaemonError> {
         self.requests().map(|counts| counts.read_hit + counts.read_miss)
     }
@@ -69,14 +72,14 @@ impl Server {
         self.with(|server| Ok(server.open_files()))
     }
 
-    /// Leaves the session to the keeper: this process must end soon.
+    /// Leaves the session to the keeper. This process must exit soon.
     pub(super) fn leave(&self) {
         if let Some(server) = self.inner.write().as_mut() {
             server.leave();
         }
     }
 
-    /// Ends the session, and the keeper with it.
+    /// Ends the session and the keeper.
     pub(super) fn unmount(&self) -> Result<(), DaemonError> {
         let server = self.inner.write().take();
         server.map_or(Ok(()), HostServer::unmount).map_err(DaemonError::Host)

@@ -1,59 +1,60 @@
-//! What the daemon can be asked to do, whatever way it is asked.
+//! Operations of the daemon, independent of the transport.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use inlay_mounts::{
+    Caller, Claim, Layer, MakePath, MountError, MountFlags, MountRecord, Mounts, Owner, Process,
+    ProcessId, Standing, Wanted, WantedView,
+};
 use inlay_prefetch::Class;
 use parking_lot::Mutex;
-use rustix::process::Pid;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::api::{
-    AttachedShown, CacheUse, Fingerprint, IfMounted, LoadOptions, MountRequest, MountShown,
-    PrefetchAnswer, StatusAnswer, StoreRef, StoreShown, UmountAnswer, UmountRequest,
+    AttachedShown, CacheUse, DamagedRecord, Fingerprint, IfMounted, InsideShown, LoadOptions,
+    MountOrigin, MountRequest, MountShown, PrefetchAnswer, StatusAnswer, StoreRef, StoreShown,
+    UmountAnswer, UmountRequest,
 };
 use super::error::DaemonError;
 use super::given_up::unless_given_up;
 use super::metrics::Activity;
+use super::mounted_already::target;
 use super::once::RequestKey;
 use super::sandboxes::Sandboxes;
 use super::snapshots::{Attached, Shape, Snapshots, Use};
 use super::traces::Traces;
-use crate::mount::{
-    Caller, Claim, Layer, MakePath, MountError, MountRecord, Mounts, Owner, ProcessId, Standing,
-    Wanted, WantedView,
-};
 
-/// How long the daemon's end waits for requests that are under way.
+/// Deadline for requests in flight when the daemon stops.
 const SETTLE_WITHIN: Duration = Duration::from_secs(30);
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// How often a mount point that somebody else is about to use is tried.
+/// Attempts to claim a mount point that another request holds.
 const TRIES_OF_CLAIM: u32 = 100;
 
-/// What does not change while a daemon lives.
+/// Facts that are constant for a daemon's lifetime.
 #[derive(Debug, Clone)]
-pub(super) struct About {
+pub(super) struct DaemonInfo {
     pub(super) process: ProcessId,
     pub(super) keeper: Option<u32>,
     pub(super) session: String,
-    pub(super) state: std::path::PathBuf,
+    pub(super) state: PathBuf,
     pub(super) cache_size: Option<String>,
     pub(super) idle_exit: Option<Duration>,
     pub(super) environment: Fingerprint,
 }
 
-/// The daemon's doings. Clones share everything.
+/// Operations of the daemon. Clones share state.
 #[derive(Clone)]
 pub(super) struct Service {
-    inner: Arc<Inner>,
+    inner: Arc<ServiceInner>,
 }
 
-struct Inner {
-    about: About,
+struct ServiceInner {
+    about: DaemonInfo,
     snapshots: Snapshots,
     mounts: Mounts,
     sandboxes: Sandboxes,
@@ -64,28 +65,55 @@ struct Inner {
     changed: Arc<Notify>,
     /// Woken when a mount is gone.
     gone: Notify,
-    /// Somebody wants the daemon to end.
+    /// Cancelled when the daemon was asked to stop.
     stop: CancellationToken,
 }
 
-/// Requests that may leave something behind.
+/// Accounting of requests that may leave mounts or processes behind.
 #[derive(Debug, Clone, Copy)]
 struct Load {
     under_way: usize,
-    taking: Taking,
-    /// How many have come to an end, those of earlier daemons included.
+    taking: AcceptsWork,
+    /// Requests that may stop the daemon. While there are any, no others are accepted.
+    closings: usize,
+    /// Requests completed, including those of earlier daemons.
     done: u64,
 }
 
-/// Whether more of them are taken.
+/// Whether further requests are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Taking {
+enum AcceptsWork {
     More,
     NoMore,
 }
 
-/// A request that the daemon does not end before.
-pub(super) struct UnderWay(Arc<Inner>);
+/// A request that may stop the daemon. While it lives, no request that may leave something behind
+/// is accepted; dropping it, because it failed or its caller is gone, accepts them again.
+struct Closing(Service);
+
+impl Closing {
+    fn begin(service: &Service) -> Self {
+        service.inner.load.lock().closings += 1;
+        Self(service.clone())
+    }
+
+    /// Commits to stopping: no more requests are accepted.
+    fn done(self) {
+        self.0.inner.load.lock().taking = AcceptsWork::NoMore;
+        self.0.inner.stop.cancel();
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.inner.load.lock().closings -= 1;
+        // Work that waited for this may proceed, e.g. the exit of an idle daemon.
+        self.0.something_ended();
+    }
+}
+
+/// A request in flight; the daemon does not stop before it is dropped.
+pub(super) struct UnderWay(Arc<ServiceInner>);
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
@@ -98,14 +126,14 @@ impl Drop for UnderWay {
     }
 }
 
-/// A mount point for a request.
-enum Place {
+/// Outcome of claiming a mount point.
+enum MountTarget {
     Free(Box<Claim>),
-    /// The same request has mounted it before.
+    /// An earlier attempt of the same request has mounted it.
     Taken(Box<MountRecord>),
 }
 
-/// What is to be attached.
+/// A snapshot to attach.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attach<'a> {
     /// Name or id.
@@ -113,9 +141,13 @@ pub(super) struct Attach<'a> {
     pub(super) store: &'a StoreRef,
     pub(super) cache: CacheUse,
     pub(super) load: &'a LoadOptions,
+    pub(super) origin: MountOrigin,
+    /// New owner of the snapshot's root directory and of all files with the same owner; `None`:
+    /// owners as in the snapshot.
+    pub(super) chown: Option<Owner>,
 }
 
-/// A mount that was just made. Dropped without being taken, it is undone: whoever wanted it is gone.
+/// A new mount. Unless taken, it is undone on drop: its client is gone.
 struct Made {
     service: Service,
     record: Option<MountRecord>,
@@ -123,7 +155,7 @@ struct Made {
 }
 
 impl Made {
-    /// Has the mount outlive this daemon: its caller is about to be told. Blocks.
+    /// Makes the mount outlive this daemon, before the caller gets its answer. Blocks.
     fn confirm(&mut self) -> Result<(), DaemonError> {
         if let Some(record) = &mut self.record {
             *record = self.service.inner.mounts.confirm(record)?;
@@ -141,14 +173,14 @@ impl Drop for Made {
         if let Some(record) = self.record.take() {
             tracing::info!(
                 mountpoint = %record.mountpoint.to_path().display(),
-                "a mount is undone, because its caller is gone"
+                "undoing a mount: the caller disconnected"
             );
             let (service, under_way) = (self.service.clone(), self.under_way.take());
-            // Before anybody else can see that the caller is gone.
+            // Marked before any other request can see that the caller is gone.
             service.inner.mounts.doom(&record);
             spawn_blocking(move || {
                 if let Err(error) = service.inner.mounts.undo(&record) {
-                    tracing::warn!(%error, "a mount that nobody wants stays");
+                    tracing::warn!(%error, "can't undo a cancelled mount");
                 }
                 service.look();
                 drop(under_way);
@@ -159,7 +191,7 @@ impl Drop for Made {
 
 impl Service {
     pub(super) fn new(
-        about: About,
+        about: DaemonInfo,
         snapshots: Snapshots,
         mounts: Mounts,
         sandboxes: Sandboxes,
@@ -167,13 +199,13 @@ impl Service {
         adopted: usize,
     ) -> Self {
         let done = u64::try_from(adopted).unwrap_or(u64::MAX);
-        let inner = Inner {
+        let inner = ServiceInner {
             about,
             snapshots,
             mounts,
             sandboxes,
             traces: Traces::default(),
-            load: Mutex::new(Load { under_way: 0, taking: Taking::More, done }),
+            load: Mutex::new(Load { under_way: 0, taking: AcceptsWork::More, closings: 0, done }),
             activity: Activity::default(),
             changed,
             gone: Notify::new(),
@@ -182,7 +214,7 @@ impl Service {
         Self { inner: Arc::new(inner) }
     }
 
-    pub(super) fn about(&self) -> &About {
+    pub(super) fn about(&self) -> &DaemonInfo {
         &self.inner.about
     }
 
@@ -199,7 +231,7 @@ impl Service {
         &self.inner.sandboxes
     }
 
-    /// What was asked for so far.
+    /// Counters of requests.
     pub(super) fn activity(&self) -> &Activity {
         &self.inner.activity
     }
@@ -208,18 +240,26 @@ impl Service {
         &self.inner.traces
     }
 
-    /// Whoever waits for the end of everything looks again.
+    /// Wakes those who wait for the daemon to become idle.
     pub(super) fn something_ended(&self) {
         self.inner.changed.notify_one();
     }
 
-    /// Done when somebody wants the daemon to end.
+    /// Cancelled when the daemon was asked to stop.
     pub(super) fn stop_token(&self) -> &CancellationToken {
         &self.inner.stop
     }
 
-    pub(super) fn status(&self) -> StatusAnswer {
+    pub(super) async fn status(&self) -> Result<StatusAnswer, DaemonError> {
+        let service = self.clone();
+        let status = spawn_blocking(move || service.status_now()).await;
+        status.map_err(|_| DaemonError::Panicked)
+    }
+
+    /// Reads records from disk. Blocks.
+    fn status_now(&self) -> StatusAnswer {
         let about = &self.inner.about;
+        let outbox = self.inner.snapshots.stores().outboxes().report();
         StatusAnswer {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             server: about.process,
@@ -228,20 +268,29 @@ impl Service {
             state: about.state.as_path().into(),
             mounts: self.mounted(),
             attached: self.inner.snapshots.count(),
-            sealed: self.inner.snapshots.stores().outboxes().waiting(),
+            sealed: outbox.waiting,
+            outbox,
             cache_size: about.cache_size.clone(),
             idle_exit_ms: about
                 .idle_exit
                 .map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
             environment: about.environment.clone(),
+            damaged: self.damaged_records(),
         }
+    }
+
+    /// Returns the damaged records, except those of sandboxes.
+    fn damaged_records(&self) -> Vec<DamagedRecord> {
+        let of_mounts = self.inner.mounts.damaged_records().into_iter().map(ToString::to_string);
+        let all = of_mounts.chain(self.inner.snapshots.damaged());
+        all.map(|why| DamagedRecord { why }).collect()
     }
 
     pub(super) fn attached(&self) -> Vec<AttachedShown> {
         self.inner.snapshots.list()
     }
 
-    /// What is loaded ahead of readers.
+    /// Returns prefetch progress by store and snapshot.
     pub(super) fn prefetch(&self) -> PrefetchAnswer {
         let snapshots = &self.inner.snapshots;
         let stores = snapshots.stores().all().into_iter().map(|(store, _, open)| {
@@ -264,29 +313,35 @@ impl Service {
         PrefetchAnswer { stores: stores.collect(), snapshots: snapshots.loading() }
     }
 
-    /// How many mounts there are.
+    /// Number of mounts.
     pub(super) fn mounted(&self) -> usize {
-        self.inner.mounts.list().len()
+        self.inner.mounts.count()
     }
 
-    /// All mounts that users see, those that were just unmounted by others left out.
+    /// Lists all mounts, after clearing up those that others have just unmounted.
     pub(super) async fn mounts(&self) -> Result<Vec<MountShown>, DaemonError> {
         let service = self.clone();
         let listed = spawn_blocking(move || {
-            service.look();
-            service.inner.mounts.list()
+            let records = service.mount_records();
+            records.into_iter().map(|record| service.shown(record)).collect()
         });
-        let mut records = listed.await.map_err(|_| DaemonError::Panicked)?;
-        records.sort_by_key(|record| record.seen.number());
-        Ok(records.into_iter().map(|record| self.shown(record)).collect())
+        listed.await.map_err(|_| DaemonError::Panicked)
     }
 
-    /// Mounts for the process `caller`. Should this future be dropped, or take longer than `limit`,
-    /// nothing of the mount stays. If the request with this `key` has made the mount before, it is that
-    /// mount.
+    /// The records of all mounts, the oldest first. Blocks.
+    fn mount_records(&self) -> Vec<MountRecord> {
+        self.look();
+        let mut records = self.inner.mounts.list();
+        records.sort_by_key(|record| record.seen.number());
+        records
+    }
+
+    /// Mounts a snapshot for the process `caller`. Cancel-safe: if the future is dropped or `limit`
+    /// passes, nothing of the mount stays. Idempotent: if an earlier attempt with the same `key`
+    /// created the mount, returns that mount.
     pub(super) async fn mount(
         &self,
-        caller: Pid,
+        caller: Process,
         request: MountRequest,
         key: Option<RequestKey>,
         limit: Duration,
@@ -296,23 +351,36 @@ impl Service {
 
     async fn mount_within(
         &self,
-        caller: Pid,
+        caller: Process,
         request: MountRequest,
         key: Option<RequestKey>,
         limit: Duration,
     ) -> Result<MountShown, DaemonError> {
         let under_way = self.under_way().ok_or(DaemonError::Ending)?;
-        let work = self.clone().make(caller, request, key, under_way);
-        let mut made = unless_given_up(limit, work).await?;
-        // Should nobody wait for it any more, what comes of it is dropped, and so undone.
-        let made = spawn_blocking(move || made.confirm().map(|()| made)).await;
-        let made = made.map_err(|_| DaemonError::Panicked)??;
-        made.take().map(|record| self.shown(record)).ok_or(DaemonError::Panicked)
+        let again = (request.origin == MountOrigin::MountTable).then(|| request.clone());
+        let work = self.clone().make(caller.clone(), request, key, under_way);
+        let mut made = match (unless_given_up(limit, work).await, again) {
+            (Err(error), Some(again)) => {
+                let same = self.clone().mounted_already(caller, again, error);
+                return unless_given_up(limit, same).await;
+            }
+            (made, _) => made?,
+        };
+        // If the caller is gone, this is dropped and the mount undone.
+        let service = self.clone();
+        let made = spawn_blocking(move || {
+            made.confirm()?;
+            let shown = made.record.clone().map(|record| service.shown(record));
+            Ok::<_, DaemonError>((made, shown))
+        });
+        let (made, shown) = made.await.map_err(|_| DaemonError::Panicked)??;
+        made.take();
+        shown.ok_or(DaemonError::Panicked)
     }
 
     async fn make(
         self,
-        caller: Pid,
+        caller: Process,
         request: MountRequest,
         key: Option<RequestKey>,
         under_way: UnderWay,
@@ -322,11 +390,11 @@ impl Service {
             return Err(DaemonError::Request("the mount point must be an absolute path".into()));
         }
         let key = key.map(|RequestKey(key)| key);
-        // First, because it costs nothing and is what goes wrong most often.
-        let (caller, make) = target(request.pid, caller)?;
-        let claim = match self.claim((caller, make), &path, key.as_deref()).await? {
-            Place::Free(claim) => *claim,
-            Place::Taken(record) => {
+        // Claimed first: it costs nothing, and fails most often.
+        let (caller, make) = target(request.pid, caller, request.origin)?;
+        let claim = match self.claim((&caller, make), &path, key.as_deref()).await? {
+            MountTarget::Free(claim) => *claim,
+            MountTarget::Taken(record) => {
                 return Ok(Made {
                     service: self,
                     record: Some(*record),
@@ -334,15 +402,16 @@ impl Service {
                 });
             }
         };
-        let MountRequest { snapshot, store, cache, view, chown, load, .. } = request;
+        let MountRequest { snapshot, store, cache, view, chown, flags, origin, load, .. } = request;
         let shape = match view {
             WantedView::ReadOnly => Shape::Alone,
             WantedView::Writable(_) => Shape::Below,
         };
-        let what = Attach { snapshot: &snapshot, store: &store, cache, load: &load };
+        let what = Attach { snapshot: &snapshot, store: &store, cache, load: &load, origin, chown };
         let attached = self.attach(what, shape).await?;
         let wanted = Wanted {
             chown,
+            flags,
             key,
             standing: Standing::Unconfirmed,
             ..self.wanted(attached, view, None)?
@@ -352,28 +421,28 @@ impl Service {
             let slots = [Some(wanted.top.slot), wanted.below.as_ref().map(|below| below.slot)];
             let record = service.inner.mounts.create(claim, wanted)?;
             service.mark("mounted", || record.mountpoint.to_path().display().to_string());
-            // Many mounts are made and few are looked at.
+            // Most mounts are read little: release the index pages that attaching has mapped.
             slots.into_iter().flatten().for_each(|slot| {
                 service.inner.snapshots.release_pages_of(slot);
             });
-            // From here on, whatever becomes of this task, the mount is undone unless it is taken.
+            // From here on the mount is undone unless taken, however this task ends.
             Ok(Made { service, record: Some(record), under_way: Some(under_way) })
         });
         made.await.map_err(|_| DaemonError::Panicked)?
     }
 
-    /// Attaches a snapshot, so that it can be mounted.
+    /// Attaches a snapshot so that it can be mounted.
     pub(super) async fn attach(
         &self,
         what: Attach<'_>,
         shape: Shape,
     ) -> Result<Attached, DaemonError> {
-        let Attach { snapshot, store, cache, load } = what;
-        let attach = self.inner.snapshots.attach(snapshot, store, cache, shape, load);
+        let attach = self.inner.snapshots.attach(what, shape);
         self.activity().attaches.of(attach).await
     }
 
-    /// What was attached, as the table of mounts wants it. It stays, unless that is changed.
+    /// Converts an attached snapshot for the mount table. The mount is confirmed, i.e. it stays;
+    /// the caller may override that.
     pub(super) fn wanted(
         &self,
         attached: Attached,
@@ -388,32 +457,37 @@ impl Service {
             snapshot: attached.snapshot,
             top: layer(attached.top)?,
             below: attached.below.map(layer).transpose()?,
+            longest_path: attached.longest_path,
             view,
             owner,
             chown: None,
+            flags: MountFlags::default(),
+            alias: attached.alias,
             key: None,
             standing: Standing::Confirmed,
+            file: None,
         })
     }
 
-    /// Takes `path` for a mount. One that is being undone is waited for.
+    /// Claims `path` for a mount. Retries while another request claims it or undoes a mount there.
     async fn claim(
         &self,
-        (caller, make): (Caller, MakePath),
+        (caller, make): (&Caller, MakePath),
         path: &Path,
         key: Option<&str>,
-    ) -> Result<Place, DaemonError> {
+    ) -> Result<MountTarget, DaemonError> {
         for _ in 0..TRIES_OF_CLAIM {
             let (service, path, key) = (self.clone(), path.to_owned(), key.map(str::to_owned));
+            let caller = caller.clone();
             let claimed = spawn_blocking(move || {
                 let mounts = &service.inner.mounts;
-                match mounts.claim(caller, &path, make) {
-                    Ok(claim) => Ok(Some(Place::Free(Box::new(claim)))),
+                match mounts.claim(&caller, &path, make) {
+                    Ok(claim) => Ok(Some(MountTarget::Free(Box::new(claim)))),
                     Err(MountError::BeingMounted(_)) => Ok(None),
                     Err(error @ MountError::AlreadyMounted { .. }) => {
-                        let Some(record) = mounts.find(caller, &path)? else { return Ok(None) };
+                        let Some(record) = mounts.find(&caller, &path)? else { return Ok(None) };
                         if key.is_some() && record.key == key {
-                            return Ok(Some(Place::Taken(Box::new(record))));
+                            return Ok(Some(MountTarget::Taken(Box::new(record))));
                         }
                         Err(error)
                     }
@@ -430,30 +504,31 @@ impl Service {
 
     pub(super) async fn umount(
         &self,
-        caller: Pid,
+        caller: Process,
         request: UmountRequest,
     ) -> Result<UmountAnswer, DaemonError> {
         let path = request.mountpoint.to_path();
         if !path.is_absolute() {
             return Err(DaemonError::Request("the mount point must be an absolute path".into()));
         }
-        let (caller, _) = target(request.pid, caller)?;
+        let (caller, _) = target(request.pid, caller, MountOrigin::Command)?;
         let under_way = self.under_way().ok_or(DaemonError::Ending)?;
         let service = self.clone();
         let ended = spawn_blocking(move || {
             let _under_way = under_way;
-            let ended = service.inner.mounts.unmount(caller, &path, request.how, request.changes);
+            let ended = service.inner.mounts.unmount(&caller, &path, request.how, request.changes);
             service.look();
             ended
         });
         let ended = ended.await.map_err(|_| DaemonError::Panicked)??;
-        Ok(UmountAnswer { record: ended.record, in_use: ended.in_use, discarded: ended.discarded })
+        let MountRecord { mountpoint, snapshot, view, .. } = ended.record;
+        let (in_use, discarded) = (ended.in_use, ended.discarded);
+        Ok(UmountAnswer { mountpoint, snapshot, view, in_use, discarded })
     }
 
-    /// Waits at most `limit` until the mount with this number is gone. Returns whether it is.
+    /// Waits at most `limit` until the mount with this id is gone. Returns whether it is.
     pub(super) async fn gone(&self, mount: u64, limit: Duration) -> bool {
-        let is_gone =
-            || !self.inner.mounts.list().iter().any(|record| record.seen.number() == mount);
+        let is_gone = || !self.inner.mounts.has(mount);
         let wait = async {
             loop {
                 let notified = self.inner.gone.notified();
@@ -466,18 +541,33 @@ impl Service {
         timeout(limit, wait).await.is_ok()
     }
 
-    /// Wants the daemon to end. Says what was unmounted for it.
+    /// Stops the daemon. Returns the mounts that were unmounted. If the caller goes away before
+    /// anything was ended, the daemon continues; after that, the stop is completed in any case.
     pub(super) async fn stop(&self, mounted: IfMounted) -> Result<Vec<MountRecord>, DaemonError> {
-        // No mount may come in between.
-        self.inner.load.lock().taking = Taking::NoMore;
-        let outcome = self.make_room(mounted).await;
-        match &outcome {
-            Ok(_) => self.inner.stop.cancel(),
-            Err(_) => self.inner.load.lock().taking = Taking::More,
-        }
-        outcome
+        // Excludes new mounts from here on.
+        let closing = Closing::begin(self);
+        let mounts = self.make_room(mounted).await?;
+        let service = self.clone();
+        let ending = tokio::spawn(async move {
+            if mounted == IfMounted::Unmount {
+                service.end_everything().await?;
+            }
+            closing.done();
+            Ok(mounts)
+        });
+        ending.await.map_err(|_| DaemonError::Panicked)?
     }
 
+    /// Stops all sandboxes and unmounts the mounts of users.
+    async fn end_everything(&self) -> Result<(), DaemonError> {
+        self.stop_all_sandboxes().await?;
+        let service = self.clone();
+        let unmounted = spawn_blocking(move || service.inner.mounts.unmount_all());
+        unmounted.await.map(drop).map_err(|_| DaemonError::Panicked)
+    }
+
+    /// Waits for requests in flight and returns the mounts of users. Fails if mounts or sandboxes
+    /// are in the way and `mounted` is `Refuse`.
     async fn make_room(&self, mounted: IfMounted) -> Result<Vec<MountRecord>, DaemonError> {
         let settled = async {
             while self.inner.load.lock().under_way > 0 {
@@ -485,30 +575,28 @@ impl Service {
             }
         };
         timeout(SETTLE_WITHIN, settled).await.map_err(|_| DaemonError::Busy)?;
-        let mounts: Vec<MountRecord> =
-            self.mounts().await?.into_iter().map(|shown| shown.record).collect();
-        let running = self.running_sandboxes();
+        let service = self.clone();
+        let found = spawn_blocking(move || (service.mount_records(), service.running_sandboxes()));
+        let (mut mounts, running) = found.await.map_err(|_| DaemonError::Panicked)?;
         if mounted == IfMounted::Refuse && !running.is_empty() {
             return Err(DaemonError::SandboxesRun(running));
         }
-        // Those of sandboxes that have ended are made again when they are needed.
-        let of_users = |record: &&MountRecord| record.owner.is_none();
-        let mounts: Vec<MountRecord> = mounts.iter().filter(of_users).cloned().collect();
+        // Mounts of stopped sandboxes are created again on demand.
+        mounts.retain(|record| record.owner.is_none());
         if mounted == IfMounted::Refuse && !mounts.is_empty() {
             let shown = |record: &MountRecord| record.mountpoint.to_path().display().to_string();
             return Err(DaemonError::Mounted(mounts.iter().map(shown).collect()));
         }
-        let service = self.clone();
-        let unmounted = spawn_blocking(move || {
-            service.stop_all_sandboxes();
-            service.inner.mounts.unmount_all();
-        });
-        unmounted.await.map_err(|_| DaemonError::Panicked)?;
+        let damaged = self.inner.mounts.damaged();
+        if mounted == IfMounted::Refuse && !damaged.is_empty() {
+            let damaged = damaged.iter().map(ToString::to_string).collect();
+            return Err(DaemonError::DamagedMounts(damaged));
+        }
         Ok(mounts)
     }
 
-    /// Ends the taking of requests if nothing is mounted, attached or under way, and no client still
-    /// reads what a sandbox has printed. Returns whether it did.
+    /// Stops accepting requests if nothing is mounted, attached or in flight, no trace is recorded
+    /// and no client reads a sandbox's output. Returns whether it did.
     pub(super) fn close_if_idle(&self) -> bool {
         let mut load = self.inner.load.lock();
         let idle = load.under_way == 0
@@ -516,31 +604,31 @@ impl Service {
             && !self.inner.traces.any()
             && !self.inner.sandboxes.talk();
         if idle {
-            load.taking = Taking::NoMore;
+            load.taking = AcceptsWork::NoMore;
         }
         idle
     }
 
-    /// Whether this daemon has served nothing at all yet.
+    /// Whether this daemon has not served any request yet.
     pub(super) fn is_new(&self) -> bool {
         let load = *self.inner.load.lock();
         load.done == 0 && load.under_way == 0
     }
 
-    /// Whether nothing is mounted or attached.
+    /// Whether nothing is mounted, attached or waiting in an outbox.
     pub(super) fn is_unused(&self) -> bool {
         self.inner.mounts.is_empty()
             && self.inner.snapshots.count() == 0
-            && self.inner.snapshots.stores().outboxes().waiting() == 0
+            && self.inner.snapshots.stores().outboxes().are_idle()
     }
 
-    /// Forgets everything, after the session has ended.
+    /// Removes all records, after the session has ended.
     pub(super) fn forget_all(&self) {
         self.inner.mounts.forget_all();
         self.inner.snapshots.forget_all();
     }
 
-    /// Clears up after mounts that are gone. Blocks. Returns when to look again.
+    /// Cleans up after mounts that are gone. Blocks. Returns when to call again.
     pub(super) fn look(&self) -> Option<Duration> {
         self.look_at_sandboxes();
         let mounts = self.inner.mounts.look();
@@ -551,26 +639,60 @@ impl Service {
 
     pub(super) fn under_way(&self) -> Option<UnderWay> {
         let mut load = self.inner.load.lock();
-        if load.taking == Taking::NoMore {
+        if load.taking == AcceptsWork::NoMore || load.closings > 0 {
             return None;
         }
         load.under_way += 1;
         Some(UnderWay(Arc::clone(&self.inner)))
     }
 
-    fn shown(&self, record: MountRecord) -> MountShown {
+    /// Converts a mount for clients. Blocks.
+    pub(super) fn shown(&self, record: MountRecord) -> MountShown {
         let owner = record.owner.as_deref();
         let sandbox = owner.and_then(|id| self.inner.sandboxes.name(id));
-        MountShown { record, sandbox, server: Some(self.inner.about.process), served: true }
+        let inside = if owner.is_none() { inside(&record) } else { None };
+        let server = Some(self.inner.about.process);
+        MountShown { sandbox, inside, server, served: true, ..MountShown::of(record) }
     }
 }
 
-/// Whose view a mount is for, and what is done if its place is missing.
-fn target(pid: Option<u32>, caller: Pid) -> Result<(Caller, MakePath), DaemonError> {
-    let Some(pid) = pid else { return Ok((Caller::Process(caller), MakePath::Never)) };
-    let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let process = process.filter(|_| ProcessId::of(pid).is_ok_and(|found| found.is_some()));
-    let process =
-        process.ok_or_else(|| DaemonError::Request(format!("there is no process {pid}")))?;
-    Ok((Caller::Process(process), MakePath::OwnedBy(Owner::ROOT)))
+/// Returns a process that sees a mount in another mount namespace.
+fn inside(record: &MountRecord) -> Option<InsideShown> {
+    let process = record.seen.process_inside()?;
+    let pid = process.id().pid;
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}"));
+    let (name, cgroup) = (read("comm").unwrap_or_default(), read("cgroup").unwrap_or_default());
+    process.is_alive().then(|| InsideShown {
+        pid,
+        name: name.trim_end().escape_debug().to_string(),
+        container: container(&cgroup),
+    })
+}
+
+/// Returns the container id from the names of its cgroups: docker, podman, containerd and others
+/// put its 64 hexadecimal digits there.
+fn container(cgroup: &str) -> Option<String> {
+    const LEN: usize = 64;
+    let is_id = |word: &&str| word.len() == LEN && word.bytes().all(|b| b.is_ascii_hexdigit());
+    cgroup.split(|c: char| !c.is_ascii_alphanumeric()).find(is_id).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_is_known_by_the_name_of_its_cgroup() {
+        let id = "0123456789abcdef".repeat(4);
+        for cgroup in [
+            format!("12:freezer:/docker/{id}\n0::/\n"),
+            format!("0::/system.slice/docker-{id}.scope\n"),
+            format!("0::/machine.slice/libpod-{id}.scope/container\n"),
+            format!("0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-{id}.scope\n"),
+        ] {
+            assert_eq!(container(&cgroup).as_ref(), Some(&id), "{cgroup}");
+        }
+        assert_eq!(container("0::/user.slice/session-1.scope\n"), None);
+        assert_eq!(container(&format!("0::/docker/{}\n", &id[1..])), None);
+    }
 }

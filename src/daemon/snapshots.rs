@@ -1,50 +1,55 @@
-//! The attached snapshots: each once, whatever the number of mounts, and for as long as somebody sees
-//! anything of it.
+//! Attaches each snapshot once, shared by all its mounts, and detaches it when its last user is
+//! gone.
+
+mod adopted;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use inlay_fusefs::keeper::KeptSlot;
-use inlay_fusefs::{HostError, Opener, Parts, Restored, Slot, SnapshotFs, View};
-use inlay_store::format::Index;
+use inlay_base::inject::{self, Step};
+use inlay_base::record::RecordError;
+use inlay_fusefs::{Findings, HostError, OwnerAlias, Parts, Renumber, Slot, SnapshotFs, View};
+use inlay_mounts::{Alias, Owner};
+use inlay_snapshots::content::SnapshotContent;
+use inlay_snapshots::state::State;
+use inlay_snapshots::{IndexFetch, SnapshotError, findings, open_index_watched};
+use inlay_store::format::{Attr, Index, InodeIdx};
 use inlay_store::ids::SnapshotId;
 use inlay_store::remote::Remote;
+use inlay_trace::record::{Fetched, Recorder};
+use inlay_trace::{FetchClass, FetchOutcome, SegmentKind};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio_util::task::TaskTracker;
 
-use super::api::{AttachedShown, CacheUse, LoadOptions, LoadingShown, Prefetch, StoreRef};
-use super::attached::{AttachKey, AttachedFile, AttachedFiles, Part};
+use super::api::{AttachedShown, CacheUse, LoadOptions, LoadingShown, StoreRef};
+use super::attached::{AttachKey, AttachedFiles, Part};
 use super::error::DaemonError;
 use super::metrics::Loaded;
+use super::named::named;
 use super::server::Server;
+use super::service::Attach;
 use super::stores::{Store, Stores};
 use super::tracking::{Begins, Early, Tracking, Trackings};
-use crate::content::SnapshotContent;
-use crate::inject::{self, Step};
-use crate::snapshots::{IndexFetch, SnapshotError, open_index_watched, parts, resolve};
-use crate::state::State;
-use crate::trace::record::{Fetched, Recorder};
-use crate::trace::{FetchClass, FetchOutcome, SegmentKind};
 
-/// How many may be attached at once.
+/// Limit of attached snapshots.
 const ATTACHED_MAX: usize = 16_384;
 
-/// How soon it is looked at again whether a snapshot that is out of sight is still in use: twice as
-/// long after each look.
+/// First and last interval between probes of whether a detached snapshot is still in use. The
+/// interval doubles with each probe.
 const LOOK_FIRST: Duration = Duration::from_millis(20);
 const LOOK_LAST: Duration = Duration::from_secs(10);
 
-/// All attached snapshots. Clones share everything.
+/// All attached snapshots. Clones share state.
 #[derive(Clone)]
 pub(super) struct Snapshots {
-    inner: Arc<Inner>,
+    inner: Arc<SnapshotsInner>,
 }
 
-struct Inner {
+struct SnapshotsInner {
     server: Server,
     stores: Stores,
     state: State,
@@ -52,60 +57,68 @@ struct Inner {
     runtime: Handle,
     tasks: TaskTracker,
     trackings: Trackings,
-    /// Woken when a slot has been let go.
+    /// Woken when a slot is forgotten.
     changed: Arc<Notify>,
-    /// Who attaches a snapshot holds its lock: others wait and share what comes of it.
+    /// Per-key lock: the task that attaches a snapshot holds it; concurrent requests wait and share
+    /// the result.
     uses: Mutex<HashMap<AttachKey, Arc<AsyncMutex<Weak<Use>>>>>,
     serving: Mutex<HashMap<u32, Serving>>,
+    /// Slots with damaged files when this daemon started.
+    damaged: Mutex<Vec<(u32, RecordError)>>,
 }
 
-/// What belongs to a slot until the kernel has forgotten it.
+/// State of a slot until the kernel has forgotten it.
 struct Serving {
-    key: AttachKey,
-    /// Opened when the slot is first asked for something, if an earlier daemon has attached it.
-    open: Option<Open>,
-    /// It is out of sight: when it is looked at again whether anybody uses it.
+    /// `None` if its file is damaged.
+    key: Option<AttachKey>,
+    /// `None` until the first request, if an earlier daemon attached the slot.
+    open: Option<OpenSlot>,
+    /// Set once detached: when to probe next whether the slot is still in use.
     ending: Option<Look>,
 }
 
-/// A slot that serves.
-struct Open {
+/// A slot that is open.
+struct OpenSlot {
     content: SnapshotContent,
     store: Arc<Store>,
     tracking: Arc<Tracking>,
 }
 
-/// When to look, and how long to wait if that was too early.
+/// Time of the next probe, and the interval after it.
 #[derive(Debug, Clone, Copy)]
 struct Look {
     at: Instant,
     pause: Duration,
 }
 
-/// What an attached snapshot is for.
+/// How an attached snapshot is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shape {
-    /// It is seen as it is.
+    /// Mounted directly.
     Alone,
-    /// It is below an overlay, which can put parts together.
+    /// As a lower layer of an overlay, which can combine two parts.
     Below,
 }
 
-/// What a reference stood for, and what shows it.
+/// A resolved reference and the slots that show its snapshot.
 pub(super) struct Attached {
     pub(super) snapshot: SnapshotId,
     pub(super) top: Arc<Use>,
-    /// What the upper part does not show.
+    /// The files that `top` does not show.
     pub(super) below: Option<Arc<Use>>,
+    /// Length of the snapshot's longest path in bytes, if it is a lower layer of an overlay.
+    pub(super) longest_path: u32,
+    /// Renumbering of the owner of the root directory; none if owners are as in the snapshot.
+    pub(super) alias: Option<Alias>,
 }
 
-/// A snapshot that is attached for as long as this lives.
+/// Keeps a snapshot attached until dropped.
 pub(super) struct Use {
-    inner: Weak<Inner>,
+    inner: Weak<SnapshotsInner>,
     slot: Slot,
 }
 
-/// What keeps slots attached, by their numbers.
+/// Keeps slots attached, by slot number.
 pub(super) type Uses = HashMap<u32, Arc<Use>>;
 
 impl Use {
@@ -117,7 +130,7 @@ impl Use {
 impl Drop for Use {
     fn drop(&mut self) {
         if let Some(inner) = self.inner.upgrade() {
-            Inner::detach(&inner, self.slot);
+            SnapshotsInner::detach(&inner, self.slot);
         }
     }
 }
@@ -133,7 +146,7 @@ impl Snapshots {
     ) -> Self {
         let tasks = TaskTracker::new();
         let recorder = stores.recorder().clone();
-        let inner = Inner {
+        let inner = SnapshotsInner {
             server,
             stores,
             state,
@@ -144,29 +157,29 @@ impl Snapshots {
             changed,
             uses: Mutex::default(),
             serving: Mutex::default(),
+            damaged: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
     }
 
-    /// The snapshot that `reference` means in `store`, attached as `shape` needs it.
+    /// Resolves and attaches `wanted` as `shape` requires.
     pub(super) async fn attach(
         &self,
-        reference: &str,
-        store: &StoreRef,
-        cache: CacheUse,
+        wanted: Attach<'_>,
         shape: Shape,
-        load: &LoadOptions,
     ) -> Result<Attached, DaemonError> {
+        let Attach { snapshot: reference, store, cache, load, origin, chown } = wanted;
         let inner = &self.inner;
         let opened = inner.stores.get(store, cache)?;
         let _span = self.recorder().span(SegmentKind::Attach, reference);
         let _mounting = opened.mounting();
-        let snapshot = resolve(&opened.remote, reference).await?;
+        let snapshot = named(&inner.state, &opened.remote, store, reference, origin).await?;
         self.recorder().mark("resolved", || format!("{reference} is {snapshot}"));
-        // It comes while the index does.
+        // The profile is fetched concurrently with the index.
         let mut early = Some(inner.trackings.fetch(&opened.remote, snapshot, load));
-        let key = |part| AttachKey { snapshot, store: store.clone(), cache, part };
-        let (top, below) = inner.parts(&opened, snapshot, shape).await?;
+        let (top, below, longest_path) = inner.parts(&opened, snapshot, shape).await?;
+        let alias = inner.alias(&opened.remote, snapshot, chown).await?;
+        let key = |part| AttachKey { snapshot, store: store.clone(), cache, part, alias };
         let top = self.attach_part(key(top), &opened, load, &mut early).await?;
         let below = match below {
             Some(part) => Some(self.attach_part(key(part), &opened, load, &mut early).await?),
@@ -176,7 +189,7 @@ impl Snapshots {
             inner.call(top.slot(), reference);
         }
         self.recorder().mark("attached", || reference.to_owned());
-        Ok(Attached { snapshot, top, below })
+        Ok(Attached { snapshot, top, below, longest_path, alias })
     }
 
     async fn attach_part(
@@ -203,118 +216,70 @@ impl Snapshots {
         let (open, fs) = inner.open(opened, index, &key, load, Begins::Now, early.take(), view);
         let tracking = Arc::clone(&open.tracking);
         let slot = inner.server.attach(fs).inspect_err(|_| tracking.leave())?;
-        let serving = Serving { key: key.clone(), open: Some(open), ending: None };
+        let serving = Serving { key: Some(key.clone()), open: Some(open), ending: None };
         inner.serving.lock().insert(slot.get(), serving);
         let made = Arc::new(Use { inner: Arc::downgrade(inner), slot });
         let injected = |step| {
             inject::point(step).map_err(DaemonError::io("attach a snapshot in", inner.state.root()))
         };
         injected(Step::SlotAttached)?;
-        // Before anything can be mounted: the next daemon must be able to serve it.
+        // Recorded before anything can be mounted: the next daemon must be able to serve the slot.
         inner.files.add(slot.get(), &key, load)?;
         injected(Step::SlotRecorded)?;
         *current = Arc::downgrade(&made);
         Ok(made)
     }
 
-    /// Where a slot's snapshot is seen.
+    /// Resolves the reference of `wanted`.
+    pub(super) async fn named(&self, wanted: Attach<'_>) -> Result<SnapshotId, DaemonError> {
+        let Attach { snapshot: reference, store, cache, origin, .. } = wanted;
+        let opened = self.inner.stores.get(store, cache)?;
+        named(&self.inner.state, &opened.remote, store, reference, origin).await
+    }
+
+    /// Returns the directory at which the slot is visible.
     pub(super) fn dir(&self, slot: Slot) -> Result<PathBuf, DaemonError> {
         self.inner.server.dir(slot)
     }
 
-    /// Takes on what an earlier daemon of this session has attached to `slots`: how each is opened
-    /// when it is first asked for something, and what keeps it attached. What nobody takes from the
-    /// second is detached when it is dropped, which must not be before the server serves.
-    pub(super) fn restore(&self, slots: &[KeptSlot]) -> Result<(Vec<Restored>, Uses), DaemonError> {
-        let inner = &self.inner;
-        let mut known: HashMap<u32, AttachedFile> =
-            inner.files.load()?.into_iter().map(|file| (file.slot, file)).collect();
-        let mut restored = Vec::new();
-        let mut uses = Uses::new();
-        for kept in slots {
-            // Without a file: its daemon died before anything could be mounted of it.
-            let number = kept.slot.get();
-            let Some(AttachedFile { key, load, .. }) = known.remove(&number) else { continue };
-            let opener = inner.opener(kept.slot, key.clone(), load.clone());
-            restored.push(Restored { slot: kept.slot, opener });
-            let made = Arc::new(Use { inner: Arc::downgrade(inner), slot: kept.slot });
-            if !kept.detached
-                && let Ok(mut current) = inner.cell(&key).try_lock()
-            {
-                *current = Arc::downgrade(&made);
-            }
-            inner.serving.lock().insert(number, Serving { key, open: None, ending: None });
-            uses.insert(number, made);
-        }
-        for left in known.into_keys() {
-            // The kernel has forgotten it.
-            inner.files.remove(left)?;
-        }
-        Ok((restored, uses))
-    }
-
-    /// Goes on loading what an earlier daemon has attached: opens it without waiting until the kernel
-    /// asks for something of it. The server must serve.
-    pub(super) fn resume(&self) -> Result<(), DaemonError> {
-        let inner = &self.inner;
-        let mut slots: Vec<u32> = {
-            let serving = inner.serving.lock();
-            let files = inner.files.load()?.into_iter();
-            let loaded = files.filter(|file| {
-                let seen = serving.get(&file.slot).is_some_and(|of| of.ending.is_none());
-                seen && file.load.prefetch != Prefetch::Off
-            });
-            loaded.map(|file| file.slot).collect()
-        };
-        // The newest is still the newest.
-        slots.sort_unstable();
-        let (server, tasks) = (inner.server.clone(), &inner.tasks);
-        let open = move || {
-            for slot in slots.into_iter().filter_map(Slot::new) {
-                if let Err(error) = server.open(slot) {
-                    // Whoever reads there gets the error.
-                    tracing::debug!(%slot, %error, "it is not loaded ahead");
-                }
-            }
-        };
-        tasks.spawn_blocking_on(open, &inner.runtime);
-        Ok(())
-    }
-
-    /// What is attached, by slot.
+    /// Lists attached snapshots by slot, without those with damaged files.
     pub(super) fn list(&self) -> Vec<AttachedShown> {
         let serving = self.inner.serving.lock();
         let mut shown: Vec<AttachedShown> = serving
             .iter()
-            .map(|(slot, serving)| AttachedShown {
-                slot: *slot,
-                snapshot: serving.key.snapshot,
-                store: serving.key.store.clone(),
-                cache: serving.key.cache,
-                part: serving.key.part,
-                ending: serving.ending.is_some(),
+            .filter_map(|(slot, serving)| {
+                let key = serving.key.as_ref()?;
+                Some(AttachedShown {
+                    slot: *slot,
+                    snapshot: key.snapshot,
+                    store: key.store.clone(),
+                    cache: key.cache,
+                    part: key.part,
+                    chown: key.alias.map(|alias| alias.to),
+                    ending: serving.ending.is_some(),
+                })
             })
             .collect();
         shown.sort_by_key(|shown| shown.slot);
         shown
     }
 
-    /// How far the loading of each is.
+    /// Returns the prefetch progress of each snapshot.
     pub(super) fn loading(&self) -> Vec<LoadingShown> {
         self.inner.trackings.list()
     }
 
-    /// What was loaded ahead in all, and how many starts were recorded and could not be.
+    /// Returns prefetch totals, and the numbers of starts recorded and failed to record.
     pub(super) fn starts(&self) -> (Loaded, (u64, u64)) {
         self.inner.trackings.totals()
     }
 
-    /// The state directory, where indexes are kept.
+    /// The state directory, which holds cached indexes.
     pub(super) fn state(&self) -> &State {
         &self.inner.state
     }
 
-    /// The configuration of an image, as its index has it; nothing if it has none.
+    /// Returns the image configuration stored in the snapshot's index; `None` if it has none.
     pub(super) async fn image_config(
         &self,
         snapshot: SnapshotId,
@@ -327,33 +292,41 @@ impl Snapshots {
         Ok((!config.is_empty()).then(|| config.to_vec()))
     }
 
-    /// The FUSE side.
+    /// Returns the errors of slots that can't be served.
+    pub(super) fn damaged(&self) -> Vec<String> {
+        let damaged = self.inner.damaged.lock();
+        // A repaired file takes effect with the next request.
+        let still = damaged.iter().filter(|(slot, _)| self.inner.files.read(*slot).is_err());
+        still.map(|(_, error)| error.to_string()).collect()
+    }
+
+    /// The FUSE server.
     pub(super) fn server(&self) -> &Server {
         &self.inner.server
     }
 
-    /// What records reads and requests.
+    /// Recorder of reads and requests.
     pub(super) fn recorder(&self) -> &Recorder {
         self.inner.stores.recorder()
     }
 
-    /// The stores that they come from.
+    /// Open stores.
     pub(super) fn stores(&self) -> &Stores {
         &self.inner.stores
     }
 
-    /// Saves what starts have taught that are over.
+    /// Saves the recordings of starts that are over.
     pub(super) fn end_runs(&self) {
         self.inner.trackings.end_runs();
     }
 
-    /// How many are attached, those too that only their last users see.
+    /// Number of attached snapshots, including detached ones that are still in use.
     pub(super) fn count(&self) -> usize {
         self.inner.serving.lock().len()
     }
 
-    /// Looks which snapshots that are out of sight are no longer in use. Blocks. Returns when to look
-    /// again.
+    /// Probes detached snapshots that are due and forgets those no longer in use. Blocks. Returns
+    /// the time until the next probe.
     pub(super) fn look(&self) -> Option<Duration> {
         let inner = &self.inner;
         let now = Instant::now();
@@ -377,15 +350,15 @@ impl Snapshots {
         next.map(|at| at.saturating_duration_since(now))
     }
 
-    /// Gives back the memory of one index. A single look at it may have mapped half a MiB, because
-    /// the kernel maps what it has in one piece.
+    /// Releases the resident pages of one index. A single read may have mapped half a MiB: the
+    /// kernel maps its cached pages in one piece.
     pub(super) fn release_pages_of(&self, slot: u32) {
         if let Some(Serving { open: Some(open), .. }) = self.inner.serving.lock().get(&slot) {
             open.content.index().release_pages();
         }
     }
 
-    /// Gives the memory back that indexes take, as far as they are files.
+    /// Releases the resident pages of all indexes.
     pub(super) fn release_pages(&self) {
         for serving in self.inner.serving.lock().values() {
             if let Some(open) = &serving.open {
@@ -394,16 +367,16 @@ impl Snapshots {
         }
     }
 
-    /// Removes the files about what was attached: the session is over.
+    /// Removes the records of all attached snapshots, after the session has ended.
     pub(super) fn forget_all(&self) {
         for slot in self.inner.serving.lock().keys() {
             if let Err(error) = self.inner.files.remove(*slot) {
-                tracing::warn!(%error, "a file about an attached snapshot stays behind");
+                tracing::warn!(%error, "can't remove the record of an attached snapshot; it stays");
             }
         }
     }
 
-    /// Waits for what still fetches, after the server has stopped.
+    /// Waits for fetches in flight, after the server has stopped.
     pub(super) async fn shutdown(&self) {
         let serving: Vec<Serving> =
             self.inner.serving.lock().drain().map(|(_, serving)| serving).collect();
@@ -420,35 +393,37 @@ impl Snapshots {
         self.inner.tasks.wait().await;
     }
 
-    /// Waits until what came has its place in the cache. Blocks.
+    /// Blocks until received data is in place in the cache.
     pub(super) fn settle(&self) {
         self.inner.stores.settle();
     }
 }
 
-impl Inner {
-    /// As what a snapshot is attached. Below an overlay it may be two parts.
+impl SnapshotsInner {
+    /// Returns the parts that a snapshot is attached as, up to two for a lower layer, and the
+    /// length of its longest path, which only matters there.
     async fn parts(
         self: &Arc<Self>,
         store: &Store,
         snapshot: SnapshotId,
         shape: Shape,
-    ) -> Result<(Part, Option<Part>), DaemonError> {
+    ) -> Result<(Part, Option<Part>, u32), DaemonError> {
         if shape == Shape::Alone {
-            return Ok((Part::Whole, None));
+            return Ok((Part::Whole, None, 0));
         }
-        // Looking for the parts needs the index on this host.
+        // Finding the parts needs the index on this host.
         self.index(&store.remote, snapshot).await?;
         let inner = Arc::clone(self);
-        let found = self.runtime.spawn_blocking(move || parts(&inner.state, snapshot)).await;
-        Ok(match found.map_err(|_| DaemonError::Panicked)? {
-            Parts::Whole => (Part::Whole, None),
-            Parts::Common => (Part::Common, None),
-            Parts::Two(_) => (Part::Common, Some(Part::Apart)),
+        let found = self.runtime.spawn_blocking(move || findings(&inner.state, snapshot)).await;
+        let Findings { parts, longest_path } = found.map_err(|_| DaemonError::Panicked)?;
+        Ok(match parts {
+            Parts::Whole => (Part::Whole, None, longest_path),
+            Parts::Common => (Part::Common, None, longest_path),
+            Parts::Two(_) => (Part::Common, Some(Part::Apart), longest_path),
         })
     }
 
-    /// The index of a snapshot, fetched if it is not on this host.
+    /// Returns the index of a snapshot, fetching it if it is not on this host.
     async fn index(&self, remote: &Remote, snapshot: SnapshotId) -> Result<Index, SnapshotError> {
         let mut seen = IndexFetch::default();
         let opened = open_index_watched(remote, &self.state, snapshot, &mut seen).await;
@@ -466,21 +441,37 @@ impl Inner {
         opened
     }
 
-    /// Says what a slot's snapshot is called, for whoever looks at a recording.
+    /// Returns the renumbering that shows the owner of the snapshot's root directory as `chown`.
+    async fn alias(
+        &self,
+        remote: &Remote,
+        snapshot: SnapshotId,
+        chown: Option<Owner>,
+    ) -> Result<Option<Alias>, DaemonError> {
+        if chown.is_none() {
+            return Ok(None);
+        }
+        let index = self.index(remote, snapshot).await?;
+        let wrong = |source| SnapshotError::Index { id: snapshot, source };
+        let Attr { uid, gid, .. } = index.attr(InodeIdx::ROOT).map_err(wrong)?;
+        Ok(Alias::of(Owner { uid, gid }, chown))
+    }
+
+    /// Tells recordings the name of a slot's snapshot.
     fn call(&self, slot: Slot, name: &str) {
         if let Some(Serving { open: Some(open), .. }) = self.serving.lock().get(&slot.get()) {
             open.tracking.source().call(name);
         }
     }
 
-    /// What a slot shows. May read a small file.
+    /// Returns the view that a slot shows. May read a small file.
     fn view(&self, key: &AttachKey) -> View {
-        match (key.part, || parts(&self.state, key.snapshot)) {
+        match (key.part, || findings(&self.state, key.snapshot).parts) {
             (Part::Whole, _) => View::Whole,
             (Part::Common, _) => View::Common,
             (Part::Apart, parts) => match parts() {
                 Parts::Two(split) => View::Apart(split),
-                // What makes a part is a function of the index.
+                // The parts are a function of the index, so this can't happen.
                 Parts::Whole | Parts::Common => View::Whole,
             },
         }
@@ -489,7 +480,7 @@ impl Inner {
     fn cell(&self, key: &AttachKey) -> Arc<AsyncMutex<Weak<Use>>> {
         let mut uses = self.uses.lock();
         if uses.len() > 2 * ATTACHED_MAX {
-            // Cells that nobody holds and whose snapshot is gone.
+            // Drops cells that no task holds and that have no attached snapshot.
             uses.retain(|_, cell| {
                 Arc::strong_count(cell) > 1
                     || cell.try_lock().is_ok_and(|current| current.strong_count() > 0)
@@ -498,30 +489,7 @@ impl Inner {
         Arc::clone(uses.entry(key.clone()).or_default())
     }
 
-    /// Opens a snapshot again. Called on a thread that serves the kernel.
-    fn opener(self: &Arc<Self>, slot: Slot, key: AttachKey, load: LoadOptions) -> Opener {
-        let inner = Arc::downgrade(self);
-        Box::new(move || {
-            let inner = inner.upgrade().ok_or("the daemon is about to end")?;
-            let store = inner.stores.get(&key.store, key.cache)?;
-            let index: Index = inner.runtime.block_on(inner.index(&store.remote, key.snapshot))?;
-            let early = inner.trackings.fetch(&store.remote, key.snapshot, &load);
-            let view = inner.view(&key);
-            let begins = Begins::Earlier;
-            let (open, fs) = inner.open(&store, index, &key, &load, begins, Some(early), view);
-            match inner.serving.lock().get_mut(&slot.get()) {
-                // It is out of sight already, and read by its last users only.
-                Some(Serving { ending: Some(_), .. }) | None => open.tracking.leave(),
-                Some(_) => {}
-            }
-            if let Some(serving) = inner.serving.lock().get_mut(&slot.get()) {
-                serving.open = Some(open);
-            }
-            Ok(fs)
-        })
-    }
-
-    /// A snapshot as a slot serves it.
+    /// Creates the file system that a slot serves, and its tracking.
     #[allow(clippy::too_many_arguments)] // each is another's to know
     fn open(
         &self,
@@ -532,25 +500,26 @@ impl Inner {
         begins: Begins,
         early: Option<Early>,
         view: View,
-    ) -> (Open, SnapshotFs) {
+    ) -> (OpenSlot, SnapshotFs) {
         let tracked = (key.snapshot, key.store.clone(), key.cache);
         let tracking = self.trackings.of(tracked, store, &index, load, begins, early);
         let (tracker, source) = (Arc::clone(tracking.tracker()), Arc::clone(tracking.source()));
         let content = store.content(index.clone(), tracker, source);
-        let fs = SnapshotFs::with_view(index, Arc::new(content.clone()), view);
-        (Open { content, store: Arc::clone(store), tracking }, fs)
+        let fs = SnapshotFs::with_view(index, Arc::new(content.clone()), view)
+            .with_alias(key.alias.map(served));
+        (OpenSlot { content, store: Arc::clone(store), tracking }, fs)
     }
 
-    /// Out of sight; served until nothing of it is in use.
+    /// Hides the slot from new users; it is served until its last user is gone.
     fn detach(inner: &Arc<Self>, slot: Slot) {
         let tracking = inner.serving.lock().get_mut(&slot.get()).and_then(|serving| {
             serving.ending = Some(Look { at: Instant::now() + LOOK_FIRST, pause: LOOK_FIRST });
             serving.open.as_ref().map(|open| Arc::clone(&open.tracking))
         });
-        // What is not seen any more is not loaded any more.
+        // A detached snapshot is no longer prefetched.
         tracking.inspect(|tracking| tracking.leave());
         let weak = Arc::downgrade(inner);
-        // It may have to wait for the kernel, and the caller may be a task.
+        // May block on the kernel, and the caller may be an async task.
         let work = move || {
             let Some(inner) = weak.upgrade() else { return };
             match inner.server.detach(slot) {
@@ -563,11 +532,11 @@ impl Inner {
                         }
                     });
                 }
-                // The kernel had forgotten it before.
+                // The kernel had forgotten the slot before.
                 Err(DaemonError::Host(HostError::NoSlot(_))) => Self::forget(&inner, slot),
-                // The server is at its end, and all slots with it.
+                // The server is stopping, and its slots with it.
                 Err(DaemonError::Ending) => {}
-                Err(error) => tracing::warn!(%error, "a snapshot could not be detached"),
+                Err(error) => tracing::warn!(%error, "can't detach a snapshot"),
             }
         };
         inner.tasks.spawn_blocking_on(work, &inner.runtime);
@@ -576,7 +545,7 @@ impl Inner {
     fn forget(inner: &Arc<Self>, slot: Slot) {
         let serving = inner.serving.lock().remove(&slot.get());
         if let Err(error) = inner.files.remove(slot.get()) {
-            tracing::warn!(%error, "a file about an attached snapshot stays behind");
+            tracing::warn!(%error, "can't remove the record of an attached snapshot; it stays");
         }
         injected(Step::SlotForgotten);
         if let Some(open) = serving.and_then(|serving| serving.open) {
@@ -590,9 +559,19 @@ impl Inner {
     }
 }
 
-/// Where nobody waits for an outcome.
+fn served(Alias { from, to }: Alias) -> OwnerAlias {
+    OwnerAlias {
+        user: Renumber { from: from.uid, to: to.uid },
+        group: Renumber { from: from.gid, to: to.gid },
+    }
+}
+
+/// Runs an injection point whose failure has no caller to report to.
 fn injected(step: Step) {
     if let Err(error) = inject::point(step) {
         tracing::warn!(%error, "going on");
     }
 }
+
+#[cfg(test)]
+mod tests;

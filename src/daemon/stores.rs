@@ -1,4 +1,4 @@
-//! The stores that the daemon talks to: each opened once, for as long as something of it is used.
+//! Open stores of the daemon: each is opened once and stays open while it is in use.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -6,29 +6,29 @@ use std::sync::{Arc, Weak};
 
 use inlay_prefetch::scheduler::{LinkEstimate, Urgency};
 use inlay_prefetch::{FetchFigures, FetchLimits, Fetcher, GroupList, Loading, Mounting};
+use inlay_snapshots::content::{CacheWaits, ContentOptions, Observers, SnapshotContent, Tracker};
+use inlay_snapshots::state::State;
 use inlay_store::cache::{Cache, CacheFigures};
 use inlay_store::format::Index;
-use inlay_store::remote::{Near, PlainHttp, Remote, StoreConfig, Writes};
+use inlay_store::remote::{Near, PlainHttp, Remote, StoreConfig};
+use inlay_trace::record::{Recorder, Source, WatchId};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::api::{CacheUse, StoreRef};
 use super::error::DaemonError;
 use super::metrics::{Books, Entry};
-use super::outbox::{Outboxes, Sealing};
+use super::outbox::Outboxes;
 use crate::config;
-use crate::content::{CacheWaits, ContentOptions, Observers, SnapshotContent, Tracker};
-use crate::state::State;
-use crate::trace::record::{Recorder, Source, WatchId};
 
-/// How many may be open at once. Each has connections and buffers of its own.
+/// Limit of open stores. Each has its own connections and buffers.
 const STORES_MAX: usize = 64;
-/// How many stay open that nothing uses, because they will probably be used again.
+/// Number of unused stores that stay open, because they will probably be used again.
 const RECENT: usize = 4;
 
-type Key = (StoreRef, CacheUse);
+type StoreKey = (StoreRef, CacheUse);
 
-/// An open store, and what fetches from it.
+/// An open store and its fetcher.
 pub(super) struct Store {
     pub(super) remote: Remote,
     fetcher: Fetcher,
@@ -41,13 +41,13 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Gives every reader that waits an error, waits for what is under way, and says once what was
-    /// fetched.
+    /// Fails all waiting readers, waits for requests in flight, and logs the totals once.
+    /// Idempotent.
     pub(super) async fn close(&self) {
         close(self.fetcher.clone(), &self.entry, &self.closed).await;
     }
 
-    /// The contents of a snapshot of this store, whose reads `tracker` is told of.
+    /// Returns the contents of a snapshot in this store. Reads are reported to `tracker`.
     pub(super) fn content(
         &self,
         index: Index,
@@ -66,22 +66,22 @@ impl Store {
         )
     }
 
-    /// Which of a recorder's stores it is.
+    /// Returns the id of this store in the recorder.
     pub(super) fn watch(&self) -> WatchId {
         self.watch
     }
 
-    /// Loads a snapshot ahead of its readers: see [`Fetcher::load`].
+    /// Prefetches a snapshot: see [`Fetcher::load`].
     pub(super) fn load(&self, urgency: Urgency, groups: Arc<dyn GroupList>) -> Option<Loading> {
         self.fetcher.load(urgency, groups)
     }
 
-    /// A snapshot is about to be mounted: see [`Fetcher::mounting`].
+    /// Announces that a snapshot is about to be mounted: see [`Fetcher::mounting`].
     pub(super) fn mounting(&self) -> Mounting {
         self.fetcher.mounting()
     }
 
-    /// What was fetched, and what the link is taken to be.
+    /// Returns fetch stats and the current estimate of the link.
     pub(super) fn figures(&self) -> (FetchFigures, LinkEstimate) {
         (self.fetcher.figures(), self.fetcher.link())
     }
@@ -106,7 +106,7 @@ async fn close(fetcher: Fetcher, entry: &Entry, closed: &AtomicBool) {
         demand_requests = figures.demand_requests(),
         ahead_requests = figures.ahead_requests(),
         fetched_bytes = figures.fetched_bytes(),
-        "a store is closed"
+        "closing a store"
     );
 }
 
@@ -119,48 +119,39 @@ pub(super) struct Stores {
     books: Books,
     outboxes: Outboxes,
     recorder: Recorder,
-    open: Mutex<Open>,
+    open: Mutex<OpenStore>,
 }
 
 #[derive(Default)]
-struct Open {
-    stores: HashMap<Key, Weak<Store>>,
+struct OpenStore {
+    stores: HashMap<StoreKey, Weak<Store>>,
     recent: VecDeque<Arc<Store>>,
 }
 
 impl Stores {
-    pub(super) fn new(state: State, cache: Cache, runtime: Handle) -> Result<Self, DaemonError> {
+    pub(super) fn new(state: State, cache: Cache, runtime: Handle) -> Self {
         let (waits, books, recorder) = Default::default();
         let far = {
             let (state, runtime) = (state.clone(), runtime.clone());
             Box::new(move |store: &StoreRef| remote(&state, &runtime, store, None))
         };
-        let outboxes = Outboxes::open(&state, far)?;
-        let open = Mutex::new(Open::default());
-        Ok(Self { state, cache, runtime, waits, books, outboxes, recorder, open })
+        let outboxes = Outboxes::open(&state, far);
+        let open = Mutex::new(OpenStore::default());
+        Self { state, cache, runtime, waits, books, outboxes, recorder, open }
     }
 
-    /// What records reads and requests.
+    /// Recorder of reads and requests.
     pub(super) fn recorder(&self) -> &Recorder {
         &self.recorder
     }
 
-    /// What is on its way to the stores.
+    /// Outboxes of sealed snapshots on their way to stores.
     pub(super) fn outboxes(&self) -> &Outboxes {
         &self.outboxes
     }
 
-    /// The store that `store` names, for sealing a snapshot: what is written stays on this host first.
-    pub(super) fn sealing(
-        &self,
-        store: &StoreRef,
-        sealing: &Sealing,
-    ) -> Result<Remote, DaemonError> {
-        let near = sealing.near().with(Writes::Near);
-        remote(&self.state, &self.runtime, store, Some(near))
-    }
-
-    /// The store that `store` names. Opening one asks it nothing.
+    /// Returns the store `store`, opening it if necessary. Opening sends no request. Fails with
+    /// [`DaemonError::Stores`] at the limit.
     pub(super) fn get(&self, store: &StoreRef, cache: CacheUse) -> Result<Arc<Store>, DaemonError> {
         let key = (store.clone(), cache);
         let mut open = self.open.lock();
@@ -197,12 +188,12 @@ impl Stores {
         Ok(Store { remote, fetcher, cache, runtime, waits, watch: id, entry, closed })
     }
 
-    /// Those that are open, and no longer kept open for want of use.
+    /// Takes the recently used stores, so that they are no longer kept open.
     pub(super) fn take_recent(&self) -> Vec<Arc<Store>> {
         std::mem::take(&mut self.open.lock().recent).into()
     }
 
-    /// Those that are open now.
+    /// Returns all stores that are open now.
     pub(super) fn all(&self) -> Vec<(StoreRef, CacheUse, Arc<Store>)> {
         let open = self.open.lock();
         let mut all: Vec<_> = open
@@ -215,22 +206,22 @@ impl Stores {
         all
     }
 
-    /// What was fetched from each, those included that are closed.
+    /// Fetch stats by store, including closed stores.
     pub(super) fn books(&self) -> &Books {
         &self.books
     }
 
-    /// How long reads took that this host could answer.
+    /// Latencies of reads served from this host's cache.
     pub(super) fn waits(&self) -> &CacheWaits {
         &self.waits
     }
 
-    /// What happened in the cache.
+    /// Stats of the cache.
     pub(super) fn cache_figures(&self) -> CacheFigures {
         self.cache.figures()
     }
 
-    /// Waits until what came has its place in the cache. Blocks.
+    /// Blocks until received data is in place in the cache.
     pub(super) fn settle(&self) {
         self.cache.settle();
     }
@@ -251,7 +242,7 @@ fn remote(
     Ok(Remote::open(&StoreConfig { near, ..config::store_config(&url, plain) })?)
 }
 
-impl Open {
+impl OpenStore {
     fn touch(&mut self, store: &Arc<Store>) {
         self.recent.retain(|recent| !Arc::ptr_eq(recent, store));
         self.recent.push_back(Arc::clone(store));

@@ -1,5 +1,4 @@
-//! Conversations with the daemon that are more than one answer: bytes that come or go as long as they
-//! do, and connections that become something else.
+//! Client side of streaming requests: long bodies in both directions, and upgraded connections.
 
 use std::time::Duration;
 
@@ -19,20 +18,20 @@ use super::api;
 use super::client::{Client, refusal};
 use super::error::DaemonError;
 
-/// The protocol that a connection goes over to: [`crate::sandbox::Frame`]s.
+/// Protocol of upgraded connections: [`inlay_sandbox::Frame`]s.
 pub const UPGRADE: &str = "inlay-stream";
 
-/// How long the daemon may take until it begins to answer.
+/// Deadline for the head of the daemon's answer.
 const BEGIN_WITHIN: Duration = Duration::from_mins(1);
 
-/// An answer that comes in pieces.
+/// An answer that arrives in pieces.
 pub struct Pieces {
     body: Incoming,
     connection: JoinHandle<()>,
 }
 
 impl Pieces {
-    /// The next piece; `None` at the end.
+    /// Returns the next piece; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, DaemonError> {
         while let Some(frame) = self.body.frame().await {
             let frame = frame.map_err(|error| DaemonError::Conversation(error.to_string()))?;
@@ -50,18 +49,29 @@ impl Drop for Pieces {
     }
 }
 
-/// Where the pieces of a body are put. It ends when this is dropped.
-pub type PieceSender = mpsc::Sender<crate::copy::Piece>;
+/// A connection upgraded to a stream of frames.
+pub struct Joined {
+    /// The stream.
+    pub stream: TokioIo<Upgraded>,
+    /// How many bytes of stdin may be in flight, each frame counting as [`Frame::stdin_cost`].
+    /// `None`: the monitor is of an earlier version, which does not acknowledge stdin.
+    ///
+    /// [`Frame::stdin_cost`]: inlay_sandbox::Frame
+    pub stdin_window: Option<usize>,
+}
+
+/// Sends the pieces of a request body. Dropping it ends the body.
+pub type PieceSender = mpsc::Sender<inlay_sandbox::copy::Piece>;
 
 impl Client {
-    /// Reads something that may be long.
+    /// Sends a GET request with a long answer.
     pub async fn read(&self, path: &str) -> Result<Pieces, DaemonError> {
         let request = request(Method::GET, path).body(Full::<Bytes>::default());
         let (answer, connection) = self.begin(built(request)?, Some(BEGIN_WITHIN)).await?;
         Ok(Pieces { body: answer.into_body(), connection })
     }
 
-    /// Asks for something that goes on as long as its answer is read.
+    /// Sends a POST request whose answer lasts as long as it is read.
     pub async fn follow(&self, path: &str, body: &impl Serialize) -> Result<Pieces, DaemonError> {
         let bytes = serde_json::to_vec(body).map_err(|e| DaemonError::Request(e.to_string()))?;
         let request = request(Method::POST, path)
@@ -71,14 +81,14 @@ impl Client {
         Ok(Pieces { body: answer.into_body(), connection })
     }
 
-    /// Sends something that may be long: `fill` puts it into the sender that it gets. Returns the
-    /// daemon's answer.
+    /// Sends a PUT request with a long body, which `fill` feeds into the given sender. Returns the
+    /// answer.
     pub async fn send(
         &self,
         path: &str,
         fill: impl FnOnce(PieceSender),
     ) -> Result<Bytes, DaemonError> {
-        let (sender, mut receiver) = mpsc::channel(crate::copy::PIECES);
+        let (sender, mut receiver) = mpsc::channel(inlay_sandbox::copy::PIECES);
         fill(sender);
         let pieces = futures::stream::poll_fn(move |context| {
             receiver.poll_recv(context).map(|piece| piece.map(|piece| piece.map(Frame::data)))
@@ -91,28 +101,28 @@ impl Client {
         Ok(body.to_bytes())
     }
 
-    /// Asks for something whose connection becomes a stream of frames.
-    pub async fn upgrade(
-        &self,
-        path: &str,
-        body: &impl Serialize,
-    ) -> Result<TokioIo<Upgraded>, DaemonError> {
+    /// Sends a POST request that upgrades its connection to a stream of frames.
+    pub async fn upgrade(&self, path: &str, body: &impl Serialize) -> Result<Joined, DaemonError> {
         let bytes = serde_json::to_vec(body).map_err(|e| DaemonError::Request(e.to_string()))?;
         let request = request(Method::POST, path)
             .header("content-type", "application/json")
             .header("connection", "upgrade")
             .header("upgrade", UPGRADE)
+            .header(api::STDIN_WINDOW, "1")
             .body(Full::new(Bytes::from(bytes)));
         let (answer, _connection) = self.begin(built(request)?, Some(BEGIN_WITHIN)).await?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             let text = "it does not give the connection away";
             return Err(DaemonError::Conversation(text.to_owned()));
         }
+        let window = answer.headers().get(api::STDIN_WINDOW);
+        let stdin_window = window.and_then(|window| window.to_str().ok()?.parse().ok());
         let upgraded = hyper::upgrade::on(answer).await;
-        upgraded.map(TokioIo::new).map_err(|error| DaemonError::Conversation(error.to_string()))
+        let upgraded = upgraded.map_err(|error| DaemonError::Conversation(error.to_string()))?;
+        Ok(Joined { stream: TokioIo::new(upgraded), stdin_window })
     }
 
-    /// Sends `request` and waits for the head of the answer. An answer that says no is an error.
+    /// Sends `request` and waits for the head of the answer. An error status becomes an error.
     async fn begin<B>(
         &self,
         request: Request<B>,
@@ -127,10 +137,10 @@ impl Client {
         let stream = self.connect()?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        // It ends with the answer, or is aborted by whoever holds its handle.
+        // The task ends with the answer, or the holder of its handle aborts it.
         let connection = tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "a conversation with the daemon broke");
+                tracing::debug!(%error, "the connection to the daemon broke");
             }
         });
         let talk = sender.send_request(request);

@@ -1,10 +1,14 @@
-//! The recordings that clients have asked for: each lives as long as its client stays.
+//! Traces recorded for clients, each for as long as its client is connected.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use inlay_fusefs::Metering;
 use inlay_store::ids::SnapshotId;
+use inlay_trace::record::{
+    EVENTS_DEFAULT, EVENTS_MAX, RECORDINGS_MAX, Recording, TraceEvents, Wanted,
+};
+use inlay_trace::{Served, clock};
 use parking_lot::Mutex;
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::task::spawn_blocking;
@@ -13,37 +17,33 @@ use tokio_util::sync::CancellationToken;
 use super::api::{BeginTrace, TraceBegun};
 use super::error::DaemonError;
 use super::service::Service;
-use crate::trace::record::{
-    EVENTS_DEFAULT, EVENTS_MAX, RECORDINGS_MAX, Recording, TraceEvents, Wanted,
-};
-use crate::trace::{Served, clock};
 
-/// All of them, by their names.
+/// Traces in progress, by id.
 #[derive(Debug, Default)]
 pub(super) struct Traces {
     running: Mutex<HashMap<String, Running>>,
 }
 
-/// One of them.
+/// A trace in progress.
 #[derive(Debug)]
 struct Running {
     recording: Arc<Recording>,
     metering: Metering,
-    /// Reads that had been answered when it began.
+    /// Reads answered before the trace began.
     reads: u64,
-    /// Done when it has ended.
+    /// Cancelled when the trace ends.
     ended: CancellationToken,
 }
 
 impl Traces {
-    /// Whether there is any.
+    /// Returns whether any trace is in progress.
     pub(super) fn any(&self) -> bool {
         !self.running.lock().is_empty()
     }
 }
 
 impl Service {
-    /// Begins a recording. What is returned beside its name is done when it ends.
+    /// Begins a trace. The returned token is cancelled when it ends.
     pub(super) fn begin_trace(
         &self,
         request: &BeginTrace,
@@ -70,7 +70,7 @@ impl Service {
         Ok((TraceBegun { trace, began_ns, events }, ended))
     }
 
-    /// Ends a recording and gives what was recorded.
+    /// Ends a trace and returns its events.
     pub(super) async fn end_trace(&self, trace: &str) -> Result<TraceEvents, DaemonError> {
         let running = self.take_trace(trace);
         let running = running.ok_or_else(|| DaemonError::NoTrace(trace.to_owned()))?;
@@ -87,14 +87,14 @@ impl Service {
         events.await.map_err(|_| DaemonError::Panicked)
     }
 
-    /// Ends a recording that nobody wants any more.
+    /// Discards a trace after its client is gone.
     pub(super) fn drop_trace(&self, trace: &str) {
         if self.take_trace(trace).is_some() {
-            tracing::info!(trace, "a recording is dropped, because its client is gone");
+            tracing::info!(trace, "dropping a recording: its client disconnected");
         }
     }
 
-    /// Ends all of them: the daemon is about to end.
+    /// Discards all traces when the daemon is stopping.
     pub(super) fn drop_traces(&self) {
         let all: Vec<String> = self.traces().running.lock().keys().cloned().collect();
         for trace in &all {
@@ -102,7 +102,7 @@ impl Service {
         }
     }
 
-    /// Nothing more is recorded in it.
+    /// Stops recording a trace and removes it.
     fn take_trace(&self, trace: &str) -> Option<Running> {
         let running = self.traces().running.lock().remove(trace)?;
         self.snapshots().recorder().end(&running.recording);
@@ -111,7 +111,7 @@ impl Service {
         Some(running)
     }
 
-    /// Has recordings show that something with a name happens now.
+    /// Records an event in all traces.
     pub(super) fn mark(&self, name: &'static str, detail: impl Fn() -> String) {
         self.snapshots().recorder().mark(name, detail);
     }

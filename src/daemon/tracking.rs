@@ -1,19 +1,24 @@
-//! How each attached snapshot is loaded ahead of its readers, and what is learned from their reads.
+//! Prefetches each attached snapshot and learns its profile from reads.
 //!
-//! A snapshot that is attached several times, whole or in parts, is tracked once. What was learned is
-//! merged into its profile in the store when a start is over: when nothing new is touched any more, or
-//! when the snapshot is detached.
+//! A snapshot that is attached several times, whole or in parts, is tracked once. When a start is
+//! over, i.e. when no new groups are touched or the snapshot is detached, the recorded run is
+//! merged into the profile in the store.
 
 use std::collections::HashMap;
 use std::os::unix::ffi::OsStringExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
+use inlay_mounts::PathText;
 use inlay_prefetch::scheduler::{Extent, Known, Phase, Plan, Urgency};
+use inlay_snapshots::content::{Groups, Tracker, TrackerFigures, guess};
+use inlay_snapshots::{PathPart, groups_of_paths};
 use inlay_store::format::Index;
 use inlay_store::ids::{Kind, SnapshotId};
 use inlay_store::profile::{Profile, ProfileLabel, Run};
 use inlay_store::remote::{Remote, StoreError};
+use inlay_trace::record::{About, Fetched, Recorder, Source};
+use inlay_trace::{FetchClass, FetchOutcome, clock};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -21,62 +26,58 @@ use tokio_util::task::TaskTracker;
 
 use super::api::{CacheUse, LoadOptions, LoadingShown, Prefetch, RecordProfile, StoreRef};
 use super::metrics::{Loaded, Recorded, StartTotals};
+use super::redacted::redacted;
 use super::stores::Store;
-use crate::content::{Groups, Tracker, TrackerFigures, guess};
-use crate::mount::PathText;
-use crate::snapshots::{PathPart, groups_of_paths};
-use crate::trace::record::{About, Fetched, Recorder, Source};
-use crate::trace::{FetchClass, FetchOutcome, clock};
 
-/// What makes two attached snapshots the same to readers.
-type Key = (SnapshotId, StoreRef, CacheUse);
-/// A profile that is being fetched.
+/// Identity of a tracked snapshot.
+type TrackedKey = (SnapshotId, StoreRef, CacheUse);
+/// A profile fetch in flight.
 pub(super) type Early = JoinHandle<Option<Profile>>;
 
-/// All tracked snapshots. Clones share everything.
+/// All tracked snapshots. Clones share state.
 #[derive(Clone)]
 pub(super) struct Trackings {
-    inner: Arc<Inner>,
+    inner: Arc<TrackingInner>,
 }
 
-struct Inner {
+struct TrackingInner {
     runtime: Handle,
     tasks: TaskTracker,
-    known: Mutex<HashMap<Key, Weak<Tracking>>>,
+    known: Mutex<HashMap<TrackedKey, Weak<Tracking>>>,
     recorder: Recorder,
     totals: StartTotals,
 }
 
-/// One tracked snapshot. When the last of its slots is forgotten, what was learned is saved.
+/// One tracked snapshot. Dropped with its last slot, which saves the recorded run.
 pub(super) struct Tracking {
-    key: Key,
+    key: TrackedKey,
     load: LoadOptions,
     index: Index,
     remote: Remote,
     tracker: Arc<Tracker>,
     source: Arc<Source>,
     profile: OnceLock<Option<Profile>>,
-    /// Slots that somebody may still look into.
+    /// Slots that are not detached.
     visible: AtomicUsize,
-    inner: Arc<Inner>,
+    inner: Arc<TrackingInner>,
 }
 
-/// Whether a start is seen from its beginning.
+/// Whether a start is observed from its beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Begins {
-    /// The snapshot is attached now.
+    /// The snapshot is being attached.
     Now,
-    /// An earlier daemon has attached it: what it saw is lost, and the rest would teach nothing.
+    /// An earlier daemon attached it: its observations are lost, so this run is not recorded.
     Earlier,
 }
 
 impl Trackings {
     pub(super) fn new(runtime: Handle, tasks: TaskTracker, recorder: Recorder) -> Self {
         let (known, totals) = Default::default();
-        Self { inner: Arc::new(Inner { runtime, tasks, known, recorder, totals }) }
+        Self { inner: Arc::new(TrackingInner { runtime, tasks, known, recorder, totals }) }
     }
 
-    /// Begins to fetch a snapshot's profile, so that it comes at the same time as the index.
+    /// Starts fetching a snapshot's profile, concurrently with its index.
     pub(super) fn fetch(&self, remote: &Remote, id: SnapshotId, load: &LoadOptions) -> Early {
         let (remote, load) = (remote.clone(), load.clone());
         let recorder = self.inner.recorder.clone();
@@ -85,14 +86,14 @@ impl Trackings {
                 return None;
             }
             let asked = clock::now();
-            let profile = profile(&remote, id, &load).await;
+            let (profile, outcome) = profile(&remote, id, &load).await;
             if recorder.is_on() {
                 recorder.fetched(&Fetched {
                     class: FetchClass::ProfileRecord,
                     snapshot: id,
                     times: [asked, 0, clock::now()],
                     bytes: 0,
-                    outcome: FetchOutcome::Ok,
+                    outcome,
                 });
             }
             profile
@@ -100,7 +101,8 @@ impl Trackings {
         self.inner.tasks.spawn_on(fetch, &self.inner.runtime)
     }
 
-    /// The tracking of a snapshot whose slot is about to be attached: shared with its other slots.
+    /// Returns the tracking of a snapshot that is about to be attached, shared with its other
+    /// slots.
     pub(super) fn of(
         &self,
         key: (SnapshotId, StoreRef, CacheUse),
@@ -138,7 +140,7 @@ impl Trackings {
             load,
         });
         if tracking.load.record == RecordProfile::Off {
-            // Nothing is written down from the beginning.
+            // Not recorded from the start.
             drop(tracking.tracker.finish(index, None));
         }
         known.insert(key, Arc::downgrade(&tracking));
@@ -151,7 +153,7 @@ impl Trackings {
         self.inner.known.lock().values().filter_map(Weak::upgrade).collect()
     }
 
-    /// Saves what starts have taught that are over.
+    /// Saves the recordings of starts that are over.
     pub(super) fn end_runs(&self) {
         for tracking in self.all() {
             if tracking.tracker.is_recording() && tracking.tracker.is_over() {
@@ -160,7 +162,7 @@ impl Trackings {
         }
     }
 
-    /// What was loaded ahead in all, and how many starts were recorded and could not be.
+    /// Returns prefetch totals, and the numbers of starts recorded and failed to record.
     pub(super) fn totals(&self) -> (Loaded, (u64, u64)) {
         let all = self.all();
         let totals = &self.inner.totals;
@@ -168,7 +170,7 @@ impl Trackings {
         (totals.loaded(loading), totals.recordings())
     }
 
-    /// How far each is.
+    /// Returns the progress of each snapshot.
     pub(super) fn list(&self) -> Vec<LoadingShown> {
         let mut shown: Vec<_> = self.all().iter().map(|tracking| tracking.shown()).collect();
         shown.sort_by_key(|shown| shown.snapshot.to_string());
@@ -176,60 +178,69 @@ impl Trackings {
     }
 }
 
-/// A store as a trace shows it, which is carried elsewhere: without what may be a password.
+/// Returns the name of a store for traces.
 fn shown(store: &StoreRef) -> String {
-    let Some(url) = &store.url else { return "the state's own store".to_owned() };
-    let url = url.split(['?', '#']).next().unwrap_or_default();
-    match url.split_once("://") {
-        Some((scheme, rest)) => {
-            let host = rest.split('/').next().unwrap_or_default().len();
-            let from = rest.get(..host).and_then(|host| host.rfind('@')).map_or(0, |at| at + 1);
-            format!("{scheme}://{}", rest.get(from..).unwrap_or_default())
-        }
-        None => url.to_owned(),
-    }
+    store.url.as_deref().map_or_else(|| "the state's own store".to_owned(), redacted)
 }
 
-async fn profile(remote: &Remote, id: SnapshotId, load: &LoadOptions) -> Option<Profile> {
+/// Fetches the profile for the label of `load`; `None` if there is none or it is unusable, which
+/// only affects the order of prefetching.
+async fn profile(
+    remote: &Remote,
+    id: SnapshotId,
+    load: &LoadOptions,
+) -> (Option<Profile>, FetchOutcome) {
     let default = ProfileLabel::default();
     if load.label == default {
         return found(remote.profile(&id, &default).await);
     }
-    // A new label begins with what is known of all starts.
+    // A new label starts from the profile of all starts.
     let (own, all) = tokio::join!(remote.profile(&id, &load.label), remote.profile(&id, &default));
-    found(own).or_else(|| found(all))
+    match found(own) {
+        (None, FetchOutcome::Ok) => found(all),
+        (None, failed) => (found(all).0, failed),
+        own => own,
+    }
 }
 
-fn found(profile: Result<Option<Profile>, StoreError>) -> Option<Profile> {
-    profile.unwrap_or_else(|error| {
-        // It only says what comes first.
-        tracing::debug!(%error, "a profile can't be used");
-        None
-    })
+fn found(profile: Result<Option<Profile>, StoreError>) -> (Option<Profile>, FetchOutcome) {
+    match profile {
+        Ok(profile) => (profile, FetchOutcome::Ok),
+        Err(error) => {
+            tracing::debug!(%error, "can't use a profile");
+            (None, FetchOutcome::Failed)
+        }
+    }
 }
 
 impl Tracking {
-    /// What reads are told to.
+    /// The tracker that reads report to.
     pub(super) fn tracker(&self) -> &Arc<Tracker> {
         &self.tracker
     }
 
-    /// What reads are recorded by.
+    /// The source that reads are recorded under.
     pub(super) fn source(&self) -> &Arc<Source> {
         &self.source
     }
 
-    /// One more slot. False if the last one is out of sight already.
+    /// Adds a slot. Returns false if the last one is detached already.
     fn join(&self) -> bool {
         let more = |count: usize| (count > 0).then_some(count + 1);
         self.visible.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
     }
 
-    /// A slot is out of sight. After the last one, nothing is loaded any more.
+    /// Removes a slot. After the last one, prefetching stops.
     pub(super) fn leave(&self) {
         if self.visible.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.inner.totals.end(|| self.tracker.end_loading());
         }
+    }
+
+    /// Whether all its slots are detached.
+    #[cfg(test)]
+    pub(super) fn is_left(&self) -> bool {
+        self.visible.load(Ordering::SeqCst) == 0
     }
 
     fn begin(self: &Arc<Self>, store: &Arc<Store>, early: Option<Early>) {
@@ -255,7 +266,7 @@ impl Tracking {
             };
             let Some(tracking) = tracking.upgrade() else { return };
             let inner = Arc::clone(&tracking.inner);
-            // It may look at much of the index.
+            // May read much of the index.
             let plan = move || tracking.plan(profile, extent);
             drop(inner.runtime.spawn_blocking(plan).await);
         };
@@ -276,7 +287,7 @@ impl Tracking {
             first.extend(guess(&self.index).into_iter().map(|group| group.0));
             Known::Guessed
         };
-        // Nobody sets it twice: this is called once.
+        // Set once: this function is called once.
         drop(self.profile.set(profile));
         if let Some(loading) = self.tracker.loading() {
             loading.plan(Plan { groups, first, known, extent });
@@ -284,7 +295,7 @@ impl Tracking {
         self.index.release_pages();
     }
 
-    /// The groups of the paths that come before everything else.
+    /// Returns the groups of the paths to fetch first.
     fn hinted(&self) -> Vec<u32> {
         let whole = |path: &PathText| PathPart::whole(path.to_path().into_os_string().into_vec());
         let paths: Vec<PathPart> = self.load.first.iter().map(whole).collect();
@@ -292,18 +303,18 @@ impl Tracking {
             Ok(found) => {
                 for place in found.missing {
                     let path = self.load.first.get(place).map(PathText::to_path);
-                    tracing::warn!(snapshot = %self.key.0, ?path, "nothing is there to load first");
+                    tracing::warn!(snapshot = %self.key.0, ?path, "no path matches; nothing is loaded first");
                 }
                 found.groups.into_iter().map(|group| group.0).collect()
             }
             Err(error) => {
-                tracing::warn!(snapshot = %self.key.0, %error, "paths can't be looked up");
+                tracing::warn!(snapshot = %self.key.0, %error, "can't resolve paths");
                 Vec::new()
             }
         }
     }
 
-    /// Ends the run and merges it into the profile in the store, unless it has ended already.
+    /// Ends the run and merges it into the profile in the store. No-op if it has ended already.
     fn save(&self) {
         let known = self.profile.get().and_then(Option::as_ref);
         let Some(run) = self.tracker.finish(&self.index, known) else { return };
@@ -353,16 +364,16 @@ impl Drop for Tracking {
     }
 }
 
-/// Nothing if there is nowhere to write to.
+/// Merges a run into its profile. Returns `None` if the store is read-only.
 async fn save(remote: Remote, id: SnapshotId, label: ProfileLabel, run: Run) -> Option<Recorded> {
     match remote.merge_profile(&id, &label, &run).await {
         Ok(_) => {
-            tracing::info!(%id, %label, groups = run.len(), "a start was recorded");
+            tracing::info!(%id, %label, groups = run.len(), "recorded a start");
             Some(Recorded::Saved)
         }
         Err(StoreError::ReadOnly { .. }) => None,
         Err(error) => {
-            tracing::warn!(%error, %id, "what a start has read could not be recorded");
+            tracing::warn!(%error, %id, "can't record a start");
             Some(Recorded::Failed)
         }
     }
@@ -370,13 +381,41 @@ async fn save(remote: Remote, id: SnapshotId, label: ProfileLabel, run: Run) -> 
 
 #[cfg(test)]
 mod tests {
+    use inlay_store::remote::PlainHttp;
+    use inlay_trace::Served;
+    use inlay_trace::record::Wanted;
+
     use super::*;
 
-    #[test]
-    fn a_trace_shows_no_password() {
-        let of = |url: &str| shown(&StoreRef { url: Some(url.to_owned()), plain_http: false });
-        assert_eq!(of("s3://bucket/prefix"), "s3://bucket/prefix");
-        assert_eq!(of("https://me:secret@host/a@b?sig=x"), "https://host/a@b");
-        assert_eq!(of("/srv/store"), "/srv/store");
+    #[tokio::test]
+    async fn a_trace_shows_the_outcome_of_a_profile_fetch() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = dir.path().to_str().unwrap();
+        let config = crate::config::store_config(url, PlainHttp::LoopbackOnly);
+        let remote = Remote::open(&config).unwrap();
+        let recorder = Recorder::default();
+        let trackings = Trackings::new(Handle::current(), TaskTracker::new(), recorder.clone());
+        let id = inlay_snapshots::empty_id();
+        let fetched = async |label: &str| {
+            let wanted = Wanted { events: 8, ..Wanted::default() };
+            let recording = recorder.begin(wanted).unwrap();
+            let load = LoadOptions { label: label.parse().unwrap(), ..LoadOptions::default() };
+            let profile = trackings.fetch(&remote, id, &load).await.unwrap();
+            assert_eq!(profile, None);
+            recorder.end(&recording);
+            let served = Served { requests: 0, time: 0, reads: 0 };
+            let fetches = recording.events(clock::now(), served).fetches;
+            fetches.into_iter().map(|fetch| fetch.outcome).collect::<Vec<_>>()
+        };
+        let default = ProfileLabel::default().to_string();
+        assert_eq!(fetched(&default).await, [FetchOutcome::Ok]);
+        let profiles = dir.path().join("profiles").join(id.to_string());
+        std::fs::create_dir_all(&profiles).unwrap();
+        std::fs::write(profiles.join("own.profile"), "damaged").unwrap();
+        assert_eq!(fetched("own").await, [FetchOutcome::Failed]);
+        assert_eq!(fetched(&default).await, [FetchOutcome::Ok]);
+        std::fs::write(profiles.join(format!("{default}.profile")), "damaged").unwrap();
+        assert_eq!(fetched(&default).await, [FetchOutcome::Failed]);
+        assert_eq!(fetched("other").await, [FetchOutcome::Failed]);
     }
 }

@@ -1,5 +1,4 @@
-//! From a group's stored bytes to its decoded bytes: the one place that decompresses what a store
-//! sent.
+//! Verifies and decodes groups. No other module decompresses groups that a store sent.
 
 use zstd::zstd_safe;
 
@@ -7,11 +6,11 @@ use crate::format::layout::{GROUP_RAW_LEN_MAX, GROUP_STORED_LEN_MAX};
 use crate::format::{FormatError, Group};
 use crate::ids::{Digest, GroupDigest};
 
-/// Decodes the stored bytes of `group`, after checking that they are what its digest names.
+/// Verifies the stored bytes of `group` against its digest and decodes them.
 ///
 /// The stored bytes are one zstd frame. The result has exactly `group.raw_len` bytes; no more than
-/// that is ever allocated, whatever the frame says. What a digest decodes to depends on the stored
-/// bytes alone, so decoded bytes may be shared between all snapshots that name the same digest.
+/// that is ever allocated, even if the frame claims more. The decoded bytes depend on the stored
+/// bytes alone, so all snapshots that contain the same digest can share them.
 pub fn decode_group(stored: &[u8], group: &Group) -> Result<Vec<u8>, FormatError> {
     let decode = |why: String| FormatError::Decode { what: name(group.digest), why };
     if group.raw_len > GROUP_RAW_LEN_MAX {

@@ -1,4 +1,4 @@
-//! The names of things: digests, and ids that can't be mistaken for one another.
+//! Digests, and a distinct id type for each thing that a digest names.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// Why a text is not an id.
+/// An error from parsing a digest or a snapshot id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     /// Not 64 hexadecimal digits.
@@ -36,12 +36,12 @@ pub enum IdError {
 pub struct Digest([u8; 32]);
 
 impl Digest {
-    /// The digest of `bytes`.
+    /// Hashes `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
     }
 
-    /// Takes 32 bytes that already are a digest.
+    /// Wraps 32 bytes that are already a digest.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
@@ -51,7 +51,7 @@ impl Digest {
         &self.0
     }
 
-    /// The 64 lower-case hexadecimal digits.
+    /// Returns the 64 lower-case hexadecimal digits.
     pub fn to_hex(self) -> String {
         const DIGITS: [char; 16] =
             ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
@@ -133,33 +133,33 @@ macro_rules! digest_id {
 }
 
 digest_id!(
-    /// Names a blob: the BLAKE3 of all its bytes.
+    /// Identifies a blob: the BLAKE3 of all its bytes.
     BlobId
 );
 digest_id!(
-    /// Names a group by what is stored: the BLAKE3 of its compressed bytes.
+    /// Identifies a group by its stored form: the BLAKE3 of its compressed bytes.
     GroupDigest
 );
 digest_id!(
-    /// Names a chunk by its content: the BLAKE3 of its decoded bytes.
+    /// Identifies a chunk by its content: the BLAKE3 of its decoded bytes.
     ChunkDigest
 );
 digest_id!(
-    /// Names the bytes of an index: the BLAKE3 of the index, uncompressed.
+    /// Identifies an index: the BLAKE3 of its uncompressed bytes.
     IndexDigest
 );
 
-/// What a snapshot is of.
+/// The kind of a snapshot.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// An imported container image or root file system.
+    /// An imported container image or root filesystem.
     Image,
-    /// A sandbox's whole root.
+    /// The whole root of a sandbox.
     Filesystem,
     /// One directory of a sandbox.
     Directory,
-    /// A sandbox's processes.
+    /// The processes of a sandbox.
     Memory,
 }
 
@@ -167,7 +167,7 @@ impl Kind {
     /// Every kind.
     pub const ALL: [Self; 4] = [Self::Image, Self::Filesystem, Self::Directory, Self::Memory];
 
-    /// What an id of this kind begins with, before its dash.
+    /// Returns the prefix of an id of this kind, without the dash.
     pub const fn prefix(self) -> &'static str {
         match self {
             Self::Image => "img",
@@ -177,7 +177,7 @@ impl Kind {
         }
     }
 
-    /// The number that stands in an index.
+    /// Returns the number of this kind in an index.
     pub const fn code(self) -> u32 {
         match self {
             Self::Image => 1,
@@ -187,12 +187,12 @@ impl Kind {
         }
     }
 
-    /// The kind behind a number, if it is one.
+    /// Returns the kind with number `code`, or `None` if it is unknown.
     pub fn from_code(code: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.code() == code)
     }
 
-    /// The kind behind a prefix, if it is one.
+    /// Returns the kind with this prefix, or `None` if it is unknown.
     pub fn from_prefix(prefix: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.prefix() == prefix)
     }
@@ -209,10 +209,10 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Names a snapshot: its kind and the digest of its index. Printed as `img-<64 digits>`.
+/// Identifies a snapshot: its kind and the digest of its index. Printed as `img-<64 digits>`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SnapshotId {
-    /// What the snapshot is of. The index says the same, so the two can be compared.
+    /// The kind. The index records it too, so that the two can be compared.
     pub kind: Kind,
     /// The BLAKE3 of the index.
     pub index: IndexDigest,

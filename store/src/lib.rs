@@ -1,6 +1,7 @@
-//! What a snapshot is and where its bytes live: the format, packing, the remote store, the host
-//! cache.
+//! Snapshots and their bytes: the index format, packing, the remote store, the host cache, and
+//! profiles.
 
+pub mod acl;
 pub mod cache;
 pub mod format;
 pub mod group;

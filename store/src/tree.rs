@@ -1,8 +1,8 @@
-//! A tree under construction: what an importer fills and what an index is written from.
+//! Builds a directory tree in memory: importers fill it, and the index writer reads it.
 //!
-//! Everything is held in flat tables with 32-bit places, because an image may have a million files:
-//! an entry costs about 120 bytes and its name. Limits are checked as the tree grows, so that a
-//! hostile source gets an error instead of the machine's memory.
+//! All nodes, entries and names live in flat tables addressed by 32-bit numbers, because an image
+//! may have a million files: an entry costs about 120 bytes plus its name. Limits are checked as
+//! the tree grows, so that a hostile source fails with an error instead of exhausting memory.
 
 use hashbrown::HashTable;
 use std::hash::{BuildHasher, RandomState};
@@ -14,28 +14,28 @@ use crate::format::xattrs::{XattrSet, Xattrs, write_set};
 use crate::format::{Device, FileKind, Timestamp};
 use crate::pack::Content;
 
-/// Why something can't be put into a tree.
+/// An error from changing a tree.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TreeError {
-    /// Empty, `.`, `..`, with a `/` or NUL, or longer than 255 bytes.
+    /// Empty, `.`, `..`, contains `/` or NUL, or longer than 255 bytes.
     #[error("'{}' is no name for a file", .0.escape_ascii())]
     Name(Box<[u8]>),
-    /// A symbolic link's target is empty, longer than 4095 bytes, or has a NUL.
+    /// The target of a symbolic link is empty, longer than 4095 bytes, or contains NUL.
     #[error("a symbolic link's target is empty, too long or has a NUL")]
     Symlink,
     /// An extended attribute that Linux would refuse.
     #[error("the extended attribute '{}' is larger than Linux allows, or has no valid name",
         .0.escape_ascii())]
     Xattr(Box<[u8]>),
-    /// More of something than the limits allow.
+    /// The tree exceeds a limit.
     #[error("the tree has more than {limit} {what}")]
     Limit {
-        /// Of what.
+        /// The resource that is limited.
         what: &'static str,
-        /// How many are allowed.
+        /// The maximum.
         limit: u64,
     },
-    /// A directory was asked for, and this is none.
+    /// The parent node is not a directory.
     #[error("not a directory")]
     NotADirectory,
     /// A hard link to a directory.
@@ -43,12 +43,12 @@ pub enum TreeError {
     LinkToDirectory,
 }
 
-/// How large a tree may grow.
+/// Limits on the size of a tree.
 #[derive(Debug, Clone, Copy)]
 pub struct TreeLimits {
-    /// Entries, the root among them.
+    /// Entries, including the root.
     pub entries: u32,
-    /// Bytes of names, link targets, inline files and attributes together.
+    /// Total bytes of names, link targets, inline files and attributes.
     pub heap_bytes: u64,
 }
 
@@ -58,10 +58,10 @@ impl Default for TreeLimits {
     }
 }
 
-/// An extended attribute: its whole name (`user.note`) and its value.
+/// An extended attribute: its full name (`user.note`) and its value.
 pub type Xattr = (Box<[u8]>, Box<[u8]>);
 
-/// What every inode has.
+/// The metadata that every inode has.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Meta {
     /// The low 12 bits of `st_mode`.
@@ -72,18 +72,18 @@ pub struct Meta {
     pub gid: u32,
     /// Last modification.
     pub mtime: Timestamp,
-    /// Extended attributes in any order, the last of equal names counts.
+    /// Extended attributes in any order; of equal names, the last wins.
     pub xattrs: Vec<Xattr>,
 }
 
-/// What an inode is, with what only its kind has.
+/// The type of an inode, with the fields that only this type has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeKind {
     /// A regular file of `size` bytes.
     Regular {
-        /// In bytes.
+        /// Length in bytes.
         size: u64,
-        /// Where they are.
+        /// Location of the bytes.
         content: Content,
     },
     /// A directory.
@@ -94,14 +94,14 @@ pub enum NodeKind {
     CharDevice(Device),
     /// A block device node.
     BlockDevice(Device),
-    /// A named pipe.
+    /// A FIFO.
     Fifo,
-    /// A socket's name.
+    /// A Unix domain socket.
     Socket,
 }
 
 impl NodeKind {
-    /// Its kind alone.
+    /// Returns the type without its fields.
     pub fn file_kind(&self) -> FileKind {
         match self {
             Self::Regular { .. } => FileKind::Regular,
@@ -115,7 +115,7 @@ impl NodeKind {
     }
 }
 
-/// The place of an inode in a tree. Stays the same as long as the tree lives.
+/// The number of an inode in a tree. Stable for the lifetime of the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(u32);
 
@@ -123,12 +123,13 @@ impl NodeId {
     /// The root directory.
     pub const ROOT: Self = Self(0);
 
-    /// As an index into side tables.
+    /// Returns the number as an index into side tables.
     pub const fn place(self) -> usize {
         self.0 as usize
     }
 }
 
+/// The end of a list of entries.
 const NONE: u32 = u32::MAX;
 
 #[derive(Debug)]
@@ -137,40 +138,46 @@ pub(crate) struct Node {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) mtime: Timestamp,
-    /// 0, or one more than the number of its set of attributes.
+    /// 0 for none, or 1 plus the number of the attribute set.
     pub(crate) xattrs: u32,
     pub(crate) kind: NodeKind,
-    /// Names that it has; a directory has one, the root too.
+    /// Number of names (links); 1 for a directory, including the root.
     pub(crate) names: u32,
+    /// The newest entry of a directory, or `NONE`. Removed entries stay in the list.
     first_entry: u32,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct DirEntry {
     parent: u32,
     node: u32,
+    /// Offset in `Tree::names`.
     name: u64,
     name_len: u8,
+    /// False once removed. Entries are never reused.
     live: bool,
+    /// The next older entry of the same directory, or `NONE`.
     next: u32,
 }
 
-/// A directory tree in memory, without the files' bytes.
+/// A directory tree in memory, without the bytes of its files.
 #[derive(Debug)]
 pub struct Tree {
     nodes: Vec<Node>,
-    entries: Vec<Entry>,
+    entries: Vec<DirEntry>,
     names: Vec<u8>,
+    /// The numbers of live entries, by directory and name.
     by_name: HashTable<u32>,
     hasher: RandomState,
     xattr_sets: Vec<Box<[u8]>>,
+    /// Positions in `xattr_sets`, by content.
     xattr_places: HashTable<u32>,
     limits: TreeLimits,
     heap_bytes: u64,
 }
 
 impl Tree {
-    /// A tree with nothing but its root: mode 0755, owned by root, of 1970.
+    /// Creates a tree that has only a root: mode 0755, owned by root, mtime 0.
     pub fn new(limits: TreeLimits) -> Self {
         let root = Node {
             perm: 0o755,
@@ -195,24 +202,24 @@ impl Tree {
         }
     }
 
-    /// What `name` is in `dir`.
+    /// Returns the node that `name` refers to in `dir`.
     pub fn child(&self, dir: NodeId, name: &[u8]) -> Option<NodeId> {
         self.find_entry(dir.0, name)
             .and_then(|e| self.entries.get(e as usize))
             .map(|e| NodeId(e.node))
     }
 
-    /// What `node` is. The root's kind for an id of another tree.
+    /// Returns the type of `node`, or a directory's if `node` belongs to another tree.
     pub fn kind(&self, node: NodeId) -> &NodeKind {
         self.nodes.get(node.place()).map_or(&NodeKind::Directory, |n| &n.kind)
     }
 
-    /// How many inodes were ever made; ids are below it.
+    /// Returns the number of inodes ever created, including removed ones. All ids are below it.
     pub fn node_count(&self) -> usize {
         self.nodes.len()
     }
 
-    /// Puts a new inode at `name` in `dir`. What stood there goes, with all below it.
+    /// Creates an inode as `name` in `dir`. Replaces an existing entry and everything below it.
     pub fn insert(
         &mut self,
         dir: NodeId,
@@ -246,7 +253,7 @@ impl Tree {
         Ok(NodeId(id))
     }
 
-    /// Gives `target`, which is not a directory, one more name. What stood there goes.
+    /// Adds a hard link to `target`, which must not be a directory. Replaces an existing entry.
     pub fn link(&mut self, dir: NodeId, name: &[u8], target: NodeId) -> Result<(), TreeError> {
         self.check_place(dir, name)?;
         if matches!(self.kind(target), NodeKind::Directory) {
@@ -258,7 +265,7 @@ impl Tree {
         self.add_name(dir, name, target.0)
     }
 
-    /// Takes the entry `name` and all below it away. False if there is none.
+    /// Removes the entry `name` and everything below it. Returns false if no such entry exists.
     pub fn remove(&mut self, dir: NodeId, name: &[u8]) -> bool {
         let Some(entry) = self.find_entry(dir.0, name) else { return false };
         let mut doomed = vec![entry];
@@ -284,7 +291,7 @@ impl Tree {
         true
     }
 
-    /// Gives `node` other metadata.
+    /// Replaces the metadata of `node`.
     pub fn set_meta(&mut self, node: NodeId, meta: Meta) -> Result<(), TreeError> {
         let xattrs = self.intern_xattrs(meta.xattrs)?;
         if let Some(n) = self.nodes.get_mut(node.place()) {
@@ -297,7 +304,7 @@ impl Tree {
         Ok(())
     }
 
-    /// The metadata of `node`, its attributes in order of their names.
+    /// Returns the metadata of `node`, with its attributes sorted by name.
     pub fn meta(&self, node: NodeId) -> Meta {
         let Some(n) = self.nodes.get(node.place()) else { return Meta::default() };
         let set = self.xattr_set(n.xattrs);
@@ -311,7 +318,7 @@ impl Tree {
         Meta { perm: n.perm, uid: n.uid, gid: n.gid, mtime: n.mtime, xattrs }
     }
 
-    /// Says where the bytes of the regular file `node` are; nothing happens to other kinds.
+    /// Sets the location of the bytes of the regular file `node`. A no-op for other types.
     pub fn set_content(&mut self, node: NodeId, content: Content) -> Result<(), TreeError> {
         if let Content::Inline(bytes) = &content {
             self.grow_heap(bytes.len())?;
@@ -323,7 +330,7 @@ impl Tree {
         Ok(())
     }
 
-    /// The names in `dir` and what they name, newest first.
+    /// Iterates over the entries of `dir`, newest first.
     pub fn entries(&self, dir: NodeId) -> impl Iterator<Item = (&[u8], NodeId)> {
         let mut next = self.nodes.get(dir.place()).map_or(NONE, |n| n.first_entry);
         std::iter::from_fn(move || {
@@ -341,7 +348,7 @@ impl Tree {
         self.nodes.get(id.place())
     }
 
-    fn name_of(&self, entry: &Entry) -> &[u8] {
+    fn name_of(&self, entry: &DirEntry) -> &[u8] {
         let start = usize::try_from(entry.name).unwrap_or(usize::MAX);
         self.names.get(start..start.saturating_add(entry.name_len.into())).unwrap_or(&[])
     }
@@ -388,10 +395,11 @@ impl Tree {
 
     fn grow_heap(&mut self, by: usize) -> Result<(), TreeError> {
         let limit = self.limits.heap_bytes;
-        self.heap_bytes = self.heap_bytes.saturating_add(by as u64);
-        if self.heap_bytes > limit {
+        let grown = self.heap_bytes.saturating_add(by as u64);
+        if grown > limit {
             return Err(TreeError::Limit { what: "bytes of names, links and attributes", limit });
         }
+        self.heap_bytes = grown;
         Ok(())
     }
 
@@ -405,9 +413,16 @@ impl Tree {
         let start = self.names.len() as u64;
         self.names.extend_from_slice(name);
         let next = self.nodes.get(dir.place()).map_or(NONE, |n| n.first_entry);
-        // `check_place` has made sure that the name has at most 255 bytes.
+        // `check_place` has rejected names longer than 255 bytes.
         let name_len = u8::try_from(name.len()).unwrap_or(u8::MAX);
-        self.entries.push(Entry { parent: dir.0, node, name: start, name_len, live: true, next });
+        self.entries.push(DirEntry {
+            parent: dir.0,
+            node,
+            name: start,
+            name_len,
+            live: true,
+            next,
+        });
         if let Some(parent) = self.nodes.get_mut(dir.place()) {
             parent.first_entry = place;
         }
@@ -415,11 +430,13 @@ impl Tree {
             node.names += 1;
         }
         let hash = self.hash_name(dir.0, name);
-        // Never grows here: room was made above, so the rehashing function is not called.
+        // The table cannot grow here, because `reserve_names` made room: the closure that rehashes,
+        // which would be wrong for other entries, is never called.
         self.by_name.insert_unique(hash, place, |_| hash);
         Ok(())
     }
 
+    /// Doubles the capacity of `by_name`.
     fn reserve_names(&mut self) {
         let more = self.by_name.len().max(1024);
         let mut table = std::mem::take(&mut self.by_name);
@@ -431,11 +448,14 @@ impl Tree {
         self.by_name = table;
     }
 
+    /// Returns 1 plus the number of the attribute set, adding the set if it is new; 0 for an empty
+    /// set.
     fn intern_xattrs(&mut self, mut attributes: Vec<Xattr>) -> Result<u32, TreeError> {
         if attributes.is_empty() {
             return Ok(0);
         }
-        // Stable, so that of equal names the last given comes last; then the others go.
+        // The sort is stable, so the last of equal names ends up last. `dedup_by` keeps the first
+        // of a run, so reverse around it to keep the last.
         attributes.sort_by(|a, b| a.0.cmp(&b.0));
         attributes.reverse();
         attributes.dedup_by(|a, b| a.0 == b.0);
@@ -454,20 +474,46 @@ impl Tree {
         let mut set = Vec::new();
         write_set(&attributes, &mut set);
         let hash = self.hasher.hash_one(set.as_slice());
-        let stored = |place: &u32| self.xattr_sets.get(*place as usize).map_or(&[][..], |s| s);
-        if let Some(place) = self.xattr_places.find(hash, |place| stored(place) == set) {
+        let sets = &self.xattr_sets;
+        let known = self.xattr_places.find(hash, |&place| stored(sets, place) == set);
+        if let Some(place) = known {
             return Ok(place + 1);
         }
-        let place = u32::try_from(self.xattr_sets.len()).unwrap_or(u32::MAX - 1);
-        let hasher = &self.hasher;
-        self.xattr_places.insert_unique(hash, place, |other| hasher.hash_one(stored(other)));
+        // Before the tables change, because it can fail.
         self.grow_heap(set.len())?;
+        let place = u32::try_from(self.xattr_sets.len()).unwrap_or(u32::MAX - 1);
+        let (hasher, sets) = (&self.hasher, &self.xattr_sets);
+        self.xattr_places.insert_unique(hash, place, |&other| hasher.hash_one(stored(sets, other)));
         self.xattr_sets.push(set.into());
         Ok(place + 1)
     }
 
-    /// The bytes of the set of attributes that a node names, as they stand in an index.
+    /// Returns the encoded attribute set with number `xattrs`, in the format of an index.
     pub(crate) fn xattr_set(&self, xattrs: u32) -> Option<&[u8]> {
         self.xattr_sets.get(xattrs.checked_sub(1)? as usize).map(AsRef::as_ref)
+    }
+}
+
+/// Returns the encoded attribute set at `place`.
+fn stored(sets: &[Box<[u8]>], place: u32) -> &[u8] {
+    sets.get(place as usize).map_or(&[], |set| set)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attribute_set_that_exceeds_the_limit_leaves_nothing_behind() {
+        let mut tree = Tree::new(TreeLimits { heap_bytes: 40, ..TreeLimits::default() });
+        let meta = |value: &[u8]| Meta {
+            xattrs: vec![(b"user.a".as_slice().into(), value.into())],
+            ..Meta::default()
+        };
+        let refused = tree.insert(NodeId::ROOT, b"a", meta(&[7; 100]), NodeKind::Fifo);
+        assert!(matches!(refused, Err(TreeError::Limit { limit: 40, .. })), "{refused:?}");
+        assert_eq!((tree.xattr_places.len(), tree.xattr_sets.len()), (0, 0));
+        let node = tree.insert(NodeId::ROOT, b"a", meta(b"1"), NodeKind::Fifo).unwrap();
+        assert_eq!(tree.meta(node), meta(b"1"));
     }
 }

@@ -1,4 +1,4 @@
-//! Amounts of bytes, as people write them.
+//! Parses and prints byte sizes such as `20GiB`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ByteSize(pub u64);
 
-/// A text that is no amount of bytes.
+/// The text is not a byte size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}' is no size: write a whole number and a unit, such as 500M, 20GiB or 1T")]
 pub struct ByteSizeError(String);
@@ -19,7 +19,7 @@ impl fmt::Display for ByteSize {
         for (letter, shift) in UNITS {
             let unit = 1u64 << shift;
             if self.0 >= unit {
-                // Rounded down, so that 1.9 GiB is never shown as more than there is.
+                // Rounded down, so that a size is never overstated.
                 let tenths = (self.0 % unit) * 10 / unit;
                 return write!(f, "{}.{tenths} {letter}iB", self.0 / unit);
             }

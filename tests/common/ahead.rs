@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use inlay_store::format::{FileData, GroupIdx, Index, InodeIdx};
 use inlay_testkit::cli::Inlay;
@@ -21,8 +20,6 @@ use tempfile::TempDir;
 /// compress.
 const FILE_LEN: usize = 60_000;
 const GROUP_SIZE: &str = "32K";
-/// How long something may take that surely happens. Generous: nothing waits for it when all is well.
-const SURELY: Duration = Duration::from_mins(2);
 
 /// Everything is loaded, and nothing is remembered.
 pub(crate) const ALL: &[&str] = &["--prefetch", "all"];
@@ -234,8 +231,16 @@ impl Snapshot {
             let value = line.split_once(&format!(" {name}="))?.1;
             Some(value.split(' ').next().unwrap().to_owned())
         };
+        let log = host.daemon_log();
+        // Several threads log what they were given to do: the numbers have the order of the decisions.
+        let mut lines: Vec<(u64, &str)> = log
+            .lines()
+            .filter(|line| field(line, "blob").is_some())
+            .filter_map(|line| Some((field(line, "request")?.parse().ok()?, line)))
+            .collect();
+        lines.sort_by_key(|(request, _)| *request);
         let mut decisions = Vec::new();
-        for line in host.daemon_log().lines() {
+        for (_, line) in lines {
             let (Some(class), Some(blob)) = (field(line, "class"), field(line, "blob")) else {
                 continue;
             };
@@ -267,10 +272,6 @@ pub(crate) fn assert_nothing_twice(asked: &[Asked]) {
 }
 
 /// Waits until it is so.
-pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SURELY;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
+pub(crate) fn wait_for(what: &str, is_so: impl FnMut() -> bool) {
+    inlay_testkit::wait::until(what, is_so);
 }

@@ -12,8 +12,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use inlay_testkit::cli::{Inlay, Ran};
 use inlay_testkit::{leftover, scratch};
@@ -25,8 +23,6 @@ const TOOLS: [&str; 22] = [
     "sh", "cat", "ls", "touch", "mkdir", "sleep", "mv", "ln", "rm", "mkfifo", "mknod", "mount",
     "stat", "id", "echo", "dd", "find", "chmod", "wc", "true", "cp", "readlink",
 ];
-/// How long something may take that surely happens. Nothing waits for it when all is well.
-const SURELY: Duration = Duration::from_mins(1);
 
 /// A state with an image `base` that has a shell, and `data`, a directory with one file.
 pub(crate) struct Boxes {
@@ -160,12 +156,8 @@ impl Boxes {
 }
 
 /// Waits until it is so.
-pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SURELY;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        thread::sleep(Duration::from_millis(10));
-    }
+pub(crate) fn wait_for(what: &str, is_so: impl FnMut() -> bool) {
+    inlay_testkit::wait::until(what, is_so);
 }
 
 /// The cgroups of a sandbox, in whatever hierarchy.

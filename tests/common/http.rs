@@ -4,8 +4,12 @@
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
+
+/// How long an answer may take.
+const ANSWER_WITHIN: Duration = Duration::from_mins(5);
 
 /// An answer.
 #[derive(Debug)]
@@ -28,6 +32,8 @@ pub(crate) fn send(
     body: &Value,
 ) -> io::Result<Asked> {
     let mut stream = UnixStream::connect(state.join("run/daemon.sock"))?;
+    // Longer than any request takes that a test makes: one that hangs is an error.
+    stream.set_read_timeout(Some(ANSWER_WITHIN))?;
     let body = if body.is_null() { String::new() } else { body.to_string() };
     let headers: Vec<_> =
         headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();

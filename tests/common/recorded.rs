@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 
 use inlay_testkit::cli::Inlay;
 use inlay_testkit::scratch;
-use inlayfs::trace::{FetchRow, TouchRow, Trace};
+use inlay_trace::{FetchRow, TouchRow, Trace};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 

@@ -4,8 +4,8 @@
 use std::fs;
 use std::thread;
 
+use inlay_base::inject::{Scene, Step};
 use inlay_testkit::cli::{Inlay, Ran};
-use inlayfs::inject::{Scene, Step};
 
 use crate::common::boxes::{Boxes, wait_for};
 use crate::common::local;
@@ -80,6 +80,7 @@ fn each(scenes: &[Scene], test: impl Fn(Step, &'static str) + Sync) {
     });
 }
 
+#[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to fail at")]
 #[test]
 fn a_sandbox_is_made_whole_or_not_at_all() {
     each(&[Scene::Create], |step, fault| {
@@ -113,6 +114,7 @@ fn a_sandbox_is_made_whole_or_not_at_all() {
     });
 }
 
+#[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to fail at")]
 #[test]
 fn a_live_mount_is_seen_whole_or_not_at_all() {
     each(&OF_MOUNTS, |step, fault| {
@@ -138,6 +140,7 @@ fn a_live_mount_is_seen_whole_or_not_at_all() {
     });
 }
 
+#[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to fail at")]
 #[test]
 fn an_unmount_loses_nothing() {
     each(&OF_UMOUNTS, |step, fault| {
@@ -161,6 +164,7 @@ fn an_unmount_loses_nothing() {
     });
 }
 
+#[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to fail at")]
 #[test]
 fn what_is_to_be_discarded_stays_discarded() {
     each(&OF_UMOUNTS, |step, fault| {
@@ -180,6 +184,7 @@ fn what_is_to_be_discarded_stays_discarded() {
     });
 }
 
+#[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to fail at")]
 #[test]
 fn a_snapshot_is_there_or_not_and_the_sandbox_goes_on() {
     each(&[Scene::Snapshot, Scene::Import], |step, fault| {
@@ -205,6 +210,7 @@ fn a_snapshot_is_there_or_not_and_the_sandbox_goes_on() {
     });
 }
 
+#[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to fail at")]
 #[test]
 fn what_is_sealed_gets_to_its_store() {
     each(&[Scene::Ship, Scene::Import], |step, fault| {
@@ -250,6 +256,7 @@ fn snapshots(boxes: &Boxes) -> Vec<String> {
     listed.iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect()
 }
 
+#[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to fail at")]
 #[test]
 fn what_is_stopped_keeps_its_changes() {
     each(&[Scene::Stop], |step, fault| {
@@ -267,6 +274,7 @@ fn what_is_stopped_keeps_its_changes() {
     });
 }
 
+#[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to fail at")]
 #[test]
 fn a_stop_with_a_snapshot_has_both_or_goes_on() {
     each(&[Scene::Snapshot, Scene::Stop], |step, fault| {
@@ -289,6 +297,7 @@ fn a_stop_with_a_snapshot_has_both_or_goes_on() {
     });
 }
 
+#[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to fail at")]
 #[test]
 fn what_is_removed_is_gone() {
     each(&[Scene::Remove], |step, fault| {

@@ -4,10 +4,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
+use inlay_base::inject::Step;
 use inlay_testkit::faults::{Fault, Rule};
 use inlay_testkit::proxy::Proxy;
 use inlay_testkit::weed::Weed;
-use inlayfs::inject::Step;
 
 use crate::common::boxes::{Boxes, wait_for};
 use crate::common::{local, s3};
@@ -37,11 +37,9 @@ fn kill_caller((boxes, dir): &(Boxes, tempfile::TempDir), words: &[&str]) {
     child.wait().unwrap();
 }
 
+#[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to wait at")]
 #[test]
 fn a_sandbox_whose_caller_is_gone_is_cleared_away() {
-    if !cfg!(debug_assertions) {
-        return;
-    }
     for step in [Step::SandboxPrepared, Step::SandboxRootMounted, Step::SandboxContainerMade] {
         let host = slow(step);
         let boxes = &host.0;
@@ -57,11 +55,9 @@ fn a_sandbox_whose_caller_is_gone_is_cleared_away() {
     }
 }
 
+#[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to wait at")]
 #[test]
 fn a_live_mount_whose_caller_is_gone_is_undone() {
-    if !cfg!(debug_assertions) {
-        return;
-    }
     for step in [Step::MountClaimed, Step::LiveMountNoted, Step::MountAttached] {
         let host = slow(step);
         let boxes = &host.0;
@@ -79,11 +75,9 @@ fn a_live_mount_whose_caller_is_gone_is_undone() {
     }
 }
 
+#[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to wait at")]
 #[test]
 fn a_sandbox_goes_on_when_who_wanted_its_snapshot_is_gone() {
-    if !cfg!(debug_assertions) {
-        return;
-    }
     let host = slow(Step::SandboxFrozen);
     let boxes = &host.0;
     boxes.create("a", &[]);

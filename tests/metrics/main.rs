@@ -75,9 +75,9 @@ fn metrics_are_on_tcp_and_nothing_else_is() {
     let mut next = next.env("INLAY_METRICS_LISTEN", address.to_string()).spawn().unwrap();
     watch.wait_for_end();
     inlay.wait_for_daemon().unwrap();
-    while get_tcp(address, "GET", "/metrics").is_none_or(|(status, _)| status != 200) {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
+    inlay_testkit::wait::until("metrics on TCP", || {
+        get_tcp(address, "GET", "/metrics").is_some_and(|(status, _)| status == 200)
+    });
     inlay.succeed(["daemon", "stop"]).unwrap();
     assert!(next.wait().unwrap().success());
 }

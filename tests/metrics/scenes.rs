@@ -288,10 +288,14 @@ pub(crate) fn bad_disk(proxy: &Proxy) -> BTreeSet<String> {
     drop(File::open(first).unwrap());
     // A write that was under way when another one failed may say that all is well: then the next
     // file fills the disk.
-    while watch.sum("inlay_cache_disk_failing") == 0.0 {
+    inlay_testkit::wait::until("the disk to fail", || {
+        if watch.sum("inlay_cache_disk_failing") > 0.0 {
+            return true;
+        }
         fs::read(files.next().unwrap()).unwrap();
         watch.scrape();
-    }
+        false
+    });
     watch.until_above("inlay_cache_write_failures_total", 0.0);
     fs::read(files.next().unwrap()).unwrap();
     watch.until_above("inlay_fetch_not_cached_groups_total", 0.0);

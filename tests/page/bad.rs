@@ -1,6 +1,6 @@
 //! Traces of which nothing may be believed: text that would like to be code, figures that are none.
 
-use inlayfs::trace::page;
+use inlay_trace::page;
 use serde_json::{Value, json};
 
 use crate::browser::Browser;

@@ -1,6 +1,6 @@
 //! The page of a benchmark's report: what is drawn is what was measured, and what failed has no number.
 
-use inlayfs::bench::{page, report::Report};
+use inlay_bench::{page, report::Report};
 use serde_json::{Value, json};
 
 use crate::browser::Browser;

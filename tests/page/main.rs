@@ -17,13 +17,14 @@ mod use_of;
 use std::collections::BTreeMap;
 
 use browser::Browser;
-use inlayfs::trace::page;
+use inlay_trace::page;
 use serde_json::Value;
 
 /// Opens the page of a trace and waits until it is drawn.
 fn show(browser: &Browser, trace: &Value, scheme: &str) {
     browser.open(&page(&trace.to_string()), scheme);
-    browser.until("the page is drawn", "return inlayTrace.counts.frames > 0");
+    // The driver may answer before the page's script has run.
+    browser.until("the page is drawn", "return window.inlayTrace?.counts.frames > 0");
 }
 
 /// A column of a trace's table.

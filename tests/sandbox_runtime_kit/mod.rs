@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use inlay_testkit::leftover;
-use inlayfs::sandbox::{
+use inlay_sandbox::{
     ExecOptions, Frame, FrameKind, Layout, LogFrom, LogReader, Monitor, Output as Where, Phase,
     SandboxError, SandboxId, SandboxOptions, SandboxRecord, Secret, Stdin, Terminal, Waited,
     prepare, remove, write_bundle,
 };
+use inlay_testkit::leftover;
 use tempfile::TempDir;
 
 /// A sandbox of a state directory of its own.

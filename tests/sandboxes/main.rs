@@ -1,4 +1,4 @@
-//! Sandboxes that do their worst, and mounts in them that map owners. They need root, /dev/fuse and an
+//! Sandboxes that do their worst, mounts in them that are moved, and those that map owners. They need root, /dev/fuse and an
 //! OCI runtime.
 #![allow(
     clippy::unwrap_used,
@@ -9,4 +9,6 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod hostile;
+mod many;
+mod moves;
 mod owners;

@@ -1,6 +1,7 @@
 //! Where bytes come from, and what happens when they are damaged, missing or too many.
 
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -95,7 +96,7 @@ fn damage_in_the_cache_is_noticed_and_mended() {
     let mounted = place.mount("base", &[]);
     assert!(mounted.read("file") == bytes);
     mounted.unmount();
-    assert!(place.inlay.daemon_log().contains("a changed cache file is not used unchecked"));
+    assert!(place.inlay.daemon_log().contains("verifying a cache file that changed"));
     // It is whole again: the store is not needed.
     fs::rename(place.inlay.state().join("store/blobs"), place.path("away")).unwrap();
     let mounted = place.mount("base", &[]);
@@ -221,6 +222,158 @@ fn importing_again_uploads_nothing_again() {
     let blobs = (&known["blobs_uploaded"], &known["blobs_already_there"]);
     assert_eq!(blobs, (&0.into(), &0.into()));
     assert_eq!(known["known_bytes"], 3 << 20);
+}
+
+/// All sorts of damage to a file of the store.
+/// What is done to a file, by a name for it.
+type Deed = (&'static str, fn(&Path));
+
+const DAMAGE: [Deed; 5] = [
+    ("one bit", |path| drop(damage(path))),
+    ("cut", |path| {
+        let file = File::options().write(true).open(path).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 3).unwrap();
+    }),
+    ("empty", |path| fs::write(path, "").unwrap()),
+    ("gone", |path| fs::remove_file(path).unwrap()),
+    ("a FIFO", fifo),
+];
+
+/// Puts a FIFO in the place of a file.
+fn fifo(path: &Path) {
+    fs::remove_file(path).unwrap();
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+}
+
+#[test]
+fn importing_again_repairs_what_is_damaged() {
+    let bytes = content::random("x", 3 << 20);
+    let place = Place::new();
+    place.write("file", &bytes);
+    let tree = source("dir", &place.tree());
+    let id = place.import_as(&tree, &["--name", "base"]);
+    let objects = ["store/blobs", "store/indexes", "store/snapshots"];
+    // With a name, the earlier snapshot is built upon; without one, everything is packed again.
+    for options in [&["--name", "base"][..], &[], &["--name", "base", "--repair"]] {
+        for dir in objects {
+            for (sort, damage) in DAMAGE {
+                // A record with another letter is a record.
+                if dir == "store/snapshots" && sort == "one bit" {
+                    continue;
+                }
+                damage(&only(place.files_in_state(dir)));
+                // A host that has seen nothing of it yet.
+                place
+                    .files_in_state("indexes")
+                    .iter()
+                    .for_each(|path| fs::remove_file(path).unwrap());
+                place.refused(["verify", &id]);
+                assert_eq!(place.import_as(&tree, options), id, "{dir} {sort}");
+                place.run(["verify", &id]);
+            }
+        }
+    }
+    for (_, damage) in DAMAGE.iter().take(4) {
+        damage(&only(place.files_in_state("store/names")));
+        place.import_as(&tree, &["--name", "base"]);
+        place.run(["verify", "base"]);
+    }
+    let mounted = place.mount("base", &["--no-cache"]);
+    assert!(mounted.read("file") == bytes);
+    mounted.unmount();
+    // A snapshot that was built on another shares its blobs, which are stored again with it.
+    place.write("more", content::random("y", 100_000));
+    let next = place.import("base");
+    let blobs = place.files_in_state("store/blobs");
+    let largest = blobs.iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    drop(damage(largest));
+    assert!(place.refused(["verify", &next]).contains("--repair"));
+    place.import("base");
+    place.run(["verify", "base"]);
+}
+
+#[test]
+fn a_damaged_record_hides_no_other() {
+    let place = Place::with(&[("file", b"first")]);
+    let first = place.json(["show", "base"])["id"].as_str().unwrap().to_owned();
+    place.write("file", "second");
+    let second = place.import("other");
+    let record = |id: &str| place.inlay.state().join(format!("store/snapshots/{id}.json"));
+    let name = place.inlay.state().join("store/names/base.json");
+    for (sort, damage) in DAMAGE.iter().filter(|(sort, _)| !["gone", "one bit"].contains(sort)) {
+        let whole = [record(&first), name.clone()].map(|path| (fs::read(&path).unwrap(), path));
+        damage(&record(&first));
+        let listed = || {
+            let ran = place.inlay.fail(["snapshots", "--json"]).unwrap();
+            assert_eq!(ran.status.code(), Some(1), "{ran:?}");
+            let list: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
+            (list, ran.stderr)
+        };
+        let (list, said) = listed();
+        assert_eq!(list[0]["id"], second, "{sort}");
+        assert_eq!(list[0]["damaged"], serde_json::Value::Null);
+        assert_eq!(list[1]["id"], first, "{sort}");
+        assert_eq!(list[1]["names"][0], "base");
+        let why = list[1]["damaged"].as_str().unwrap();
+        assert!(why.contains(&format!("snapshots/{first}.json")), "{why}");
+        assert!(said.contains(why), "{said}");
+        // A damaged name hides neither its snapshot nor other names.
+        damage(&name);
+        let (list, said) = listed();
+        assert_eq!(list[0]["names"][0], "other");
+        assert_eq!(list[1]["names"], serde_json::json!([]));
+        assert!(said.contains("names/base.json"), "{said}");
+        assert_eq!(place.json(["show", "other"])["names"][0], "other");
+        // What the record says is not needed to read the snapshot.
+        assert_eq!(place.cat(&format!("{first}:/file")), b"first");
+        for (bytes, path) in whole {
+            fs::remove_file(&path).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+    }
+    assert_eq!(place.json(["snapshots"]).as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn only_regular_files_are_objects() {
+    let place = Place::with(&[("file", &content::random("x", 1 << 20))]);
+    let found = |dir: &str| only(place.files_in_state(dir));
+    let (blob, index) = (found("store/blobs"), found("store/indexes"));
+    let (record, name) = (found("store/snapshots"), found("store/names"));
+    fs::remove_file(found("indexes")).unwrap();
+    for path in [&blob, &index, &record, &name] {
+        let away = place.path("away");
+        fs::rename(path, &away).unwrap();
+        fs::write(path, "").unwrap();
+        for what in ["a FIFO", "a symbolic link", "a directory"] {
+            fs::remove_file(path).unwrap();
+            match what {
+                "a FIFO" => {
+                    fs::write(path, "").unwrap();
+                    fifo(path);
+                }
+                "a symbolic link" => std::os::unix::fs::symlink(path, path).unwrap(),
+                _ => fs::create_dir(path).unwrap(),
+            }
+            let said = place.refused(["verify", "base"]);
+            let text = place.inlay.run(["verify", "base"]).unwrap().text();
+            assert!(said.contains(what) || text.contains(what), "{}: {said}{text}", path.display());
+            place.inlay.run(["snapshots"]).unwrap();
+            if what == "a directory" {
+                fs::remove_dir(path).unwrap();
+                fs::write(path, "").unwrap();
+            }
+        }
+        fs::rename(&away, path).unwrap();
+    }
+    // What does not belong there is passed over.
+    let snapshots = record.parent().unwrap();
+    fs::write(snapshots.join("notes \u{1b}[2J"), "").unwrap();
+    fs::write(snapshots.join(std::ffi::OsStr::from_bytes(b"odd-\xff.json")), "").unwrap();
+    std::os::unix::fs::symlink("loop", snapshots.join("loop")).unwrap();
+    assert_eq!(place.json(["snapshots"]).as_array().unwrap().len(), 1);
+    place.run(["verify", "base"]);
 }
 
 #[test]

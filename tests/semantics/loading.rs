@@ -105,7 +105,8 @@ fn what_starts_have_read_comes_first_next_time() {
     let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
     let recorded = shown["groups"].as_array().unwrap().iter();
     let recorded: Vec<u64> = recorded.map(|group| group["group"].as_u64().unwrap()).collect();
-    assert_eq!(recorded, groups.iter().copied().map(u64::from).collect::<Vec<_>>());
+    let expected: Vec<u64> = groups.iter().copied().map(u64::from).collect();
+    assert_eq!(recorded, expected, "{shown}\n{:#?}", remote.proxy.seen());
 
     let second = remote.host();
     remote.proxy.forget();

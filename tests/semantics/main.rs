@@ -10,37 +10,59 @@
 
 #[path = "../common/ahead.rs"]
 mod ahead;
+mod boot;
 #[path = "../common/boxes.rs"]
 mod boxes;
+mod clients;
 mod command;
+mod confinement;
 mod content;
+mod copies;
 mod endings;
+#[path = "../common/http.rs"]
+mod http;
 mod identity;
 mod images;
+mod kernels;
+mod live;
 mod loading;
+mod looks;
 mod measured;
 mod objects;
 mod place;
+mod power;
 #[path = "../common/recorded.rs"]
 mod recorded;
+mod records;
 mod sandboxes;
+mod sealed;
 mod writable;
 
 use std::collections::BTreeSet;
 
 const PAGE: &str = include_str!("../../docs/SEMANTICS.md");
 
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 21] = [
+    include_str!("boot.rs"),
+    include_str!("clients.rs"),
     include_str!("command.rs"),
+    include_str!("confinement.rs"),
     include_str!("content.rs"),
+    include_str!("copies.rs"),
     include_str!("endings.rs"),
     include_str!("identity.rs"),
     include_str!("images.rs"),
+    include_str!("kernels.rs"),
+    include_str!("live.rs"),
     include_str!("loading.rs"),
+    include_str!("looks.rs"),
     include_str!("main.rs"),
     include_str!("measured.rs"),
     include_str!("objects.rs"),
+    include_str!("power.rs"),
+    include_str!("records.rs"),
     include_str!("sandboxes.rs"),
+    include_str!("sealed.rs"),
     include_str!("writable.rs"),
 ];
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use inlay_testkit::cli::Inlay;
 use inlay_testkit::link::LinkProfile;
 use inlay_testkit::scratch;
-use inlayfs::trace::{Tier, Trace};
+use inlay_trace::{Tier, Trace};
 use serde_json::Value;
 
 use crate::ahead::{Remote, Snapshot};

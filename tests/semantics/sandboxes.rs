@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use inlay_testkit::cli::{Inlay, Ran};
-use inlay_testkit::leftover;
+use inlay_testkit::{leftover, wait};
 use serde_json::Value;
 
 use crate::place::Place;
@@ -24,10 +24,10 @@ const TOOLS: [&str; 17] = [
 ];
 
 /// A place with an image `base` that has a shell. Its sandboxes end with it.
-struct Host(Place);
+pub(crate) struct Host(pub(crate) Place);
 
 impl Host {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::of(Place::new())
     }
 
@@ -50,13 +50,13 @@ impl Host {
         Self(place)
     }
 
-    fn create(&self, name: &str, options: &[&str]) -> Value {
+    pub(crate) fn create(&self, name: &str, options: &[&str]) -> Value {
         let words = ["sandbox", "create", "base", "--name", name];
         self.0.json([&words[..], options].concat())
     }
 
     /// What a shell in the sandbox prints.
-    fn sh(&self, sandbox: &str, script: &str) -> String {
+    pub(crate) fn sh(&self, sandbox: &str, script: &str) -> String {
         let ran = self.0.run(["exec", sandbox, "--", "sh", "-c", script]);
         String::from_utf8(ran.stdout).unwrap()
     }
@@ -207,6 +207,7 @@ fn a_snapshot_of_what_did_not_change_is_the_same() {
     assert!(third["stored_bytes"].as_u64().unwrap() < 10_000, "{third}");
 }
 
+#[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to wait at")]
 #[test]
 fn a_sealed_snapshot_is_mounted_at_once_and_reaches_its_store() {
     let place = Place::new();
@@ -232,7 +233,11 @@ fn a_sealed_snapshot_is_mounted_at_once_and_reaches_its_store() {
     host.0.run(["sync"]);
     host.0.run(["verify", "sealed"]);
     assert_eq!(host.0.json(["daemon", "status"])["sealed"], 0);
-    assert!(host.0.files_in_state("outbox").iter().all(|file| file.ends_with("store.json")));
+    let left = host.0.files_in_state("outbox");
+    let notes = |file: &PathBuf| {
+        file.ends_with("store.json") || file.parent().is_some_and(|dir| dir.ends_with("seen"))
+    };
+    assert!(left.iter().all(notes), "{left:?}");
     assert_eq!(host.sh("b", sum), host.sh("a", sum));
 }
 
@@ -321,10 +326,10 @@ fn who_runs_a_program_does_not_notice_a_killed_daemon() {
     see(300);
     let mut next = host.0.inlay.command();
     let mut next = next.args(["daemon", "--takeover", "--in-background"]).spawn().unwrap();
-    while host.0.inlay.daemon_pids().unwrap().0.as_raw_nonzero().get().cast_unsigned() != next.id()
-    {
-        thread::yield_now();
-    }
+    wait::until("the next daemon", || {
+        let (daemon, _) = host.0.inlay.daemon_pids().unwrap();
+        daemon.as_raw_nonzero().get().cast_unsigned() == next.id()
+    });
     see(600);
     // What somebody else runs there is told that it is alone.
     let mut other = host.0.inlay.command();
@@ -471,14 +476,13 @@ fn whoever_reads_slowly_gets_everything() {
     let mut reader = command.stdout(Stdio::piped()).spawn().unwrap();
     let printed = || host.0.inlay.run(["logs", "--tail", "1", "a"]).unwrap().stdout;
     let mut before = Vec::new();
-    loop {
+    wait::until("the program to wait for its reader", || {
         thread::sleep(Duration::from_millis(300));
         let now = printed();
-        if !now.is_empty() && now == before {
-            break;
-        }
+        let still = !now.is_empty() && now == before;
         before = now;
-    }
+        still
+    });
     host.0.run(["sandbox", "rm", "--force", "a"]);
     assert_eq!(host.0.json(["sandbox", "ls"]), serde_json::json!([]));
     let mut text = String::new();
@@ -525,9 +529,9 @@ fn a_snapshot_is_mounted_into_any_container() {
         .unwrap();
     let pid = other.id().to_string();
     let own = fs::read_link("/proc/self/ns/mnt").unwrap();
-    while fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap() == own {
-        thread::yield_now();
-    }
+    wait::until("the other mount namespace", || {
+        fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap() != own
+    });
     let target = host.0.path("inside/made");
     let mounted =
         host.0.inlay.run(["mount", "--pid", &pid, "above", target.to_str().unwrap()]).unwrap();

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
 use inlay_testkit::{content, scratch};
-use inlayfs::trace::{FetchClass, FetchRow, Trace};
+use inlay_trace::{FetchClass, FetchRow, Trace};
 use rustix::fs::{Advice, fadvise};
 
 use crate::ahead::{ALL, Asked, Remote, file};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use inlay_testkit::cli::{Inlay, Ran};
 use inlay_testkit::link::LinkProfile;
 use inlay_testkit::scratch;
-use inlayfs::trace::{SegmentKind, Tier, Trace};
+use inlay_trace::{SegmentKind, Tier, Trace};
 use serde_json::Value;
 
 use crate::ahead::Remote;

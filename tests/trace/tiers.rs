@@ -8,7 +8,7 @@ use std::time::Duration;
 use inlay_testkit::cli::Inlay;
 use inlay_testkit::link::LinkProfile;
 use inlay_testkit::{content, scratch};
-use inlayfs::trace::{FetchClass, FetchOutcome, Tier};
+use inlay_trace::{FetchClass, FetchOutcome, Tier};
 
 use crate::ahead::{Remote, wait_for};
 use crate::recorded::{Recorded, fetch_of, touches};

@@ -1,11 +1,11 @@
-//! Listings of directories, in pieces.
+//! Lists directories in pieces.
 
 use inlay_store::format::{FileKind, InodeIdx};
 
 use super::{Found, SnapshotFs, damaged};
 use crate::error::FsError;
 
-/// A place in a listing: 0 is its beginning. The same for ever, because directories never change.
+/// Position in a listing; 0 is the start. Stable, because directories never change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct DirOffset(pub u64);
 
@@ -14,32 +14,32 @@ pub struct DirOffset(pub u64);
 pub struct DirItem<'a> {
     /// Its name; `.` and `..` come first.
     pub name: &'a [u8],
-    /// What it names.
+    /// Its inode.
     pub inode: InodeIdx,
-    /// Of what type that is.
+    /// Type of the inode.
     pub kind: FileKind,
-    /// Where the listing goes on after it.
+    /// Position after the entry.
     pub next: DirOffset,
 }
 
-/// What the receiver of a listing says to an entry.
+/// Result of emitting an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Emit {
-    /// It was taken; there is room for more.
+    /// The entry was taken; there is room for more.
     More,
-    /// It was not taken: there is no room.
+    /// The entry was not taken: the buffer is full.
     Full,
 }
 
-/// `.` and `..` are at offsets 0 and 1, the entry at place n is at n + 2.
+/// `.` and `..` are at offsets 0 and 1, entry n is at n + 2.
 const DOTS: u64 = 2;
 
 impl SnapshotFs {
-    /// Gives `emit` the entries of `dir` that come at or after `from`, sorted by name, until it has
-    /// had enough.
+    /// Passes the entries of `dir` at or after `from`, sorted by name, to `emit` until it returns
+    /// `Full`.
     ///
-    /// An error that comes after the first entry ends the piece there; the next piece begins with
-    /// it. So a damaged entry hides nothing that comes before it.
+    /// An error after the first entry ends the piece there; the next piece starts with it. So a
+    /// damaged entry hides nothing that comes before it.
     pub fn read_dir<'s>(
         &'s self,
         dir: InodeIdx,
@@ -62,7 +62,7 @@ impl SnapshotFs {
         Ok(())
     }
 
-    /// An entry of a listing with what `stat` tells of it. As [`SnapshotFs::lookup`].
+    /// Returns an entry of a listing with its attributes. Same checks as [`SnapshotFs::lookup`].
     pub fn dir_item_attr(&self, dir: InodeIdx, item: &DirItem<'_>) -> Result<Found, FsError> {
         if matches!(item.name, b"." | b"..") {
             return Ok(Found { inode: item.inode, attr: self.attr(item.inode)? });

@@ -1,4 +1,4 @@
-//! Contents of files: reads, and where data and holes are.
+//! Reads file contents and finds data and holes.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -9,36 +9,36 @@ use super::{SnapshotFs, damaged};
 use crate::content::{ContentError, ReadNow};
 use crate::error::FsError;
 
-/// The longest read that is answered, in bytes: what was agreed on with the kernel (256 pages).
-/// A longer one is refused, because the kernel takes a short answer for the end of the file.
+/// Maximum length of a read, in bytes, as negotiated with the kernel (256 pages). A longer one
+/// fails, because the kernel takes a short reply for the end of the file.
 pub(crate) const READ_LEN_MAX: u32 = 1 << 20;
 
 static ZEROS: [u8; READ_LEN_MAX as usize] = [0; READ_LEN_MAX as usize];
 
 thread_local! {
-    /// Taken while in use: a read allocates nothing after a thread's first one.
+    /// Taken out while in use: after a thread's first read, reads do not allocate.
     static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// How a read was answered.
+/// How a read was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answered {
     /// At once.
     Now,
-    /// After the content source had got the bytes.
+    /// After the content source fetched the bytes.
     Later,
 }
 
-/// What a program that seeks looks for.
+/// Target of a seek.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seek {
-    /// The next byte that is data.
+    /// The next data byte.
     Data,
-    /// The next byte that is a hole; the file's end counts as one.
+    /// The next hole; the end of the file counts as one.
     Hole,
 }
 
-/// Where the bytes of a read are.
+/// Where the bytes of a read come from.
 #[derive(Debug)]
 enum Plan<'a> {
     Here(&'a [u8]),
@@ -46,10 +46,9 @@ enum Plan<'a> {
 }
 
 impl SnapshotFs {
-    /// Reads up to `len` bytes that begin `offset` bytes into the file, at most 1 MiB, and calls
-    /// `reply` once: on this thread if the bytes are in the index, in a hole or at hand in the
-    /// source; otherwise from a thread of the source, when they have come. Fewer bytes than `len`
-    /// mean that the file ends there.
+    /// Reads up to `len` bytes from `offset`, at most 1 MiB, and calls `reply` once: on this thread
+    /// if the bytes are in the index, in a hole or cached; otherwise on a thread of the source,
+    /// once fetched. Fewer bytes than `len` mean end of file.
     pub fn read<R>(&self, inode: InodeIdx, offset: u64, len: u32, reply: R)
     where
         R: FnOnce(Answered, Result<&[u8], FsError>) + Send + 'static,
@@ -89,7 +88,7 @@ impl SnapshotFs {
         BUFFER.set(buffer);
     }
 
-    /// The first byte at or after `offset` that is what `seek` says.
+    /// Returns the offset of the first data or hole byte at or after `offset`.
     pub fn seek(&self, inode: InodeIdx, offset: u64, seek: Seek) -> Result<u64, FsError> {
         let size = self.attr(inode)?.size;
         let data = self.index.data(inode).map_err(|e| damaged(inode, e))?;

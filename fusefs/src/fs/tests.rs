@@ -1,4 +1,4 @@
-//! Random trees against a reference model, without a kernel.
+//! Tests random trees against a reference model, without a kernel.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, mpsc};
@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::content::{ContentError, ReadDone, ReadNow};
 
-/// A file's size and where its data are: sorted, without overlap.
+/// A file's size and data ranges: sorted, without overlap.
 #[derive(Debug, Clone)]
 struct Contents {
     size: u64,
@@ -265,7 +265,7 @@ fn check_file(fs: &SnapshotFs, inode: InodeIdx, contents: &Contents, probes: &[(
         let end = (start + *len as usize).min(bytes.len());
         assert_eq!(read(fs, inode, *offset, *len).unwrap(), bytes[start..end]);
         for seek in [Seek::Data, Seek::Hole] {
-            // Tiny files stand in the index without their holes.
+            // Tiny files are inline in the index, without their holes.
             let inline = contents.size <= 64 && !contents.data.is_empty();
             let wanted = (*offset..contents.size)
                 .find(|at| (inline || contents.is_data(*at)) == (seek == Seek::Data));
@@ -331,7 +331,7 @@ proptest! {
         check_dir(&fs, &memory, InodeIdx::ROOT, InodeIdx::ROOT, &root, &probes);
     }
 
-    /// Bytes of an index are overwritten: every call ends, with an answer or an error.
+    /// With random bytes of an index overwritten, every call returns a result or an error.
     #[test]
     fn a_damaged_index_never_panics_or_loops(
         root in directory(),
@@ -339,7 +339,7 @@ proptest! {
     ) {
         let mut bytes = build(&root).bytes().to_vec();
         for (place, value) in damage {
-            // The header would be refused as a whole.
+            // A damaged header would fail the whole index.
             let at = 256.min(bytes.len() - 1) + place.index(bytes.len() - 256.min(bytes.len() - 1));
             bytes[at] = value;
         }
@@ -359,7 +359,7 @@ proptest! {
     }
 }
 
-pub(super) struct Refuses;
+pub(crate) struct Refuses;
 
 impl ContentSource for Refuses {
     fn read_now(&self, _: InodeIdx, _: u64, _: &mut [u8]) -> Result<ReadNow, ContentError> {
@@ -371,6 +371,27 @@ impl ContentSource for Refuses {
     }
 }
 
+/// Returns an index with a directory that is listed twice: by itself, or only by the root.
+pub(crate) fn listed_twice(by_itself: bool) -> Index {
+    let dir = |below| (Meta::default(), Node::Directory(below));
+    let two = BTreeMap::from([
+        (b"a".to_vec(), dir(BTreeMap::new())),
+        (b"b".to_vec(), dir(BTreeMap::new())),
+    ]);
+    // Entry 0 names inode 1 in both.
+    let (root, entries) =
+        if by_itself { (BTreeMap::from([(b"d".to_vec(), dir(two))]), 1..3) } else { (two, 0..2) };
+    let mut bytes = build(&root).bytes().to_vec();
+    // The second section of the header, behind 32 bytes.
+    let dirents = usize::try_from(u64::from_le_bytes(bytes[48..56].try_into().unwrap())).unwrap();
+    for entry in entries {
+        let field = dirents + entry * 12 + 4;
+        assert!((1..4).contains(&bytes[field]));
+        bytes[field..field + 4].copy_from_slice(&1u32.to_le_bytes());
+    }
+    Index::from_bytes(bytes).unwrap()
+}
+
 fn one_file(len: usize) -> (Index, InodeIdx) {
     let contents = Contents { size: len as u64, data: vec![(0, vec![7; len])] };
     let file = (Meta::default(), Node::File(contents));
@@ -379,7 +400,7 @@ fn one_file(len: usize) -> (Index, InodeIdx) {
     (index, inode)
 }
 
-/// Gives another number of bytes than was asked for.
+/// Returns a wrong number of bytes.
 struct Short;
 
 impl ContentSource for Short {
@@ -444,4 +465,52 @@ fn a_directory_is_found_only_where_it_says_that_it_is() {
     let b = fs.lookup(a, b"b").unwrap().unwrap().inode;
     assert!(matches!(fs.child(InodeIdx::ROOT, b), Err(FsError::Index { .. })));
     assert!(matches!(fs.child(b, a), Err(FsError::Index { .. })));
+}
+
+#[test]
+fn an_alias_shows_one_owner_as_another_and_leaves_the_rest() {
+    const ACL: &[u8] = b"system.posix_acl_access";
+    let list = |users: &[(u8, u32)]| -> Vec<u8> {
+        let entry = |(permissions, user): &(u8, u32)| {
+            [&[2, 0, *permissions, 0][..], &user.to_le_bytes()].concat()
+        };
+        [&2u32.to_le_bytes()[..], &users.iter().flat_map(entry).collect::<Vec<_>>()].concat()
+    };
+    let entry = |uid, gid| {
+        let list = list(&[(4, 0), (1, 7), (2, 1000)]);
+        let xattrs = vec![(ACL.into(), list.clone().into()), (b"user.x"[..].into(), list.into())];
+        (Meta { uid, gid, xattrs, ..Meta::default() }, Node::Special(NodeKind::Fifo))
+    };
+    let names = [(&b"a"[..], (0, 0)), (b"b", (1000, 0)), (b"c", (7, 1001)), (b"d", (0, 1001))];
+    let entries = names.iter().map(|(name, (uid, gid))| (name.to_vec(), entry(*uid, *gid)));
+    let index = build(&entries.collect());
+    let fs = |alias| SnapshotFs::new(index.clone(), Arc::new(Refuses)).with_alias(alias);
+    let to = |to| Renumber { from: 0, to };
+    let (plain, shown) = (fs(None), fs(Some(OwnerAlias { user: to(1000), group: to(1001) })));
+
+    let root = shown.attr(InodeIdx::ROOT).unwrap();
+    assert_eq!((root.uid, root.gid), (1000, 1001));
+    let of =
+        |fs: &SnapshotFs| names.map(|(name, _)| fs.lookup(InodeIdx::ROOT, name).unwrap().unwrap());
+    let owners = of(&shown).map(|found| (found.attr.uid, found.attr.gid));
+    assert_eq!(owners, [(1000, 1001), (1000, 1001), (7, 1001), (1000, 1001)]);
+    assert_eq!(of(&plain).map(|found| (found.attr.uid, found.attr.gid)), names.map(|(_, of)| of));
+    shown
+        .read_dir(InodeIdx::ROOT, DirOffset(2), |item| {
+            let found = shown.dir_item_attr(InodeIdx::ROOT, item)?;
+            assert_eq!(found.attr, shown.attr(item.inode)?);
+            Ok(Emit::More)
+        })
+        .unwrap();
+
+    let [a, ..] = of(&shown);
+    let (before, after) = (list(&[(4, 0), (1, 7), (2, 1000)]), list(&[(6, 1000), (1, 7)]));
+    for (name, value) in [(ACL, after), (b"user.x", before)] {
+        let size = u32::try_from(value.len()).unwrap();
+        assert_eq!(shown.xattr(a.inode, name, 0).unwrap(), XattrAnswer::Size(size));
+        assert_eq!(shown.xattr(a.inode, name, size).unwrap(), XattrAnswer::Bytes(value.into()));
+    }
+    // Programs see a change of owner as a change.
+    let times = |fs: &SnapshotFs| of(fs).map(|found| fs.changed(found.inode, &found.attr));
+    assert_ne!(times(&plain)[0], times(&shown)[0]);
 }

@@ -1,11 +1,12 @@
-//! Which part of a snapshot a filesystem shows: all of it, or one of two parts that an overlay puts
-//! together again.
+//! Selects the part of a snapshot that a filesystem shows: all of it, or one of two parts that an
+//! overlay merges again.
 //!
-//! What a FUSE server answers with ENOSYS once is off for a whole connection: opening files without
-//! asking the server makes small files cheap, and excludes passthrough, which makes large files
-//! cheap. So a snapshot that has both, and a writable view of which is an overlay anyway, is shown as
-//! two lower layers on two connections. [`View::Common`] has everything but the large files and those
-//! with extended attributes; [`View::Apart`] has only these, and the directories that lead to them.
+//! An ENOSYS reply of a FUSE server disables an operation for the whole connection. Opening files
+//! without a server round trip makes small files cheap, but excludes passthrough, which makes large
+//! files cheap. So a snapshot with both kinds of files, which needs an overlay for writing anyway,
+//! is shown as two lower layers on two connections. [`View::Common`] has everything but the large
+//! files and those with extended attributes; [`View::Apart`] has only these, and the directories
+//! that lead to them.
 
 use std::sync::Arc;
 
@@ -13,21 +14,21 @@ use inlay_store::format::walk::{Step, Walk};
 use inlay_store::format::{FileKind, FormatError, Index, InodeIdx};
 use inlay_store::ids::{Digest, IndexDigest};
 
-/// From how many bytes on a file is set apart. Below, what opening costs is more than what
-/// passthrough saves, even when nothing is in the kernel's cache yet: with 512 KiB a file it was even,
-/// with 4 MiB passthrough was twice as fast (Linux 6.18, ext4).
+/// Minimum size of a file that is set apart, in bytes. Below it, opening costs more than
+/// passthrough saves, even with a cold page cache: passthrough broke even at 512 KiB per file and
+/// was twice as fast at 4 MiB (Linux 6.18, ext4).
 ///
-/// The kernel remembers which part has which names: a daemon that takes a session over must draw the
-/// line where the one before did.
+/// The kernel caches which part has which names: a daemon that takes over a session must use the
+/// same value as its predecessor.
 pub const APART_LEN_MIN: u64 = 1 << 20;
 
 /// The part of a snapshot that is shown.
 #[derive(Clone, Debug, Default)]
 pub enum View {
-    /// All of it.
+    /// Everything.
     #[default]
     Whole,
-    /// What needs neither passthrough nor extended attributes.
+    /// Files that need neither passthrough nor extended attributes.
     Common,
     /// The rest.
     Apart(Arc<Split>),
@@ -36,8 +37,7 @@ pub enum View {
 /// How a snapshot is best shown below an overlay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Parts {
-    /// As it is: because nearly nothing in it is common, or because something that is no file has
-    /// extended attributes.
+    /// As a whole: nearly nothing in it is common, or a non-file has extended attributes.
     Whole,
     /// All of it is [`View::Common`].
     Common,
@@ -45,19 +45,19 @@ pub enum Parts {
     Two(Arc<Split>),
 }
 
-/// The directories of a snapshot that lead to files which are set apart: in order, the root first.
+/// Directories that lead to files set apart, in ascending order, root first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Split {
     dirs: Vec<InodeIdx>,
 }
 
-/// The first bytes of what is kept in a file. The number changes with what `APART_LEN_MIN` means.
+/// Magic bytes of the stored form. The number changes whenever `APART_LEN_MIN` does.
 const MAGIC: [u8; 8] = *b"INLAYPT1";
 const WORD: usize = size_of::<u32>();
 const DIGEST: usize = size_of::<Digest>();
 
 impl Parts {
-    /// Finds out about a snapshot. Looks at every entry, unless the header tells.
+    /// Analyses a snapshot. Visits every entry, unless the header suffices.
     pub fn of(index: &Index) -> Result<Self, FormatError> {
         if !index.has_large_files() && !index.has_xattrs() {
             return Ok(Self::Common);
@@ -66,7 +66,7 @@ impl Parts {
             return Ok(Self::Whole);
         }
         let (mut dirs, mut path) = (vec![InodeIdx::ROOT], Vec::new());
-        // How many directories of the path are in the list already: those above are, too.
+        // Number of directories of the path already in the list; their parents are, too.
         let mut listed = 0;
         let (mut common, mut apart) = (false, false);
         for step in Walk::new(index, InodeIdx::ROOT)? {
@@ -103,7 +103,7 @@ impl Parts {
         })
     }
 
-    /// What to keep of the finding about the snapshot `index`, so that it need not be made again.
+    /// Encodes the result for the snapshot `index`, so that it need not be computed again.
     pub fn to_bytes(&self, index: &IndexDigest) -> Vec<u8> {
         let (tag, dirs) = match self {
             Self::Whole => (0, &[][..]),
@@ -115,18 +115,14 @@ impl Parts {
         bytes.extend(index.0.as_bytes());
         bytes.push(tag);
         bytes.extend(dirs.iter().flat_map(|dir| dir.0.to_le_bytes()));
-        let digest = Digest::of(&bytes);
-        bytes.extend(digest.as_bytes());
-        bytes
+        seal(bytes)
     }
 
-    /// What was kept. `None` if these are not the bytes that [`Parts::to_bytes`] gave for `index`.
+    /// Decodes a stored result. `None` if the bytes do not come from [`Parts::to_bytes`] for
+    /// `index`.
     pub fn from_bytes(bytes: &[u8], index: &IndexDigest) -> Option<Self> {
-        let (kept, digest) = bytes.split_at_checked(bytes.len().checked_sub(DIGEST)?)?;
-        if Digest::of(kept).as_bytes().as_slice() != digest {
-            return None;
-        }
-        let kept = kept.strip_prefix(&MAGIC)?.strip_prefix(index.0.as_bytes().as_slice())?;
+        let kept =
+            unseal(bytes)?.strip_prefix(&MAGIC)?.strip_prefix(index.0.as_bytes().as_slice())?;
         let (tag, words) = kept.split_first()?;
         let (words, rest) = words.as_chunks::<WORD>();
         if !rest.is_empty() {
@@ -144,15 +140,28 @@ impl Parts {
     }
 }
 
+/// Appends the digest of `bytes`.
+pub(super) fn seal(mut bytes: Vec<u8>) -> Vec<u8> {
+    let digest = Digest::of(&bytes);
+    bytes.extend(digest.as_bytes());
+    bytes
+}
+
+/// Returns the bytes passed to [`seal`]. `None` if their digest does not match.
+pub(super) fn unseal(bytes: &[u8]) -> Option<&[u8]> {
+    let (kept, digest) = bytes.split_at_checked(bytes.len().checked_sub(DIGEST)?)?;
+    (Digest::of(kept).as_bytes().as_slice() == digest).then_some(kept)
+}
+
 impl Split {
-    /// Whether `dir` leads to a file that is shown apart.
+    /// Returns whether `dir` leads to a file set apart.
     pub(crate) fn leads(&self, dir: InodeIdx) -> bool {
         self.dirs.binary_search(&dir).is_ok()
     }
 }
 
 impl View {
-    /// Whether an entry of a directory that is shown is shown, too.
+    /// Returns whether an entry of a visible directory is visible.
     pub(crate) fn shows(
         &self,
         index: &Index,

@@ -1,4 +1,4 @@
-//! The parts of a snapshot: together they are the whole, and nothing is in both but directories.
+//! Tests the parts of a snapshot: their union is the whole, and only directories are in both.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use inlay_store::ids::{Digest, IndexDigest};
 use super::tests::Refuses;
 use super::*;
 
-/// Large, but not enough to be set apart.
+/// Large, but not large enough to be set apart.
 const MIDDLE: u64 = APART_LEN_MIN - 1;
 
 #[derive(Clone, Debug)]
@@ -91,7 +91,7 @@ fn fill(tree: &mut Tree, packer: &mut Packer, dir: NodeId, entries: &BTreeMap<St
     }
 }
 
-/// What each part should show: paths, and of which kind.
+/// Expected contents of each part: paths and types.
 #[derive(Default, Debug, PartialEq)]
 struct Model {
     common: BTreeMap<String, FileKind>,
@@ -129,7 +129,7 @@ impl Model {
     }
 }
 
-/// All that a listing shows, each entry looked up, too.
+/// Returns all listed paths, after looking up each.
 fn shown(fs: &SnapshotFs) -> BTreeMap<String, FileKind> {
     let mut all = BTreeMap::new();
     let mut rest = vec![(InodeIdx::ROOT, String::new())];
@@ -152,7 +152,7 @@ fn shown(fs: &SnapshotFs) -> BTreeMap<String, FileKind> {
     all
 }
 
-/// What is not listed is not found.
+/// Checks that entries that are not listed cannot be looked up.
 fn nothing_else(index: &Index, fs: &SnapshotFs, wanted: &BTreeMap<String, FileKind>) {
     let whole = SnapshotFs::new(index.clone(), Arc::new(Refuses));
     for path in shown(&whole).into_keys() {

@@ -1,4 +1,4 @@
-//! Extended attributes.
+//! Reads extended attributes.
 
 use std::borrow::Cow;
 
@@ -7,29 +7,30 @@ use inlay_store::format::InodeIdx;
 use super::{SnapshotFs, damaged};
 use crate::error::FsError;
 
-/// Names that only the administrator sees.
+/// Prefix of names visible to root only.
 const TRUSTED: &[u8] = b"trusted.";
 
-/// Who lists names of attributes.
+/// Privilege of a caller that lists attribute names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Viewer {
-    /// root: sees all.
+    /// root: sees all names.
     Root,
-    /// Anybody else: does not see `trusted.` names, whose values the kernel refuses them, too.
+    /// Any other user: does not see `trusted.` names; the kernel denies their values as well.
     User,
 }
 
-/// The answer to a request for an attribute or for the list of names.
+/// Answer to a request for an attribute or for the list of names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum XattrAnswer<'a> {
-    /// Only the size was asked for, in bytes.
+    /// Size in bytes; the caller asked for nothing else.
     Size(u32),
     /// The bytes.
     Bytes(Cow<'a, [u8]>),
 }
 
 impl SnapshotFs {
-    /// The value of the attribute `name`, for a buffer of `room` bytes; 0 asks for its size.
+    /// Returns the value of the attribute `name`, for a buffer of `room` bytes; 0 requests its
+    /// size. Fails with `BufferTooSmall` if it does not fit.
     pub fn xattr(
         &self,
         inode: InodeIdx,
@@ -38,13 +39,18 @@ impl SnapshotFs {
     ) -> Result<XattrAnswer<'_>, FsError> {
         let xattrs = self.index.xattrs(inode).map_err(|e| damaged(inode, e))?;
         match xattrs.get(name).map_err(|e| damaged(inode, e))? {
-            Some(value) => answer(Cow::Borrowed(value), room),
+            Some(value) => answer(self.shown_xattr(name, value), room),
             None => Err(FsError::NoAttribute),
         }
     }
 
-    /// The names of all attributes, each with a NUL after it, for a buffer of `room` bytes; 0 asks
-    /// for the size.
+    /// Returns the value of an attribute with the owner alias applied.
+    pub(super) fn shown_xattr<'a>(&self, name: &[u8], value: &'a [u8]) -> Cow<'a, [u8]> {
+        self.alias.map_or(Cow::Borrowed(value), |alias| alias.xattr(name, value))
+    }
+
+    /// Returns the names of all attributes, each NUL-terminated, for a buffer of `room` bytes; 0
+    /// requests the size.
     pub fn xattr_names(
         &self,
         inode: InodeIdx,

@@ -1,28 +1,28 @@
-//! Translations between the protocol's structures and the filesystem's.
+//! Converts between the structures of the FUSE protocol and of the filesystem.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{Errno, FileAttr, FileType, INodeNo, ReplyXattr};
+use fuser::{FileAttr, FileType, INodeNo, ReplyXattr};
 use inlay_store::format::{Attr, Device, FileKind, Timestamp};
 
-use crate::fs::{BLOCK_SIZE, Emit, Found, XattrAnswer};
-use crate::inode::{self, Slot};
+use crate::fs::{BLOCK_SIZE, Emit, Found, SnapshotFs, XattrAnswer};
+use crate::host::Attached;
+use crate::numbers::Numbers;
 
-pub(super) fn xattr_reply(answer: Result<XattrAnswer<'_>, Errno>, reply: ReplyXattr) {
+pub(super) fn xattr_reply(answer: XattrAnswer<'_>, reply: ReplyXattr) {
     match answer {
-        Ok(XattrAnswer::Size(len)) => reply.size(len),
-        Ok(XattrAnswer::Bytes(bytes)) => reply.data(&bytes),
-        Err(errno) => reply.error(errno),
+        XattrAnswer::Size(len) => reply.size(len),
+        XattrAnswer::Bytes(bytes) => reply.data(&bytes),
     }
 }
 
-/// What the reply's `add` returns: whether the entry had no room.
+/// Converts the result of a reply's `add`: whether the buffer was full.
 pub(super) fn taken(full: bool) -> Emit {
     if full { Emit::Full } else { Emit::More }
 }
 
-/// The inode number 0 in an entry tells the kernel that there is no such name, and may be
-/// remembered; the error `ENOENT` would be asked for again.
+/// Negative entry: inode number 0 tells the kernel that the name does not exist and that it may
+/// cache this. It would not cache the error `ENOENT`.
 pub(super) const ABSENT: FileAttr = FileAttr {
     ino: INodeNo(0),
     size: 0,
@@ -41,16 +41,41 @@ pub(super) const ABSENT: FileAttr = FileAttr {
     flags: 0,
 };
 
-pub(super) fn file_attr(slot: Slot, found: &Found) -> FileAttr {
+/// Reply to an ioctl for inode flags: an integer for `FS_IOC_GETFLAGS`, a `struct fsxattr` for
+/// `FS_IOC_FSGETXATTR`.
+pub(super) const NO_FLAGS: [u8; 28] = [0; 28];
+
+/// Returns the reply length of an ioctl for inode flags, `None` for other ioctls. The kernel passes
+/// an integer of four bytes, although the ioctl number encodes the size of a `long`.
+pub(super) fn flags_len(control: u32) -> Option<usize> {
+    match control {
+        FS_IOC_GETFLAGS | FS_IOC32_GETFLAGS => Some(4),
+        FS_IOC_FSGETXATTR => Some(28),
+        _ => None,
+    }
+}
+
+const FS_IOC_GETFLAGS: u32 = 0x8008_6601;
+const FS_IOC32_GETFLAGS: u32 = 0x8004_6601;
+const FS_IOC_FSGETXATTR: u32 = 0x801c_581f;
+
+/// Returns the attributes that programs see.
+pub(super) fn file_attr(attached: &Attached, fs: &SnapshotFs, found: &Found) -> FileAttr {
     let Attr { kind, perm, uid, gid, nlink, size, blocks, mtime, device } = found.attr;
-    let time = system_time(mtime);
+    let (time, numbers) = (system_time(mtime), attached.numbers());
+    let changed = match numbers {
+        // An earlier version may have shown this time to programs, and some compare a file with
+        // itself.
+        Numbers::OfTheKernel => time,
+        Numbers::From { .. } => system_time(fs.changed(found.inode, &found.attr)),
+    };
     FileAttr {
-        ino: inode::number(slot, found.inode),
+        ino: INodeNo(numbers.of(attached.slot(), found.inode)),
         size,
         blocks,
         atime: time,
         mtime: time,
-        ctime: time,
+        ctime: changed,
         crtime: time,
         kind: file_type(kind),
         perm,
@@ -75,7 +100,8 @@ pub(super) fn file_type(kind: FileKind) -> FileType {
     }
 }
 
-/// The kernel's 32-bit form (`new_encode_dev`): 12 bits of major, 20 bits of minor.
+/// Encodes a device number in the kernel's 32-bit form (`new_encode_dev`): 12 bits of major, 20
+/// bits of minor.
 fn device_number(Device { major, minor }: Device) -> u32 {
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
 }

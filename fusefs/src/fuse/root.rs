@@ -1,4 +1,4 @@
-//! The root of a connection: a directory of the slots that are attached, each named by its number.
+//! The root directory of a connection, with one entry per attached slot, named by its number.
 
 use std::time::UNIX_EPOCH;
 
@@ -7,7 +7,7 @@ use fuser::{FileAttr, FileType, INodeNo};
 use crate::fs::BLOCK_SIZE;
 use crate::inode::Slot;
 
-/// What `stat` tells of it.
+/// Attributes of the root directory.
 pub(super) const ATTR: FileAttr = FileAttr {
     ino: INodeNo::ROOT,
     size: 0,
@@ -26,10 +26,10 @@ pub(super) const ATTR: FileAttr = FileAttr {
     flags: 0,
 };
 
-/// The first slot's offset in a listing, after `.` and `..`.
+/// Offset of the first slot in a listing, after `.` and `..`.
 const DOTS: u64 = 2;
 
-/// The slot that `name` names: digits without a sign and without a zero before them.
+/// Parses a slot name: digits without a sign and without leading zeros.
 pub(super) fn slot(name: &[u8]) -> Option<Slot> {
     if !name.iter().all(u8::is_ascii_digit) || name.first() == Some(&b'0') {
         return None;
@@ -37,12 +37,12 @@ pub(super) fn slot(name: &[u8]) -> Option<Slot> {
     Slot::new(std::str::from_utf8(name).ok()?.parse().ok()?)
 }
 
-/// Where a listing goes on after the entry of `slot`.
+/// Returns the listing offset after the entry of `slot`.
 pub(super) fn offset_after(slot: Slot) -> u64 {
     u64::from(slot.get()) + 1 + DOTS
 }
 
-/// The first slot that a listing from `offset` may have.
+/// Returns the first slot of a listing from `offset`.
 pub(super) fn first_slot(offset: u64) -> u32 {
     u32::try_from(offset.saturating_sub(DOTS)).unwrap_or(u32::MAX)
 }

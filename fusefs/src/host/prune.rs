@@ -1,98 +1,122 @@
-//! Lets the kernel forget what nobody uses of a slot that is out of sight.
+//! Makes the kernel forget the unused inodes of a detached slot.
 //!
-//! When a slot is detached, the kernel drops what is unused of it then. What is in use at that moment
-//! is only kept like any other name when its last user is gone, until memory is short. So it is asked
-//! again: from the leaves up, each name of each directory that it has in memory is to be forgotten.
+//! When a slot is detached, the kernel drops its unused inodes. Those in use at that moment stay
+//! cached after their last use until memory is short. So they are invalidated again: from the
+//! leaves up, each name of each directory that the kernel has in memory. Invalidating the slot's
+//! own name would not suffice: what was in use then can no longer be reached by names below it.
 
-use inlay_store::format::InodeIdx;
+use std::collections::HashSet;
+
+use inlay_store::format::{FileKind, InodeIdx};
 
 use super::{Attached, Host};
-use crate::error::FsError;
 use crate::fs::{DirOffset, Emit, SnapshotFs};
 use crate::inode;
 use crate::notify::{Known, forget_name, is_known};
 
-/// A tree that is deeper is not what a snapshot holds.
-const DEPTH_MAX: usize = 4096;
+impl Host {
+    /// Makes the kernel forget the unused inodes of a detached slot, and releases the slot if none
+    /// is left.
+    ///
+    /// Does not open the slot's snapshot, which may wait for the store: the caller holds a lock that
+    /// others wait for. Without it, only the release is tried; the sweep does the rest.
+    pub(crate) fn prune(&self, attached: &Attached) {
+        if attached.is_visible() {
+            return;
+        }
+        self.forget_below_if_open(attached);
+        self.let_go_if_unused(attached);
+    }
 
-/// A directory that is being looked at, and where in its listing.
-struct Level {
-    dir: InodeIdx,
-    next: DirOffset,
+    /// Makes the kernel forget every name in every cached directory of a slot. Inodes in use stay
+    /// until their last use ends. No-op if this process has not opened the slot's snapshot.
+    pub(super) fn forget_below_if_open(&self, attached: &Attached) {
+        if let Some(Ok(fs)) = attached.now() {
+            self.forget_names_of(attached, fs);
+        }
+    }
+
+    /// The same, but opens the slot's snapshot, which may wait for the store. No-op if that fails.
+    pub(super) fn forget_below(&self, attached: &Attached) {
+        if let Ok(fs) = attached.fs() {
+            self.forget_names_of(attached, fs);
+        }
+    }
+
+    fn forget_names_of(&self, attached: &Attached, fs: &SnapshotFs) {
+        let Some(device) = self.devices.get(&attached.kind()) else { return };
+        let number = |inode| inode::number(attached.slot(), inode);
+        let knows = |inode| matches!(is_known(device, number(inode)), Ok(Known::Yes));
+        // Children come after their parents: in reverse, they are emptied first.
+        for dir in known_dirs(fs, knows).into_iter().rev() {
+            let outcome = fs.read_dir(dir, DirOffset(0), |item| {
+                if is_entry(item.name) {
+                    // Best effort: most names are not in the kernel's cache.
+                    let _ = forget_name(device, number(dir), item.name);
+                }
+                Ok(Emit::More)
+            });
+            if let Err(error) = outcome {
+                tracing::debug!(%error, slot = %attached.slot(), "can't list a directory");
+            }
+        }
+    }
 }
 
-impl Host {
-    /// Has the kernel forget what nobody uses of a detached slot, and lets it go if that is all.
-    pub(crate) fn prune(&self, attached: &Attached) -> Result<(), FsError> {
-        if attached.is_visible() {
-            return Ok(());
-        }
-        let fs = attached.fs()?;
-        let mut levels = vec![Level { dir: InodeIdx::ROOT, next: DirOffset(0) }];
-        if !self.knows(attached, InodeIdx::ROOT) {
-            levels.clear();
-        }
-        loop {
-            let depth = levels.len();
-            let Some(level) = levels.last_mut() else { break };
-            match self.next_known_below(attached, fs, level)? {
-                Some(dir) if depth < DEPTH_MAX => {
-                    levels.push(Level { dir, next: DirOffset(0) });
-                }
-                Some(_) => {}
-                None => {
-                    let dir = level.dir;
-                    levels.pop();
-                    self.forget_names(attached, fs, dir)?;
-                }
-            }
-        }
-        self.let_go_if_unused(attached);
-        Ok(())
+/// Returns the directories that `knows` accepts and that are reached from the root through others
+/// of them, parents first. Visits each once, although a damaged index may list one several times
+/// or below itself.
+fn known_dirs(fs: &SnapshotFs, knows: impl Fn(InodeIdx) -> bool) -> Vec<InodeIdx> {
+    if !knows(InodeIdx::ROOT) {
+        return Vec::new();
     }
-
-    /// The next directory in `level` that the kernel has in memory.
-    fn next_known_below(
-        &self,
-        attached: &Attached,
-        fs: &SnapshotFs,
-        level: &mut Level,
-    ) -> Result<Option<InodeIdx>, FsError> {
-        let mut found = None;
-        fs.read_dir(level.dir, level.next, |item| {
-            level.next = item.next;
-            let below = item.kind == inlay_store::format::FileKind::Directory
-                && !matches!(item.name, b"." | b"..");
-            if below && self.knows(attached, item.inode) {
-                found = Some(item.inode);
-                return Ok(Emit::Full);
-            }
-            Ok(Emit::More)
-        })?;
-        Ok(found)
-    }
-
-    fn forget_names(
-        &self,
-        attached: &Attached,
-        fs: &SnapshotFs,
-        dir: InodeIdx,
-    ) -> Result<(), FsError> {
-        let Some(device) = self.devices.get(&attached.kind()) else { return Ok(()) };
-        let parent = inode::number(attached.slot(), dir);
-        fs.read_dir(dir, DirOffset(0), |item| {
-            if !matches!(item.name, b"." | b"..")
-                && let Err(error) = forget_name(device, parent, item.name)
+    let mut known = vec![InodeIdx::ROOT];
+    let mut seen = HashSet::from([InodeIdx::ROOT]);
+    let mut next = 0;
+    while let Some(dir) = known.get(next).copied() {
+        next += 1;
+        let outcome = fs.read_dir(dir, DirOffset(0), |item| {
+            if item.kind == FileKind::Directory
+                && is_entry(item.name)
+                // The kernel never got a directory from a place that is not its own.
+                && fs.dir_item_attr(dir, item).is_ok()
+                && seen.insert(item.inode)
+                && knows(item.inode)
             {
-                tracing::debug!(%error, "the kernel keeps a name");
+                known.push(item.inode);
             }
             Ok(Emit::More)
-        })
+        });
+        if let Err(error) = outcome {
+            tracing::debug!(%error, inode = dir.0, "can't list a directory");
+        }
     }
+    known
+}
 
-    fn knows(&self, attached: &Attached, inode: InodeIdx) -> bool {
-        let Some(device) = self.devices.get(&attached.kind()) else { return false };
-        let number = inode::number(attached.slot(), inode);
-        matches!(is_known(device, number), Ok(Known::Yes))
+fn is_entry(name: &[u8]) -> bool {
+    !matches!(name, b"." | b"..")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::fs::tests::{Refuses, listed_twice};
+
+    #[test]
+    fn a_directory_that_is_listed_twice_is_visited_once() {
+        for by_itself in [true, false] {
+            let fs = SnapshotFs::new(listed_twice(by_itself), Arc::new(Refuses));
+            let asked = Cell::new(0);
+            let dirs = known_dirs(&fs, |_| {
+                asked.set(asked.get() + 1);
+                assert!(asked.get() < 100, "the walk does not end");
+                true
+            });
+            assert_eq!(dirs, [InodeIdx::ROOT, InodeIdx(1)], "{by_itself}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Adopting a connection: the handshake that fuser insists on, and the threads that answer.
+//! Adopts a connection: the handshake that fuser requires, and the threads that serve it.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -12,18 +12,20 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use crate::fuse::Adapter;
 use crate::raw::replace;
 
-/// The longest answer to INIT that is read.
+/// Maximum length of an INIT reply.
 const REPLY_ROOM: usize = 4096;
 
 /// A session with the kernel that is ready to run.
 #[derive(Debug)]
 pub(super) struct Adopted {
     session: Session<Adapter>,
+    threads: NonZeroUsize,
 }
 
 impl Adopted {
-    /// Shakes hands with a stand-in for the kernel that sends `init`, then puts the real device in
-    /// its place. If the kernel still waits for the answer to its INIT, it gets it.
+    /// Performs fuser's handshake with a stand-in for the kernel that sends `init`, then replaces
+    /// the stand-in with the real device. Sends the INIT reply to the kernel if it still waits for
+    /// one.
     pub(super) fn new(
         adapter: Adapter,
         device: &Arc<OwnedFd>,
@@ -45,13 +47,18 @@ impl Adopted {
         let len = rustix::io::read(&stand_in, &mut reply[..])?;
         replace(session.as_fd(), device.as_fd())?;
         match rustix::io::write(device, reply.get(..len).unwrap_or_default()) {
-            // An earlier server has answered.
-            Ok(_) | Err(Errno::NOENT) => Ok(Self { session }),
+            // ENOENT: an earlier server has replied.
+            Ok(_) | Err(Errno::NOENT) => Ok(Self { session, threads }),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// Answers the kernel until the connection ends.
+    /// Returns the number of threads.
+    pub(super) fn threads(&self) -> usize {
+        self.threads.get()
+    }
+
+    /// Serves the kernel until the connection ends.
     pub(super) fn run(self) -> io::Result<()> {
         self.session.run()
     }

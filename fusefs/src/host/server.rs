@@ -1,4 +1,4 @@
-//! The server of a host's snapshots, from the keeper's word to its end.
+//! The server of a host's snapshots, from the keeper's grant to the end of the session.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,14 +12,17 @@ use std::time::Duration;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::Host;
+use super::replay::Replayer;
 use super::serve::Adopted;
 use super::sweeper::Sweeper;
 use super::table::{Attached, Opener};
 use crate::control::{cut_connection, device_minor, raise_read_ahead};
 use crate::counters::RequestCounters;
 use crate::ended::{EndOnDrop, Ended};
+use crate::features::{FuseFeature, FuseFeatures};
 use crate::fs::SnapshotFs;
-use crate::fuse::Adapter;
+use crate::fuse::{Adapter, Origin};
+use crate::inflight;
 use crate::inode::Slot;
 use crate::keeper::{KeeperError, Kept, Link, LinkEvent, SessionId};
 use crate::kind::ConnectionKind;
@@ -27,35 +30,37 @@ use crate::ledger::{LedgerError, Left, Visibility};
 use crate::meter::RequestMeter;
 use crate::notify::{Known, resend};
 
-/// How long a forced unmount may take before its threads are left behind. The kernel wakes them at
-/// once when the connection ends; what takes time is a request that is being served.
+/// Timeout of a forced unmount, after which its threads are left behind. The kernel wakes them at
+/// once when the connection ends; only a request being served takes time.
 const END_WITHIN: Duration = Duration::from_secs(10);
-/// How long an unmounted filesystem is given to end by itself, before the connection is cut.
+/// How long an unmounted filesystem may take to end before its connection is aborted.
 const END_BY_ITSELF: Duration = Duration::from_secs(1);
 
-/// How to serve.
+/// Options of a server.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
-    /// Threads for each connection. More than cores, because a page fault in an index may wait for
-    /// the disk.
+    /// Threads per connection. More than cores, because a page fault in an index may wait for the
+    /// disk.
     pub threads: NonZeroUsize,
-    /// How far the kernel reads ahead in a file that is read in order, in KiB.
+    /// Kernel read-ahead for sequential reads of a file, in KiB.
     pub read_ahead_kib: u32,
+    /// Kernel features not to use even if offered.
+    pub without: Vec<FuseFeature>,
 }
 
 impl Default for ServeOptions {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let threads = NonZeroUsize::new((2 * cores).min(8)).unwrap_or(NonZeroUsize::MIN);
-        Self { threads, read_ahead_kib: 1024 }
+        Self { threads, read_ahead_kib: 1024, without: Vec::new() }
     }
 }
 
-/// A slot of an earlier server, and how its snapshot is opened again.
+/// A slot of an earlier server, and how to reopen its snapshot.
 pub struct Restored {
     /// One of [`Kept::slots`].
     pub slot: Slot,
-    /// Called at the slot's first request.
+    /// Called on the slot's first request.
     pub opener: Opener,
 }
 
@@ -65,39 +70,39 @@ impl std::fmt::Debug for Restored {
     }
 }
 
-/// Large files that are open at one moment.
+/// Open large files at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenFiles {
     /// All.
     pub open: usize,
-    /// Those that the kernel reads itself.
+    /// Those with passthrough.
     pub passthrough: usize,
 }
 
-/// Why snapshots can't be served.
+/// Why snapshots cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    /// The kernel and this program could not agree on how to talk.
+    /// The handshake with the kernel failed.
     #[error("the {kind} connection can't be adopted: {source}")]
     Adopt {
-        /// Which.
+        /// The connection.
         kind: ConnectionKind,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The ledger can't be used.
+    /// The ledger cannot be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// The keeper can't be talked to.
+    /// Communication with the keeper failed.
     #[error(transparent)]
     Keeper(#[from] KeeperError),
     /// The snapshot's index has no usable root directory.
     #[error("the snapshot can't be attached: {0}")]
     Snapshot(#[from] crate::error::FsError),
-    /// There is no such slot.
+    /// The slot does not exist.
     #[error("nothing is attached in slot {0}")]
     NoSlot(Slot),
-    /// The connections do not end.
+    /// The connections did not end in time.
     #[error("the mounts below {} do not end", .0.display())]
     StillMounted(PathBuf),
 }
@@ -112,13 +117,14 @@ pub struct HostServer {
     ended: Arc<Ended>,
     asked_to_leave: Arc<Ended>,
     threads: Vec<JoinHandle<()>>,
+    replayers: Vec<Replayer>,
     sweeper: Sweeper,
     over: bool,
 }
 
 impl HostServer {
-    /// Serves what the keeper has handed on. `restored` has the slots of earlier servers
-    /// ([`Kept::slots`]); those that are missing from it are given up.
+    /// Serves a session granted by the keeper. `restored` has the slots of earlier servers
+    /// ([`Kept::slots`]); slots missing from it are abandoned and their files become stale.
     pub fn start(
         kept: Kept,
         restored: Vec<Restored>,
@@ -136,17 +142,26 @@ impl HostServer {
             adopted.push((connection.kind, connection.init));
         }
         let counters = Arc::new(RequestCounters::default());
-        let host = Arc::new(Host::new(ledger, &left, devices.clone(), counters));
+        // All connections belong to the same kernel.
+        let offered = adopted.first().map(|(_, init): &(_, Vec<u8>)| FuseFeatures::of(init));
+        let features = offered.unwrap_or_default().without(&options.without);
+        let host = Host::new(ledger, &left, devices.clone(), counters, features);
+        let host = Arc::new(host.map_err(LedgerError::from)?);
         restore(&host, &left, restored);
-        let ready = adopted
-            .into_iter()
-            .filter_map(|(kind, init)| Some((kind, init, Arc::clone(devices.get(&kind)?))))
-            .map(|(kind, init, device)| {
-                let adapter = Adapter::new(Arc::clone(&host), kind);
-                let adopted = Adopted::new(adapter, &device, &init, options.threads);
-                adopted.map_err(|source| HostError::Adopt { kind, source })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let threads = match host.shared.in_flight() {
+            Some(_) => options.threads.min(inflight::THREADS_MAX),
+            None => options.threads,
+        };
+        let mut ready = Vec::new();
+        let mut inits = Vec::new();
+        for (kind, init) in adopted {
+            let Some(device) = devices.get(&kind) else { continue };
+            let failed = |source| HostError::Adopt { kind, source };
+            let adapter = Adapter::new(Arc::clone(&host), kind, Origin::Kernel);
+            let adopted = Adopted::new(adapter, device, &init, threads);
+            ready.push((kind, adopted.map_err(failed)?));
+            inits.push((kind, init));
+        }
         let sweeper = Sweeper::start(Arc::clone(&host)).map_err(KeeperError::from)?;
         let mut server = Self {
             session,
@@ -156,45 +171,77 @@ impl HostServer {
             ended: Arc::default(),
             asked_to_leave: Arc::default(),
             threads: Vec::new(),
+            replayers: Vec::new(),
             sweeper,
             over: false,
         };
         server.run(ready).map_err(KeeperError::from)?;
+        server.ask_again(&devices, &inits)?;
         server.greet(&devices, options)?;
         Ok(server)
     }
 
-    fn run(&mut self, ready: Vec<Adopted>) -> io::Result<()> {
+    fn run(&mut self, ready: Vec<(ConnectionKind, Adopted)>) -> io::Result<()> {
         let last = Arc::new(EndOnDrop::new(Arc::clone(&self.ended)));
-        for adopted in ready {
+        let (shared, file) = (Arc::clone(&self.host.shared), self.host.ledger_file());
+        for (kind, adopted) in ready {
+            let threads = adopted.threads();
             let (last, ended) = (Arc::clone(&last), Arc::clone(&self.ended));
             let serve = move || {
                 let _last = last;
                 if let Err(error) = adopted.run() {
-                    // The kernel's requests would wait for ever: let another process adopt them.
+                    // The kernel's requests would hang forever: signal the end, so that another
+                    // process can adopt the connections.
                     tracing::error!(%error, "a FUSE session ended with an error");
                     ended.set();
                 }
             };
-            self.threads.push(std::thread::Builder::new().name("inlay-fuse".into()).spawn(serve)?);
+            let start = || std::thread::Builder::new().name("inlay-fuse".into()).spawn(serve);
+            self.threads.push(match shared.in_flight() {
+                None => start()?,
+                Some(_) => inflight::lend(&file, kind, threads, start)?,
+            });
         }
         let (link, asked) = (Arc::clone(&self.link), Arc::clone(&self.asked_to_leave));
         let hear = move || match link.hear() {
             LinkEvent::Leave => asked.set(),
-            LinkEvent::Ended => tracing::debug!("the keeper has ended"),
+            LinkEvent::Ended => tracing::debug!("the keeper has exited"),
         };
         self.threads.push(std::thread::Builder::new().name("inlay-keeper".into()).spawn(hear)?);
         Ok(())
     }
 
-    /// The kernel sends again what the last server has not answered, and the keeper learns that it
-    /// may.
+    /// Starts the replay of recorded requests, on kernels that do not resend. Must run after the
+    /// FUSE threads have taken their shared buffers.
+    fn ask_again(
+        &mut self,
+        devices: &BTreeMap<ConnectionKind, Arc<OwnedFd>>,
+        inits: &[(ConnectionKind, Vec<u8>)],
+    ) -> Result<(), HostError> {
+        for (kind, init) in inits {
+            if self.host.shared.in_flight().is_some()
+                && let Some(device) = devices.get(kind)
+            {
+                let started = Replayer::start(&self.host, *kind, device, init);
+                let failed = |source| HostError::Adopt { kind: *kind, source };
+                self.replayers.push(started.map_err(failed)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Requests a resend or replay of unanswered requests, and tells the keeper that this server is
+    /// ready.
     fn greet(
         &self,
         devices: &BTreeMap<ConnectionKind, Arc<OwnedFd>>,
         options: &ServeOptions,
     ) -> Result<(), HostError> {
         for (kind, device) in devices {
+            if let Some(in_flight) = self.host.shared.in_flight() {
+                in_flight.look_again(*kind);
+                continue;
+            }
             resend(device).map_err(|source| HostError::Adopt { kind: *kind, source })?;
         }
         self.link.serving()?;
@@ -211,19 +258,19 @@ impl HostServer {
         Ok(())
     }
 
-    /// Whose life this is: slots mean something within one session only.
+    /// Returns the session; slots are only valid within one session.
     pub fn session(&self) -> &SessionId {
         &self.session
     }
 
-    /// Makes a snapshot visible in a slot that was never used before.
+    /// Attaches a snapshot to a slot that was never used before.
     pub fn attach(&self, fs: SnapshotFs) -> Result<Slot, HostError> {
         fs.open_dir(inlay_store::format::InodeIdx::ROOT)?;
         Ok(self.host.attach(fs)?)
     }
 
-    /// Takes a slot out of sight. What is in use of it goes on being served; what is returned tells
-    /// when that is over and the snapshot has been let go.
+    /// Hides a slot. Its files that are in use are still served; the returned event signals that
+    /// they are not any more and the snapshot was released.
     pub fn detach(&self, slot: Slot) -> Result<Arc<Ended>, HostError> {
         match self.host.detach(slot)? {
             Some(attached) => {
@@ -234,17 +281,16 @@ impl HostServer {
         }
     }
 
-    /// Looks again whether a detached slot is still in use: the kernel keeps what its last users saw,
-    /// and tells nothing of their end.
-    pub fn let_go_if_unused(&self, slot: Slot) -> Result<(), HostError> {
-        match self.host.table.get(slot) {
-            Some(attached) => Ok(self.host.prune(&attached)?),
-            None => Ok(()),
+    /// Prunes a detached slot and releases it if unused: the kernel keeps cached inodes of past
+    /// users and does not report the end of their use.
+    pub fn let_go_if_unused(&self, slot: Slot) {
+        if let Some(attached) = self.host.table.get(slot) {
+            self.host.prune(&attached);
         }
     }
 
-    /// Opens a slot that an earlier server has attached, before the kernel asks for something of it. What
-    /// is returned may wait for whatever the slot's opener waits for.
+    /// Prepares to reopen a slot of an earlier server before its first request. The returned
+    /// function may block as long as the slot's opener does.
     pub fn opening(
         &self,
         slot: Slot,
@@ -253,65 +299,67 @@ impl HostServer {
         Ok(move || Ok(attached.fs().map(drop)?))
     }
 
-    /// Where a slot's directory is: what to bind or to put an overlay on.
+    /// Returns a slot's directory, to bind-mount or to use as an overlay layer.
     pub fn dir(&self, slot: Slot) -> Result<PathBuf, HostError> {
         let attached = self.host.table.get(slot).ok_or(HostError::NoSlot(slot))?;
         let mountpoint = self.mountpoints.get(&attached.kind()).ok_or(HostError::NoSlot(slot))?;
         Ok(mountpoint.join(slot.to_string()))
     }
 
-    /// The connection that a slot lives on.
+    /// Returns the connection of a slot.
     pub fn kind(&self, slot: Slot) -> Result<ConnectionKind, HostError> {
         Ok(self.host.table.get(slot).ok_or(HostError::NoSlot(slot))?.kind())
     }
 
-    /// The requests of the kernel so far.
+    /// Returns the request counters.
     pub fn counters(&self) -> &Arc<RequestCounters> {
         &self.host.shared.counters
     }
 
-    /// How long requests of the kernel take, while somebody measures it.
+    /// Returns the meter of request durations.
     pub fn meter(&self) -> &Arc<RequestMeter> {
         &self.host.shared.meter
     }
 
-    /// Looks at once whether slots that were detached while they were in use still are, which is
-    /// otherwise done every now and then. Returns how many are.
+    /// Retries at once to release slots that were detached while in use, which otherwise happens
+    /// periodically. Returns the number still in use.
     pub fn sweep(&self) -> usize {
         self.host.sweep()
     }
 
-    /// How many large files are open, and how many of them the kernel reads from cached files
-    /// itself.
+    /// Returns the number of open large files, and how many use passthrough.
     pub fn open_files(&self) -> OpenFiles {
         let (open, passthrough) = self.host.open_counts();
         OpenFiles { open, passthrough }
     }
 
-    /// Tells when the session is over, or this process can't serve it any more: end the process.
+    /// Signals that the session is over, or that this process cannot serve it any more: exit the
+    /// process.
     pub fn ended(&self) -> &Arc<Ended> {
         &self.ended
     }
 
-    /// Tells when another process wants to serve: call [`HostServer::leave`] and end the process.
+    /// Signals that another process wants to serve: call [`HostServer::leave`] and exit the
+    /// process.
     pub fn asked_to_leave(&self) -> &Arc<Ended> {
         &self.asked_to_leave
     }
 
-    /// Leaves the session to the keeper. Requests go on being answered until this process ends,
-    /// which must be soon: the keeper gives it a few seconds, and only then is it another's turn.
-    /// Reads that fail from now on are left to the next server.
+    /// Leaves the session to the keeper. Requests are still served until this process exits, which
+    /// must be soon: the keeper waits a few seconds before it kills the process, and only grants
+    /// the session to the next server after that. Reads that fail from now on are left to the next
+    /// server.
     pub fn leave(&mut self) {
         if !self.over {
             self.over = true;
             self.host.shared.leave();
             if let Err(error) = self.link.goodbye() {
-                tracing::warn!(%error, "the keeper was not told that this process ends");
+                tracing::warn!(%error, "can't tell the keeper that this process exits");
             }
         }
     }
 
-    /// Ends it all: everything is unmounted, and the keeper ends. What is in use gets errors.
+    /// Ends the session: unmounts everything and stops the keeper. Files in use get errors.
     pub fn unmount(mut self) -> Result<(), HostError> {
         self.over = true;
         let minor = |(kind, mountpoint): (&ConnectionKind, &PathBuf)| {
@@ -319,19 +367,19 @@ impl HostServer {
         };
         let minors: Vec<_> = self.mountpoints.iter().filter_map(minor).collect();
         for mountpoint in self.mountpoints.values() {
-            // `MNT_FORCE` cuts the connection, so that all that waits fails. The keeper unmounts,
-            // too; it may be gone.
+            // `MNT_FORCE` aborts the connection, so that all waiting requests fail. The keeper also
+            // unmounts, but it may be gone.
             let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
             let _ = unmount(mountpoint, flags);
         }
         if let Err(error) = self.link.stop() {
-            tracing::debug!(%error, "the keeper had ended");
+            tracing::debug!(%error, "the keeper had exited");
         }
         self.end(&minors)?;
         self.link.hang_up();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
-                tracing::error!("a thread that served the kernel panicked");
+                tracing::error!("a FUSE thread panicked");
             }
         }
         Ok(())
@@ -342,7 +390,7 @@ impl HostServer {
             return Ok(());
         }
         for (kind, minor) in minors {
-            // The number of a connection that has ended may be another's by now.
+            // The device number of an ended connection may have been reused.
             if self.host.has_ended(*kind) {
                 continue;
             }
@@ -378,14 +426,14 @@ fn restore(host: &Arc<Host>, left: &Left, restored: Vec<Restored>) {
                 }
                 Ok(fs)
             });
-            host.table.insert(Attached::later(slot, entry.kind, visible, opener));
+            host.table.insert(Attached::later(slot, kind, entry.numbers, visible, opener));
         } else {
             tracing::warn!(%slot, "this session has no such slot");
         }
     }
     for slot in left.slots.keys().filter_map(|slot| Slot::new(*slot)) {
         if host.table.get(slot).is_none() {
-            tracing::warn!(%slot, "nobody knows what was in this slot: its files are stale");
+            tracing::warn!(%slot, "the record of a slot is lost; its files return ESTALE");
         }
     }
 }

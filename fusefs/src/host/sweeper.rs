@@ -1,5 +1,5 @@
-//! Looks again and again at slots that were detached while they were in use, until they are not, and
-//! lets go of cached files that were not needed for a while.
+//! Periodically retries to release slots that were detached while in use, and releases cache files
+//! that were not used for a while.
 
 use std::io;
 use std::sync::Arc;
@@ -10,42 +10,42 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Host;
 
-/// The pause after something was detached; it doubles while nothing is let go.
+/// Pause after a detach; doubles while slots stay in use.
 const PAUSE: Duration = Duration::from_secs(2);
 const PAUSE_MAX: Duration = Duration::from_mins(1);
-/// A cached file that nothing has open is kept for one to two of these.
+/// A cache file without an open is kept for one to two of these.
 const KEPT_FOR: Duration = Duration::from_secs(30);
 
-/// A thread that sleeps most of the time.
+/// The background thread.
 #[derive(Debug)]
 pub(super) struct Sweeper {
-    shared: Arc<Shared>,
+    shared: Arc<SweeperShared>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+struct SweeperShared {
+    state: Mutex<SweeperState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct SweeperState {
     stop: bool,
-    /// There is something to look at.
+    /// A detached slot may still be in use.
     due: bool,
 }
 
 impl Sweeper {
     pub(super) fn start(host: Arc<Host>) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(SweeperShared::default());
         let theirs = Arc::clone(&shared);
         let sweep = move || theirs.run(&host);
         let thread = std::thread::Builder::new().name("inlay-sweep".into()).spawn(sweep)?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Something was detached that is in use.
+    /// Schedules a sweep after a slot was detached while in use.
     pub(super) fn wake(&self) {
         self.shared.state.lock().due = true;
         self.shared.changed.notify_all();
@@ -59,12 +59,12 @@ impl Drop for Sweeper {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the thread that looks at detached slots panicked");
+            tracing::error!("the thread that sweeps detached slots panicked");
         }
     }
 }
 
-impl Shared {
+impl SweeperShared {
     fn run(&self, host: &Host) {
         let (mut pause, mut swept) = (PAUSE, Instant::now());
         let (mut mark, mut marked) = (0, Instant::now());

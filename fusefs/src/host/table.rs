@@ -1,7 +1,11 @@
-//! Which snapshot is in which slot.
+//! Maps slots to attached snapshots.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -12,33 +16,45 @@ use crate::error::FsError;
 use crate::fs::SnapshotFs;
 use crate::inode::Slot;
 use crate::kind::ConnectionKind;
+use crate::numbers::Numbers;
 
-/// Opens a snapshot again that an earlier server of the session served. Called once more, later, if
-/// it failed.
+/// Reopens a snapshot that an earlier server of the session served. Called again later if it fails.
 pub type Opener = Box<dyn Fn() -> Result<SnapshotFs, OpenerError> + Send + Sync>;
 
-/// Why a snapshot could not be opened again.
+/// Why a snapshot could not be reopened.
 pub type OpenerError = Box<dyn std::error::Error + Send + Sync>;
 
-/// How long after a failure the next try may come.
+/// Minimum delay between a failure and the next attempt.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
-/// A snapshot in its slot. Whoever answers a request holds it while it does.
+/// A snapshot in its slot. Threads hold a reference while serving a request.
 pub(crate) struct Attached {
     slot: Slot,
     kind: ConnectionKind,
+    numbers: Numbers,
     visible: AtomicBool,
+    /// Queued to be opened on another thread.
+    queued: AtomicBool,
+    /// A request was left unanswered because it was not open.
+    unanswered: AtomicBool,
     fs: OnceLock<SnapshotFs>,
-    opener: Mutex<Opening>,
+    opener: Mutex<SlotOpening>,
     ended: Arc<Ended>,
-    /// Dropped last: then the snapshot is gone.
+    /// Dropped last: signals that the snapshot is gone.
     _end: EndOnDrop,
 }
 
 #[derive(Default)]
-struct Opening {
+struct SlotOpening {
     opener: Option<Opener>,
     failed: Option<(Instant, Arc<str>)>,
+}
+
+impl SlotOpening {
+    fn failed_lately(&self) -> Option<Arc<str>> {
+        let (when, why) = self.failed.as_ref()?;
+        (when.elapsed() < TRY_AGAIN).then(|| Arc::clone(why))
+    }
 }
 
 impl std::fmt::Debug for Attached {
@@ -51,27 +67,36 @@ impl std::fmt::Debug for Attached {
 }
 
 impl Attached {
-    /// A snapshot that is open.
-    pub(crate) fn new(slot: Slot, kind: ConnectionKind, fs: SnapshotFs) -> Self {
-        let made = Self::empty(slot, kind, true);
+    /// Creates a slot with an open snapshot.
+    pub(crate) fn new(slot: Slot, kind: ConnectionKind, numbers: Numbers, fs: SnapshotFs) -> Self {
+        let made = Self::empty(slot, kind, numbers, true);
         // It was empty.
         let _ = made.fs.set(fs);
         made
     }
 
-    /// One that is opened when it is first asked for something.
-    pub(crate) fn later(slot: Slot, kind: ConnectionKind, visible: bool, opener: Opener) -> Self {
-        let made = Self::empty(slot, kind, visible);
+    /// Creates a slot with a snapshot that is opened on its first request.
+    pub(crate) fn later(
+        slot: Slot,
+        kind: ConnectionKind,
+        numbers: Numbers,
+        visible: bool,
+        opener: Opener,
+    ) -> Self {
+        let made = Self::empty(slot, kind, numbers, visible);
         made.opener.lock().opener = Some(opener);
         made
     }
 
-    fn empty(slot: Slot, kind: ConnectionKind, visible: bool) -> Self {
+    fn empty(slot: Slot, kind: ConnectionKind, numbers: Numbers, visible: bool) -> Self {
         let ended = Arc::new(Ended::default());
         Self {
             slot,
             kind,
+            numbers,
             visible: AtomicBool::new(visible),
+            queued: AtomicBool::new(false),
+            unanswered: AtomicBool::new(false),
             fs: OnceLock::new(),
             opener: Mutex::default(),
             _end: EndOnDrop::new(Arc::clone(&ended)),
@@ -87,22 +112,66 @@ impl Attached {
         self.kind
     }
 
-    /// Whether its name is in the root directory.
+    /// Returns the inode numbering that programs see.
+    pub(crate) fn numbers(&self) -> Numbers {
+        self.numbers
+    }
+
+    /// Returns whether its name is in the root directory.
     pub(crate) fn is_visible(&self) -> bool {
         self.visible.load(Relaxed)
     }
 
-    /// Takes it out of the root directory. Returns whether it was there.
+    /// Removes it from the root directory. Returns whether it was there.
     pub(crate) fn hide(&self) -> bool {
         self.visible.swap(false, Relaxed)
     }
 
-    /// Tells when nothing of it is in use any more.
+    /// Signals that nothing of it is in use any more.
     pub(crate) fn ended(&self) -> &Arc<Ended> {
         &self.ended
     }
 
-    /// The snapshot. Who comes first opens it, others wait.
+    /// Returns the snapshot if it is open, or the recent error of opening it. `None` if it has to
+    /// be opened. Never blocks.
+    pub(crate) fn now(&self) -> Option<Result<&SnapshotFs, FsError>> {
+        if let Some(fs) = self.fs.get() {
+            return Some(Ok(fs));
+        }
+        // The thread with the lock is opening it.
+        let opening = self.opener.try_lock()?;
+        if let Some(fs) = self.fs.get() {
+            return Some(Ok(fs));
+        }
+        opening.failed_lately().map(|why| Err(self.not_open(why)))
+    }
+
+    /// Marks it as queued. Returns whether it was not queued before.
+    pub(crate) fn queue_once(&self) -> bool {
+        !self.queued.swap(true, SeqCst)
+    }
+
+    /// Clears the queued mark after an attempt to open it.
+    pub(crate) fn queued_no_more(&self) {
+        self.queued.store(false, SeqCst);
+    }
+
+    /// Marks that a request was left unanswered until it is open.
+    pub(crate) fn leave_unanswered(&self) {
+        self.unanswered.store(true, SeqCst);
+    }
+
+    /// Returns whether a request was left unanswered since the last call.
+    pub(crate) fn was_left_unanswered(&self) -> bool {
+        self.unanswered.swap(false, SeqCst)
+    }
+
+    fn not_open(&self, why: Arc<str>) -> FsError {
+        FsError::NotOpen { slot: self.slot.get(), why }
+    }
+
+    /// Returns the snapshot. The first caller opens it, others block. Must not be called on FUSE
+    /// threads.
     pub(crate) fn fs(&self) -> Result<&SnapshotFs, FsError> {
         if let Some(fs) = self.fs.get() {
             return Ok(fs);
@@ -111,16 +180,16 @@ impl Attached {
         if let Some(fs) = self.fs.get() {
             return Ok(fs);
         }
-        let not_open = |why| FsError::NotOpen { slot: self.slot.get(), why };
-        if let Some((when, why)) = &opening.failed
-            && when.elapsed() < TRY_AGAIN
-        {
-            return Err(not_open(Arc::clone(why)));
+        if let Some(why) = opening.failed_lately() {
+            return Err(self.not_open(why));
         }
         let Some(opener) = opening.opener.as_ref() else {
-            return Err(not_open("there is nothing to open it with".into()));
+            return Err(self.not_open("there is nothing to open it with".into()));
         };
-        match opener() {
+        // Nothing but the result is used after a panic. Propagating it would kill the thread that
+        // opens snapshots, and this one would count as queued forever.
+        let opened = catch_unwind(AssertUnwindSafe(opener));
+        match opened.unwrap_or_else(|_| Err("opening it panicked".into())) {
             Ok(fs) => {
                 opening.opener = None;
                 Ok(self.fs.get_or_init(|| fs))
@@ -128,13 +197,13 @@ impl Attached {
             Err(error) => {
                 let why: Arc<str> = error.to_string().into();
                 opening.failed = Some((Instant::now(), Arc::clone(&why)));
-                Err(not_open(why))
+                Err(self.not_open(why))
             }
         }
     }
 }
 
-/// All slots of a host, whatever connection they are on.
+/// All slots of a host, on all connections.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     slots: RwLock<BTreeMap<u32, Arc<Attached>>>,
@@ -155,7 +224,7 @@ impl Table {
         self.slots.write().remove(&slot.get())
     }
 
-    /// Those that can be seen on a connection, from the slot `first` on.
+    /// Returns the visible slots of a connection, from the slot `first` on.
     pub(crate) fn visible_from(&self, kind: ConnectionKind, first: u32) -> Vec<Arc<Attached>> {
         let slots = self.slots.read();
         slots
@@ -166,8 +235,29 @@ impl Table {
             .collect()
     }
 
-    /// All of them.
+    /// Returns all slots.
     pub(crate) fn all(&self) -> Vec<Arc<Attached>> {
         self.slots.read().values().map(Arc::clone).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_opener_that_panics_has_failed() {
+        let slot = Slot::new(1).unwrap();
+        let opener: Opener = Box::new(|| panic!("a test"));
+        let attached = Attached::later(slot, ConnectionKind::General, Numbers::PART, true, opener);
+        assert!(attached.now().is_none());
+        for _ in 0..2 {
+            assert!(matches!(attached.fs(), Err(FsError::NotOpen { slot: 1, .. })));
+        }
+        // Non-blocking callers see the error.
+        let Some(Err(FsError::NotOpen { why, .. })) = attached.now() else {
+            panic!("not known as failed");
+        };
+        assert!(why.contains("panicked"), "{why}");
     }
 }

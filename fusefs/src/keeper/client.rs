@@ -1,4 +1,4 @@
-//! The keeper, as those see it who talk to it.
+//! Client side of the keeper.
 
 use std::ffi::OsString;
 use std::io;
@@ -14,15 +14,15 @@ use crate::inode::Slot;
 use crate::kind::ConnectionKind;
 use crate::ledger::{Ledger, Left, Visibility};
 
-/// The pause between two looks for a keeper that is being started.
+/// Interval between attempts to connect to a keeper that is being started.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// The life of one keeper: slots and inode numbers mean something within one session only.
+/// Identifies a session: slots and inode numbers are only valid within one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId(String);
 
 impl SessionId {
-    /// Its digits.
+    /// Returns the ID as hexadecimal digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -46,8 +46,7 @@ pub struct Keeper {
     socket: OwnedFd,
 }
 
-/// What the keeper hands to whoever serves next: for as long as it is held, it is this process's
-/// turn.
+/// The session as granted to the next server. While it is held, this process is the server.
 #[derive(Debug)]
 pub struct Kept {
     session: SessionId,
@@ -66,19 +65,19 @@ pub struct KeptConnection {
     pub(crate) mountpoint: PathBuf,
 }
 
-/// A slot that an earlier server of the session has made, and that the kernel may remember.
+/// A slot of an earlier server of the session, which the kernel may still have cached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeptSlot {
-    /// Its number.
+    /// Slot number.
     pub slot: Slot,
-    /// Where it lives.
+    /// Its connection.
     pub kind: ConnectionKind,
-    /// Whether it was detached and is only served to those who use it.
+    /// Whether it was detached and only remains for its current users.
     pub detached: bool,
 }
 
 impl Keeper {
-    /// Connects to the keeper whose socket is at `path`.
+    /// Connects to the keeper with its socket at `path`. Fails with `Absent` if none listens.
     pub fn connect(path: &Path) -> Result<Self, KeeperError> {
         match socket::connect_to(path) {
             Ok(socket) => Ok(Self { socket }),
@@ -86,7 +85,7 @@ impl Keeper {
         }
     }
 
-    /// Connects to a keeper that is being started.
+    /// Connects to a keeper that is being started, retrying for at most `limit`.
     pub fn connect_within(path: &Path, limit: Duration) -> Result<Self, KeeperError> {
         let start = Instant::now();
         loop {
@@ -99,7 +98,7 @@ impl Keeper {
         }
     }
 
-    /// Waits until it is this process's turn to serve.
+    /// Blocks until the keeper grants the session to this process.
     pub fn claim(self, how: Claim) -> Result<Kept, KeeperError> {
         self.ask(Ask::Claim { how })?;
         let (tell, descriptors) = self.hear()?;
@@ -123,7 +122,7 @@ impl Keeper {
         Ok(Kept { session: SessionId(session), connections, ledger, left, link })
     }
 
-    /// How the keeper is.
+    /// Queries the keeper's status.
     pub fn status(&self) -> Result<KeeperStatus, KeeperError> {
         self.ask(Ask::Status)?;
         match self.hear()? {
@@ -132,7 +131,7 @@ impl Keeper {
         }
     }
 
-    /// Ends the session: everything is unmounted, the keeper ends. Waits for that.
+    /// Ends the session and blocks until the keeper has exited: everything is unmounted.
     pub fn stop(self) -> Result<(), KeeperError> {
         self.ask(Ask::Stop)?;
         match self.hear() {
@@ -157,19 +156,19 @@ impl Keeper {
 }
 
 impl Kept {
-    /// Whose life this is.
+    /// Returns the session ID.
     pub fn session(&self) -> &SessionId {
         &self.session
     }
 
-    /// Something else keeps the session's descriptors, too: the keeper is told so as soon as they are
-    /// served, and from then on a signal ends the keeper and not the session.
+    /// Records that a descriptor store also holds the session's descriptors. The keeper learns this
+    /// once the server is ready; from then on, a signal ends the keeper but not the session.
     pub fn note_stored(&mut self) {
         self.link.stored = true;
     }
 
-    /// The slots that earlier servers of this session have left: the next one must be able to serve
-    /// them.
+    /// Returns the slots that earlier servers of this session left. The next server should be able
+    /// to serve them.
     pub fn slots(&self) -> Vec<KeptSlot> {
         let slots = self.left.slots.values().filter_map(|(_, entry)| {
             Some(KeptSlot {
@@ -182,40 +181,40 @@ impl Kept {
     }
 }
 
-/// The server's line to its keeper.
+/// The server's connection to its keeper.
 #[derive(Debug)]
 pub(crate) struct Link {
     socket: OwnedFd,
-    /// Something else keeps the session's descriptors, too.
+    /// A descriptor store also holds the session's descriptors.
     stored: bool,
 }
 
-/// What a server hears from its keeper.
+/// An event from the keeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LinkEvent {
-    /// Another wants to serve.
+    /// Another process wants to serve.
     Leave,
-    /// The keeper has ended.
+    /// The keeper has exited.
     Ended,
 }
 
 impl Link {
-    /// Tells the keeper that the kernel has its answers again.
+    /// Tells the keeper that requests are being served.
     pub(crate) fn serving(&self) -> Result<(), KeeperError> {
         Ok(socket::send(&self.socket, &encode(Ask::Serving { stored: self.stored })?, &[])?)
     }
 
-    /// Tells the keeper that this process is about to end.
+    /// Tells the keeper that this process is about to exit.
     pub(crate) fn goodbye(&self) -> Result<(), KeeperError> {
         Ok(socket::send(&self.socket, &encode(Ask::Goodbye)?, &[])?)
     }
 
-    /// Tells the keeper to end it all.
+    /// Tells the keeper to end the session.
     pub(crate) fn stop(&self) -> Result<(), KeeperError> {
         Ok(socket::send(&self.socket, &encode(Ask::Stop)?, &[])?)
     }
 
-    /// Waits for the next thing that the keeper says.
+    /// Blocks until the keeper's next event.
     pub(crate) fn hear(&self) -> LinkEvent {
         loop {
             match socket::receive(self.socket.as_fd()) {
@@ -228,7 +227,7 @@ impl Link {
         }
     }
 
-    /// Wakes whoever hears.
+    /// Shuts down the connection, which wakes a thread in `hear`.
     pub(crate) fn hang_up(&self) {
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
     }

@@ -1,4 +1,4 @@
-//! A connection to the kernel from its mount to its end, as the keeper holds it.
+//! A mounted FUSE connection, as the keeper holds it.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -15,15 +15,15 @@ use super::error::KeeperError;
 use crate::control::has_ended;
 use crate::kind::ConnectionKind;
 
-/// What `mount` and `df` show as the source of this program's mounts.
+/// Source of this program's mounts, as shown by `mount` and `df`.
 pub const SOURCE: &str = "inlay";
-/// The filesystem type; what follows the dot is the subtype that `mount` shows.
+/// Filesystem type, with the subtype that `mount` shows after the dot.
 const FS_TYPE: &str = "fuse.inlay";
-/// How long the kernel may take to greet a new connection.
+/// Timeout for the kernel's INIT request on a new connection.
 const INIT_WITHIN: Duration = Duration::from_secs(10);
-/// INIT has 104 bytes today; the kernel insists on a buffer of 8 KiB.
+/// INIT has 104 bytes today; the kernel requires a buffer of at least 8 KiB.
 const INIT_ROOM: usize = 64 << 10;
-/// How many mounts of dead keepers, one above the other, are cleared away.
+/// Maximum number of stacked mounts of dead keepers that are removed.
 const LEFTOVERS_MAX: usize = 16;
 
 /// A mounted connection.
@@ -31,7 +31,7 @@ const LEFTOVERS_MAX: usize = 16;
 pub(super) struct Connection {
     pub(super) kind: ConnectionKind,
     pub(super) device: OwnedFd,
-    /// The kernel's first request. Whoever serves first answers it.
+    /// The kernel's INIT request. The first server answers it.
     pub(super) init: Vec<u8>,
     pub(super) mountpoint: PathBuf,
 }
@@ -70,12 +70,12 @@ impl Connection {
         Ok(made)
     }
 
-    /// Whether the kernel has ended it: it is mounted nowhere any more.
+    /// Returns whether the kernel has ended it: it is mounted nowhere any more.
     pub(super) fn has_ended(&self) -> bool {
         has_ended(&self.device)
     }
 
-    /// Takes it out of the tree. What is in use keeps it alive until it is let go.
+    /// Unmounts it lazily. Files in use keep it alive until they are closed.
     pub(super) fn unmount(&self) {
         let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
         if let Err(error) = unmount(&self.mountpoint, flags)
@@ -86,18 +86,21 @@ impl Connection {
     }
 }
 
-/// Unmounts what a keeper that was killed has left at `mountpoint`.
+/// Unmounts the leftovers of a killed keeper at `mountpoint`.
 fn clear(mountpoint: &Path) {
-    let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+    // `MNT_FORCE` aborts the connection. A thread of the killed server may wait for a request to its own
+    // mount, e.g. while it copied files from there: it can't be killed, and its process holds the device.
+    let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
     for _ in 0..LEFTOVERS_MAX {
         if unmount(mountpoint, flags).is_err() {
             return;
         }
-        tracing::info!(mountpoint = %mountpoint.display(), "cleared away a dead keeper's mount");
+        tracing::info!(mountpoint = %mountpoint.display(), "removed the mount of a dead keeper");
     }
 }
 
-fn first_request(device: impl AsFd) -> io::Result<Vec<u8>> {
+/// Reads the kernel's first request on a new connection.
+pub(crate) fn first_request(device: impl AsFd) -> io::Result<Vec<u8>> {
     let mut fds = [PollFd::new(&device, PollFlags::IN)];
     let limit = Timespec::try_from(INIT_WITHIN).map_err(io::Error::other)?;
     if poll(&mut fds, Some(&limit))? == 0 {

@@ -1,75 +1,75 @@
-//! What can go wrong between a keeper and those who talk to it.
+//! Errors of the keeper and its clients.
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::ledger::LedgerError;
 
-/// Why a keeper can't be run, reached or understood.
+/// Why a keeper cannot be run or reached, or a message not be understood.
 #[derive(Debug, thiserror::Error)]
 pub enum KeeperError {
-    /// Another keeper has the directory.
+    /// Another keeper runs for the directory.
     #[error("another keeper runs for {}", .0.display())]
     Running(PathBuf),
-    /// No keeper answers.
+    /// No keeper listens.
     #[error("no keeper answers at {}: {source}", path.display())]
     Absent {
-        /// Its socket.
+        /// Path of the socket.
         path: PathBuf,
-        /// What the system says.
+        /// Error of the system.
         source: io::Error,
     },
-    /// A step of its start failed.
+    /// A step of the keeper's start failed.
     #[error("can't {what} {}: {source}", path.display())]
     Start {
-        /// Which.
+        /// The step.
         what: &'static str,
-        /// On what.
+        /// The path it concerns.
         path: PathBuf,
-        /// What the system says.
+        /// Error of the system.
         source: io::Error,
     },
-    /// The kernel refuses the mount for lack of rights.
+    /// The caller lacks the right to mount.
     #[error("mounting on {} needs root (CAP_SYS_ADMIN)", .0.display())]
     NotPermitted(PathBuf),
-    /// What is mounted waits for a server, and this is none of its keepers.
+    /// An existing mount waits for a server, and its descriptors are held elsewhere.
     #[error(
         "what is mounted below {} waits for a daemon that was started as a service, whose service \
          manager holds it: start the service, or give it up with `inlay daemon stop --force`",
         .0.display()
     )]
     Held(PathBuf),
-    /// What is mounted is served by a process that has no keeper any more.
+    /// An existing mount is served by a process that has lost its keeper.
     #[error(
         "a daemon that has lost its keeper serves what is mounted below {}: end it with `inlay daemon \
          stop` first, or restart the service that it is",
         .0.display()
     )]
     Served(PathBuf),
-    /// The connection to the keeper broke.
+    /// Communication with the keeper failed.
     #[error("the keeper does not answer: {0}")]
     Socket(#[from] io::Error),
-    /// The keeper has ended.
-    #[error("the keeper has ended")]
+    /// The keeper has exited.
+    #[error("the keeper has exited")]
     Ended,
-    /// The keeper says no.
+    /// The keeper refused the request.
     #[error("the keeper refuses: {0}")]
     Refused(String),
-    /// A message makes no sense.
+    /// A message is malformed or unexpected.
     #[error("a message that makes no sense: {0}")]
     Message(String),
-    /// The other side is of another version.
+    /// The other side has a different protocol version.
     #[error(
         "the other side speaks version {found} of the keeper's protocol, this program {known}; \
          stop the daemon and its keeper, then start it anew"
     )]
     Version {
-        /// What came.
+        /// Version received.
         found: u32,
-        /// What is known here.
+        /// Version of this program.
         known: u32,
     },
-    /// The ledger can't be used.
+    /// The ledger cannot be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
 }

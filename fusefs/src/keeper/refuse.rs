@@ -1,5 +1,5 @@
-//! Answers every request with an error while no server comes back, so that programs get EIO
-//! instead of hanging for ever.
+//! Answers every request with an error while no server comes back, so that programs get EIO instead
+//! of hanging forever.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,17 +7,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::io::{Errno, read, write};
 
 use super::device::Connection;
+use crate::inflight;
 use crate::ledger::{Ledger, LedgerError};
 use crate::notify;
 use crate::raw::clone_device;
 
-/// As large as the largest write that any server may have agreed on, and its header.
-const REQUEST_ROOM: usize = (16 << 20) + 4096;
+/// Size of the largest write that any server may have negotiated, with its header.
+const REQUEST_ROOM: usize = (16 << 20) + 2 * 4096;
 const IN_HEADER_LEN: usize = 40;
-/// How many requests of one connection are answered before others get a look.
+/// Requests of one connection answered before the others get a turn.
 const AT_ONCE: usize = 64;
 
-/// What a request wants, as far as that matters here.
+/// What a request needs, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wants {
     NoAnswer,
@@ -26,33 +27,47 @@ enum Wants {
     Other,
 }
 
-/// Refuses what the kernel asks.
+/// Answers the kernel's requests with errors.
 pub(super) struct Refuser {
-    /// Open files of the keeper's own, which do not block: those that servers get do.
+    /// The keeper's own open file descriptions, which are non-blocking; those granted to servers
+    /// block.
     devices: Vec<OwnedFd>,
     ledger: Ledger,
     request: Vec<u8>,
 }
 
 impl Refuser {
-    /// Takes over from a server that has ended; what it left unanswered comes again.
+    /// Takes over from a dead server; the requests it left unanswered come again.
     pub(super) fn begin(connections: &[Connection], ledger: OwnedFd) -> Result<Self, LedgerError> {
-        let (ledger, _) = Ledger::open(ledger)?;
+        let (mut ledger, _) = Ledger::open(ledger)?;
         let mut devices = Vec::new();
         for connection in connections {
             let device = clone_device(&connection.device)?;
-            notify::resend(&device)?;
+            if let Err(error) = notify::resend(&device) {
+                // Linux before 6.9: the requests in flight are in the ledger's file.
+                tracing::info!(%error, kind = %connection.kind, "the kernel can't resend requests");
+            }
             devices.push(device);
         }
+        let file = ledger.shared_file();
+        for (kind, text) in inflight::unanswered(&file)? {
+            let of_kind = |connection: &&Connection| connection.kind == kind;
+            if let Some(connection) = connections.iter().find(of_kind)
+                && let Some((unique, wants)) = parse(text.bytes())
+            {
+                settle(&mut ledger, &connection.device, unique, wants)?;
+            }
+        }
+        inflight::clear(&file)?;
         Ok(Self { devices, ledger, request: vec![0; REQUEST_ROOM] })
     }
 
-    /// What to poll for requests.
+    /// Returns the descriptors to poll for requests.
     pub(super) fn devices(&self) -> &[OwnedFd] {
         &self.devices
     }
 
-    /// Refuses what is there.
+    /// Answers the pending requests.
     pub(super) fn refuse(&mut self) {
         for place in 0..self.devices.len() {
             for _ in 0..AT_ONCE {
@@ -69,22 +84,27 @@ impl Refuser {
         let len = read(device, &mut self.request[..])?;
         let request = self.request.get(..len).unwrap_or_default();
         let Some((unique, wants)) = parse(request) else { return Ok(()) };
-        let error = match wants {
-            Wants::NoAnswer => return Ok(()),
-            Wants::CloseDirectory => 0,
-            Wants::Close { handle } => {
-                // A large file that is closed now must not count as open for the next server.
-                if let Some(record) = self.ledger.place_of(handle)
-                    && let Err(error) = self.ledger.remove(record)
-                {
-                    tracing::warn!(%error, "a closed file stays in the ledger");
-                }
-                0
-            }
-            Wants::Other => libc::EIO,
-        };
-        answer(device, unique, error).map_err(|_| Errno::AGAIN)
+        settle(&mut self.ledger, device, unique, wants).map_err(|_| Errno::AGAIN)
     }
+}
+
+/// Answers a request: a close with success, anything else with EIO.
+fn settle(ledger: &mut Ledger, device: impl AsFd, unique: u64, wants: Wants) -> io::Result<()> {
+    let error = match wants {
+        Wants::NoAnswer => return Ok(()),
+        Wants::CloseDirectory => 0,
+        Wants::Close { handle } => {
+            // A large file that is closed now must not count as open for the next server.
+            if let Some(record) = ledger.place_of(handle)
+                && let Err(error) = ledger.remove(record)
+            {
+                tracing::warn!(%error, "can't remove a closed file from the ledger; it stays until the slot is released");
+            }
+            0
+        }
+        Wants::Other => libc::EIO,
+    };
+    answer(device, unique, error)
 }
 
 fn parse(request: &[u8]) -> Option<(u64, Wants)> {
@@ -109,7 +129,7 @@ fn answer(device: impl AsFd, unique: u64, error: i32) -> io::Result<()> {
         *to = from;
     }
     match write(device, &reply) {
-        // The asker has gone.
+        // The caller was interrupted.
         Ok(_) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno.into()),
     }

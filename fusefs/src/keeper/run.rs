@@ -1,4 +1,4 @@
-//! The keeper's process: one thread, one loop, and nothing in it that can wait for long.
+//! The keeper's main loop: one thread that never blocks for long.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, setsid};
+use rustix::process::{Pid, Signal, pidfd_send_signal, setsid};
 
 use super::device::{Connection, failed};
 use super::error::KeeperError;
@@ -23,34 +23,35 @@ use super::wire::{Ask, ConnectionNote, KeeperStatus, Tell, decode, encode};
 use super::{Claim, socket};
 use crate::kind::ConnectionKind;
 
-/// How many may be connected at once. More are turned away.
+/// Maximum number of clients; more are turned away.
 const PEERS_MAX: usize = 64;
-/// How often a server is started before the keeper gives up.
+/// Maximum number of respawned servers before the keeper gives up.
 const RESPAWNS_MAX: u32 = 8;
 
-/// How a keeper is to be run.
+/// Options of a keeper.
 #[derive(Clone, Debug)]
 pub struct KeeperOptions {
-    /// An existing directory of the keeper's own: below it, each connection is mounted.
+    /// An existing directory used by this keeper only; each connection is mounted below it.
     pub dir: PathBuf,
-    /// Where the keeper's socket is made.
+    /// Path of the keeper's socket.
     pub socket: PathBuf,
     /// How long programs wait for a server before they get errors.
     pub deadline: Duration,
-    /// How long a server may go on after it was asked to leave, or has said goodbye.
+    /// Time for a server to exit after a goodbye or a request to leave.
     pub grace: Duration,
-    /// A program with its arguments that serves, started when a server has died.
+    /// Command that starts a server, run when a server has died.
     pub respawn: Option<Vec<OsString>>,
-    /// The pause before it is started a second time; it doubles with each further time.
+    /// Base of the exponential backoff between failed respawns; the first pause is twice as long.
     pub respawn_pause: Duration,
     /// The connections to mount.
     pub kinds: Vec<ConnectionKind>,
-    /// What to begin with.
+    /// How to begin.
     pub begin: Begin,
 }
 
 impl KeeperOptions {
-    /// The usual ones, with a socket named `keeper.sock` in `state` and mounts below `fs` in it.
+    /// Returns the default options, with a socket named `keeper.sock` in `state` and mounts below
+    /// `state/fs`.
     pub fn below(state: &std::path::Path) -> Self {
         Self {
             dir: state.join("fs"),
@@ -65,9 +66,8 @@ impl KeeperOptions {
     }
 }
 
-/// Mounts the connections and keeps them, until it is told to stop or nothing is mounted any more.
-/// This is what a process is for: it takes the process's signals and leaves its terminal. Needs
-/// root.
+/// Mounts the connections and holds them until stopped or until nothing is mounted any more. Takes
+/// over the calling process: blocks its signals and leaves its terminal. Requires root.
 pub fn run(options: KeeperOptions) -> Result<(), KeeperError> {
     let mut run = Run::start(options)?;
     while run.course == Course::On {
@@ -79,30 +79,30 @@ pub fn run(options: KeeperOptions) -> Result<(), KeeperError> {
 
 #[derive(Debug)]
 struct Peer {
-    /// `None` when it is at its end, but the process still matters.
+    /// `None` once closed, while the process still matters.
     socket: Option<OwnedFd>,
     process: OwnedFd,
     pid: Pid,
 }
 
-/// How the keeper goes on.
+/// State of the main loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Course {
     On,
-    /// It ends, and the session with it.
+    /// Exit and end the session.
     End,
-    /// It ends; something else keeps the session.
+    /// Exit; a descriptor store keeps the session.
     Leave,
 }
 
 struct Run {
     options: KeeperOptions,
     session: Session,
-    /// Something else keeps the session's descriptors, too.
+    /// A descriptor store also holds the session's descriptors.
     stored: bool,
     listener: OwnedFd,
     signals: Signals,
-    /// Held for as long as the keeper lives: a second one for the same directory finds it taken.
+    /// Held for the keeper's lifetime: excludes a second keeper for the same directory.
     _lock: OwnedFd,
     peers: BTreeMap<PeerId, Peer>,
     next_peer: u64,
@@ -112,7 +112,7 @@ struct Run {
     course: Course,
 }
 
-/// What a descriptor that is polled belongs to.
+/// Origin of a polled descriptor.
 #[derive(Clone, Copy, Debug)]
 enum Watched {
     Signals,
@@ -125,16 +125,18 @@ enum Watched {
 impl Run {
     fn start(options: KeeperOptions) -> Result<Self, KeeperError> {
         let signals = Signals::block()?;
-        // Refused if the process already leads a session or a group of processes.
+        // Fails if the process already leads a session or a process group; that is fine.
         let _ = setsid();
         std::fs::create_dir_all(&options.dir).map_err(failed("make", &options.dir))?;
-        // Every snapshot of the host is below it. Who may see one gets a mount of it elsewhere.
+        // Every snapshot of the host is below it. A user who may see one gets a mount of it
+        // elsewhere.
         let owner_only = std::fs::Permissions::from_mode(0o700);
         std::fs::set_permissions(&options.dir, owner_only)
             .map_err(failed("protect", &options.dir))?;
         let afresh = options.begin == Begin::Afresh;
         if afresh {
-            // Before the lock, too: whoever may go on with the session must not find it taken.
+            // Also before locking: a keeper that may resume the session must not find the lock
+            // taken.
             nobody_is_there(&options.dir)?;
         }
         let lock = lock(&options)?;
@@ -175,7 +177,7 @@ impl Run {
         Ok(run)
     }
 
-    /// What was before this keeper decides whose turn it is.
+    /// Resumes the state of an earlier keeper's session.
     fn remember(&mut self) {
         let Past::Another { was_served, server } =
             std::mem::replace(&mut self.session.past, Past::None)
@@ -183,7 +185,7 @@ impl Run {
             return;
         };
         let server = server.map(|(pid, process)| {
-            tracing::warn!(%pid, "a server of the keeper before this one still serves");
+            tracing::warn!(%pid, "a daemon of the previous keeper still serves");
             self.add_peer(Peer { socket: None, process, pid })
         });
         self.turns.resume(was_served, server);
@@ -196,7 +198,7 @@ impl Run {
         id
     }
 
-    /// Waits for something, and does what it asks for.
+    /// Waits for events and handles them.
     fn turn(&mut self) -> Result<(), KeeperError> {
         for watched in self.wait()? {
             match watched {
@@ -211,7 +213,7 @@ impl Run {
                 }
             }
         }
-        // A keeper that ends starts nobody.
+        // A keeper that exits starts no server.
         if self.course == Course::On {
             let actions = self.turns.tick(Instant::now());
             self.act(actions);
@@ -232,15 +234,15 @@ impl Run {
                 watched.push((Watched::Process(*id), peer.process.as_fd()));
             }
         }
-        // The devices are watched only while nobody serves: a poll of a device that others read
-        // would wake this thread at each of their requests.
+        // The devices are polled only while no server runs: polling a device that others read would
+        // wake this thread on each of their requests.
         for device in self.refuser.iter().flat_map(Refuser::devices) {
             watched.push((Watched::Device, device.as_fd()));
         }
         let mut fds: Vec<_> =
             watched.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
         let limit = self.turns.next_tick().map(|at| {
-            // Rounded up, so that the time has really come.
+            // Rounded up, so that the deadline has really passed.
             let wait = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             Timespec::try_from(wait).unwrap_or(Timespec { tv_sec: 3600, tv_nsec: 0 })
         });
@@ -255,8 +257,10 @@ impl Run {
     fn signalled(&mut self) {
         while let Some(signalled) = self.signals.next() {
             match signalled {
-                Signalled::Stop if self.stored => self.course = Course::Leave,
-                Signalled::Stop => self.course = Course::End,
+                Signalled::Stop => {
+                    tracing::info!(stored = self.stored, "the keeper exits on a signal");
+                    self.course = if self.stored { Course::Leave } else { Course::End };
+                }
                 Signalled::Child => self.reap(),
                 Signalled::Nothing => {}
             }
@@ -267,7 +271,7 @@ impl Run {
         if let Some(child) = &mut self.child
             && let Ok(Some(status)) = child.try_wait()
         {
-            tracing::info!(%status, "a server that the keeper started has ended");
+            tracing::info!(%status, "a daemon started by the keeper has exited");
             self.child = None;
             self.turns.respawn_failed(Instant::now());
         }
@@ -278,14 +282,13 @@ impl Run {
             let (socket, pid) = match socket::accept_from(&self.listener) {
                 Ok(Some(accepted)) => accepted,
                 Ok(None) => return,
-                Err(error) => return tracing::warn!(%error, "nobody can connect to the keeper"),
+                Err(error) => return tracing::warn!(%error, "the keeper accepts no connections"),
             };
-            // The socket's other end is open, so its process lives and its number is its own.
-            match pidfd_open(pid, PidfdFlags::empty()) {
+            match socket::process_of(&socket, pid) {
                 Ok(process) if self.peers.len() < PEERS_MAX => {
                     self.add_peer(Peer { socket: Some(socket), process, pid });
                 }
-                Ok(_) => tracing::warn!("too many are connected to the keeper"),
+                Ok(_) => tracing::warn!("too many connections to the keeper"),
                 Err(error) => tracing::warn!(%error, "a process that is gone"),
             }
         }
@@ -304,7 +307,7 @@ impl Run {
                 return self.close(id);
             }
         };
-        // Descriptors that somebody sent are closed with the message.
+        // Descriptors sent by the client are closed with the message.
         match decode::<Ask>(&received.bytes) {
             Ok(ask) => self.ask(id, &ask),
             Err(error) => {
@@ -327,7 +330,11 @@ impl Run {
                 let status = self.status();
                 self.tell(id, &Tell::Status(status));
             }
-            Ask::Stop => self.course = Course::End,
+            Ask::Stop => {
+                let pid = self.peers.get(&id).map(|peer| peer.pid.as_raw_nonzero());
+                tracing::info!(pid, "the keeper exits on request");
+                self.course = Course::End;
+            }
         }
     }
 
@@ -355,7 +362,7 @@ impl Run {
         }
     }
 
-    /// The connection with a peer has ended.
+    /// Handles the end of a client's connection.
     fn close(&mut self, id: PeerId) {
         self.turns.closed(id, Instant::now());
         if self.turns.server() == Some(id) {
@@ -369,7 +376,7 @@ impl Run {
     }
 
     fn process_ended(&mut self, id: PeerId) {
-        // Its last words may not have been read yet, and make a difference.
+        // Its last messages may still be unread, and they matter.
         self.last_words(id);
         let actions = self.turns.dead(id, Instant::now());
         self.peers.remove(&id);
@@ -377,22 +384,23 @@ impl Run {
         self.act(actions);
     }
 
-    /// Reads what a server whose process has ended had said of its end.
+    /// Processes the unread messages of a server that has exited.
     fn last_words(&mut self, id: PeerId) {
         while let Some(socket) = self.peers.get(&id).and_then(|peer| peer.socket.as_ref())
             && let Ok(Some(received)) = socket::receive(socket)
         {
             match decode::<Ask>(&received.bytes) {
                 Ok(ask @ (Ask::Serving { .. } | Ask::Goodbye | Ask::Stop)) => self.ask(id, &ask),
-                // Nobody is there to be answered.
+                // The sender cannot receive a reply any more.
                 Ok(Ask::Claim { .. } | Ask::Status) | Err(_) => {}
             }
         }
     }
 
-    /// Ends the keeper when there is nothing to keep.
+    /// Stops the keeper when none of its connections is mounted any more.
     fn look_at_mounts(&mut self) {
         if self.session.connections.iter().all(Connection::has_ended) {
+            tracing::info!("the keeper exits: no mount of its session is left");
             self.course = Course::End;
         }
     }
@@ -422,13 +430,13 @@ impl Run {
         let descriptors: Vec<_> =
             std::iter::once(self.session.ledger.as_fd()).chain(devices).collect();
         if let Err(error) = self.send(id, &kept, &descriptors) {
-            tracing::warn!(%error, "the next server can't be told that it is its turn");
+            tracing::warn!(%error, "can't hand the session to the next daemon");
         }
     }
 
     fn tell(&self, id: PeerId, tell: &Tell) {
         if let Err(error) = self.send(id, tell, &[]) {
-            tracing::debug!(%error, "a message of the keeper was lost");
+            tracing::debug!(%error, "lost a message to the keeper");
         }
     }
 
@@ -445,7 +453,8 @@ impl Run {
 
     fn ask_to_leave(&self, id: PeerId) {
         if self.peers.get(&id).is_some_and(|peer| peer.socket.is_none()) {
-            // Nobody can be asked without a line. What it leaves unanswered comes again.
+            // A server without a connection cannot be asked. The requests it leaves unanswered come
+            // again.
             self.kill(id);
         } else {
             self.tell(id, &Tell::Leave);
@@ -454,9 +463,9 @@ impl Run {
 
     fn kill(&self, id: PeerId) {
         let Some(peer) = self.peers.get(&id) else { return };
-        tracing::warn!(pid = %peer.pid, "a server that does not end is killed");
+        tracing::warn!(pid = %peer.pid, "killing a daemon that does not exit");
         if let Err(error) = pidfd_send_signal(&peer.process, Signal::KILL) {
-            tracing::error!(%error, "the server can't be killed");
+            tracing::error!(%error, "can't kill the daemon");
         }
     }
 
@@ -470,11 +479,11 @@ impl Run {
         command.args(arguments).stdin(Stdio::null());
         match command.spawn() {
             Ok(child) => {
-                tracing::warn!(pid = child.id(), "the server died; another was started");
+                tracing::warn!(pid = child.id(), "the daemon died; started another");
                 self.child = Some(child);
             }
             Err(error) => {
-                tracing::error!(%error, ?program, "no server can be started");
+                tracing::error!(%error, ?program, "can't start a daemon");
                 self.turns.respawn_failed(Instant::now());
             }
         }
@@ -484,10 +493,10 @@ impl Run {
         let ledger = self.session.ledger.try_clone().map_err(Into::into);
         match ledger.and_then(|ledger| Refuser::begin(&self.session.connections, ledger)) {
             Ok(refuser) => {
-                tracing::error!("no server came back in time: requests get errors");
+                tracing::error!("no daemon came back in time; requests fail with EIO");
                 self.refuser = Some(refuser);
             }
-            Err(error) => tracing::error!(%error, "requests wait although no server came back"),
+            Err(error) => tracing::error!(%error, "no daemon came back; requests keep waiting"),
         }
     }
 

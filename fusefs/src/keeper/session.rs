@@ -1,5 +1,5 @@
-//! What a keeper keeps, and how it comes by it: it makes new connections, or goes on with those of a
-//! keeper before it, which something else has kept.
+//! A keeper's session: creates new connections, or resumes those of an earlier keeper from a
+//! descriptor store.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -19,9 +19,10 @@ use crate::control::{Asked, ask, cut_connection, has_ended, mounted_minor};
 use crate::kind::ConnectionKind;
 use crate::ledger::{Ledger, LedgerError, writer};
 
-/// How long the kernel may take to say that nobody holds a connection: it does not ask anybody.
+/// Timeout for the kernel's error on a connection without a holder. It needs no round trip to a
+/// server.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// The number of `/dev/fuse`.
+/// Major and minor number of `/dev/fuse`.
 const FUSE_DEVICE: (u32, u32) = (10, 229);
 
 /// How a keeper begins.
@@ -29,12 +30,12 @@ const FUSE_DEVICE: (u32, u32) = (10, 229);
 pub enum Begin {
     /// With new connections.
     Afresh,
-    /// With the descriptors of an earlier keeper that come through standard input
-    /// ([`Stored::hand_over`]); with new connections if they can't be used.
+    /// With the descriptors of an earlier keeper, received through standard input
+    /// ([`Stored::hand_over`]); with new connections if they are unusable.
     WithStored,
 }
 
-/// What a keeper keeps.
+/// The state that a keeper holds.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) id: SessionId,
@@ -43,21 +44,21 @@ pub(super) struct Session {
     pub(super) past: Past,
 }
 
-/// What was before.
+/// History of a session.
 #[derive(Debug)]
 pub(super) enum Past {
-    /// Nothing.
+    /// New session.
     None,
-    /// Another keeper had the session.
+    /// Resumed from another keeper.
     Another {
-        /// Whether the kernel has got its first answer.
+        /// Whether the kernel has got its first reply.
         was_served: bool,
-        /// A process that serves it still.
+        /// A process that still serves it.
         server: Option<(Pid, OwnedFd)>,
     },
 }
 
-/// Why a session can't go on.
+/// Why a session cannot be resumed.
 #[derive(Debug, thiserror::Error)]
 enum Unusable {
     #[error(transparent)]
@@ -77,7 +78,7 @@ enum Unusable {
 }
 
 impl Session {
-    /// As `begin` says. `dir` must be locked.
+    /// Creates or resumes a session. The caller must hold the lock on `dir`.
     pub(super) fn begin(
         begin: Begin,
         dir: &Path,
@@ -94,7 +95,8 @@ impl Session {
                     );
                     Ok(session)
                 }
-                // Somebody serves it; two would answer from two views of the ledger.
+                // Another process serves it; two servers would answer from different views of the
+                // ledger.
                 Err(Unusable::Ledger(LedgerError::Served)) => Err(LedgerError::Served.into()),
                 Err(why) => {
                     tracing::warn!(
@@ -102,7 +104,8 @@ impl Session {
                         "the stored descriptors are of no use: a new session begins, and what was \
                          mounted has ended"
                     );
-                    // Whoever stores them holds them; nobody is to wait for a server in vain.
+                    // The store still holds the descriptors: abort the connections, so that
+                    // requests fail instead of waiting for a server that never comes.
                     give_up(dir);
                     Self::make(dir, kinds)
                 }
@@ -146,7 +149,7 @@ impl Session {
             if has_ended(&device) {
                 return Err(Unusable::Ended(kind));
             }
-            // It has not ended, so the number is its own still.
+            // The connection has not ended, so its device number was not reused.
             if mounted_minor(&mountpoint) != Some(note.minor) {
                 return Err(Unusable::NotMounted { kind, mountpoint });
             }
@@ -160,7 +163,7 @@ impl Session {
         Ok(Self { id: whole.session, connections, ledger: whole.ledger, past })
     }
 
-    /// Takes the connections out of the tree.
+    /// Unmounts the connections.
     pub(super) fn unmount(&self) {
         self.connections.iter().for_each(Connection::unmount);
     }
@@ -172,8 +175,8 @@ fn is_fuse(device: impl AsFd) -> io::Result<bool> {
     Ok(FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && number == FUSE_DEVICE)
 }
 
-/// Makes sure that a new session takes the place of none: that no connection mounted below `dir` is
-/// served, or waits for a server that something else holds it for.
+/// Checks that a new session would not displace another: no connection mounted below `dir` is
+/// served, or waits for a server and is held elsewhere.
 pub(super) fn nobody_is_there(dir: &Path) -> Result<(), KeeperError> {
     for kind in ConnectionKind::ALL {
         let mountpoint = dir.join(kind.name());
@@ -189,15 +192,15 @@ pub(super) fn nobody_is_there(dir: &Path) -> Result<(), KeeperError> {
     Ok(())
 }
 
-/// Ends the connections that are mounted below `dir`, whoever holds them. What waits for them gets an
-/// error. For sessions that have neither keeper nor server.
+/// Aborts the connections mounted below `dir`, even if another process holds them. Waiting requests
+/// fail. For sessions with neither keeper nor server.
 pub fn give_up(dir: &Path) {
     for kind in ConnectionKind::ALL {
         if let Some(minor) = mounted_minor(&dir.join(kind.name()))
             && let Err(error) = cut_connection(minor)
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::warn!(%error, %kind, "a connection that nobody serves can't be cut");
+            tracing::warn!(%error, %kind, "can't abort an unserved connection");
         }
     }
 }

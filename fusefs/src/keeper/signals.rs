@@ -1,4 +1,4 @@
-//! Signals of the keeper's process, as something to poll.
+//! Reads the keeper's signals through a pollable descriptor.
 #![allow(unsafe_code, reason = "no safe crate here masks signals and reads them")]
 
 use std::fs::File;
@@ -6,28 +6,28 @@ use std::io::{self, Read};
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{FromRawFd, OwnedFd};
 
-/// What a signal asks the keeper to do.
+/// Effect of a signal on the keeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Signalled {
-    /// End it all.
+    /// Stop the keeper.
     Stop,
-    /// A child has ended.
+    /// A child process has exited.
     Child,
-    /// Nothing: the terminal is gone, or somebody pressed a key there.
+    /// Ignored: the terminal is gone, or a key was pressed there.
     Nothing,
 }
 
-/// Signals that are kept from the process and read here instead.
+/// Signals blocked for the process and read from a signalfd.
 #[derive(Debug)]
 pub(super) struct Signals(File);
 
 impl Signals {
-    /// Blocks them for this thread, and so for those it starts, and for the programs that it starts
-    /// unless they unblock them.
+    /// Blocks the signals for this thread, the threads it starts, and its child processes unless
+    /// they unblock them.
     pub(super) fn block() -> io::Result<Self> {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: `sigemptyset` initialises the set that the other calls then read; the numbers are
-        // of signals; `signalfd` makes a new descriptor that nobody else owns.
+        // valid signals; `signalfd` returns a new descriptor without another owner.
         let made = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             for signal in [
@@ -51,15 +51,15 @@ impl Signals {
         if made < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: just made, and owned by nobody else.
+        // SAFETY: just created, without another owner.
         Ok(Self(File::from(unsafe { OwnedFd::from_raw_fd(made) })))
     }
 
-    /// The next one, if there is one.
+    /// Returns the next pending signal, if any.
     pub(super) fn next(&mut self) -> Option<Signalled> {
         let mut info = [0; size_of::<libc::signalfd_siginfo>()];
         self.0.read_exact(&mut info).ok()?;
-        // The first field, 32 bits, is the signal's number.
+        // The first field, 32 bits, is the signal number.
         let number = info.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))?;
         Some(match i32::try_from(number) {
             Ok(libc::SIGTERM) => Signalled::Stop,
@@ -68,7 +68,7 @@ impl Signals {
         })
     }
 
-    /// To poll.
+    /// Returns the descriptor to poll.
     pub(super) fn file(&self) -> &File {
         &self.0
     }

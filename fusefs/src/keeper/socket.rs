@@ -1,5 +1,5 @@
-//! The keeper's socket: messages with descriptors, in order, whole, and only among processes of one
-//! user.
+//! The keeper's socket: whole messages with descriptors, in order, restricted to processes of one
+//! user and root.
 
 use std::ffi::OsStr;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmodat, openat, unlinkat};
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
@@ -14,21 +15,23 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind,
     connect, listen, recvmsg, sendmsg, socket_with,
 };
-use rustix::process::{Pid, geteuid};
+use rustix::process::{Pid, PidfdFlags, geteuid, pidfd_open};
 
 use super::wire::{DESCRIPTORS_MAX, MESSAGE_LEN_MAX};
+use crate::raw::peer_process;
 
-/// How many may stand in line to be accepted.
+/// Backlog of pending connections.
 const BACKLOG: i32 = 16;
 
-/// What came in one message.
+/// Contents of one message.
 #[derive(Debug)]
 pub(super) struct Received {
     pub(super) bytes: Vec<u8>,
     pub(super) descriptors: Vec<OwnedFd>,
 }
 
-/// Listens at `path`, where nobody else does; a socket that is left there is removed.
+/// Listens at `path`, replacing a stale socket. The caller must ensure that no other process
+/// listens there.
 pub(super) fn listen_at(path: &Path) -> io::Result<OwnedFd> {
     let (dir, name) = parts(path)?;
     match unlinkat(&dir, name, AtFlags::empty()) {
@@ -42,7 +45,7 @@ pub(super) fn listen_at(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Connects to who listens at `path`.
+/// Connects to the listener at `path`.
 pub(super) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
     let (dir, name) = parts(path)?;
     let socket = new_socket(SocketFlags::empty())?;
@@ -51,7 +54,7 @@ pub(super) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// The next who connects, and its process. `None` if nobody waits, or it is not to be let in.
+/// Accepts a connection. Returns `None` if none is pending or the peer is not allowed.
 pub(super) fn accept_from(listener: &OwnedFd) -> io::Result<Option<(OwnedFd, Pid)>> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = match accept_with(listener, flags) {
@@ -62,7 +65,7 @@ pub(super) fn accept_from(listener: &OwnedFd) -> io::Result<Option<(OwnedFd, Pid
     match allowed(&socket) {
         Ok(pid) => Ok(Some((socket, pid))),
         Err(error) => {
-            tracing::warn!(%error, "somebody else's process was turned away");
+            tracing::warn!(%error, "rejected a connection of another user");
             Ok(None)
         }
     }
@@ -113,7 +116,23 @@ fn new_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
-/// Only root's processes and this user's own are talked to.
+/// Opens the process that connected `socket`. Fails with `ESRCH` if it has ended: another process
+/// may hold its end of the connection, and its PID may name a third.
+pub(super) fn process_of(socket: &OwnedFd, pid: Pid) -> io::Result<OwnedFd> {
+    let process = match peer_process(socket)? {
+        Some(process) => process,
+        // Before Linux 6.5. Wrong if the process ended since it connected, left its end open
+        // elsewhere, and its PID was reused, all before the keeper accepted.
+        None => pidfd_open(pid, PidfdFlags::empty())?,
+    };
+    let mut ended = [PollFd::new(&process, PollFlags::IN)];
+    match poll(&mut ended, Some(&Timespec::default()))? {
+        0 => Ok(process),
+        _ => Err(rustix::io::Errno::SRCH.into()),
+    }
+}
+
+/// Checks that the peer runs as root or as this user.
 fn allowed(socket: &OwnedFd) -> io::Result<Pid> {
     let peer = socket_peercred(socket)?;
     if peer.uid.is_root() || peer.uid == geteuid() {
@@ -123,8 +142,8 @@ fn allowed(socket: &OwnedFd) -> io::Result<Pid> {
     }
 }
 
-/// A socket's address has room for 107 bytes; the path may be longer, so its directory is named by
-/// a descriptor.
+/// A socket address holds 107 bytes, but the path may be longer, so its directory is named by a
+/// descriptor.
 fn address(dir: &OwnedFd, name: &OsStr) -> io::Result<SocketAddrUnix> {
     let short = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name);
     Ok(SocketAddrUnix::new(short)?)
@@ -138,4 +157,78 @@ fn parts(path: &Path) -> io::Result<(OwnedFd, &OsStr)> {
     };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok((openat(CWD, dir, flags, Mode::empty())?, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    /// Connects, leaves the socket to a child, and exits; the child lives until its input ends.
+    const CONNECT: &str = "import os, socket, sys\n\
+        s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n\
+        s.connect(sys.argv[1])\n\
+        if sys.argv[2] == 'exit' and os.fork() > 0: os._exit(0)\n\
+        sys.stdin.read()";
+    /// Starts a process with a given PID, which root may choose: clone3(2) with `set_tid`.
+    const REUSE: &str = "import ctypes, os, signal, sys\n\
+        tid = (ctypes.c_int * 1)(int(sys.argv[1]))\n\
+        args = (ctypes.c_uint64 * 10)(\n\
+            0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, ctypes.addressof(tid), 1)\n\
+        made = ctypes.CDLL(None).syscall(435, args, 80)\n\
+        if made != 0: print(made, flush=True)\n\
+        sys.stdin.read()\n\
+        if made > 0: os.waitpid(made, 0)";
+
+    fn python(script: &str, arguments: &[&OsStr]) -> Child {
+        let mut command = Command::new("python3");
+        command.args(["-c", script]).args(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
+    }
+
+    fn accepted(listener: &OwnedFd) -> (OwnedFd, Pid) {
+        let mut ready = [PollFd::new(listener, PollFlags::IN)];
+        let limit = Timespec { tv_sec: 30, tv_nsec: 0 };
+        assert_eq!(poll(&mut ready, Some(&limit)).unwrap(), 1);
+        accept_from(listener).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_client_that_lives_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = listen_at(&path).unwrap();
+        let mut client = python(CONNECT, &[path.as_os_str(), OsStr::new("stay")]);
+        let (socket, pid) = accepted(&listener);
+        assert_eq!(pid, Pid::from_child(&client));
+        process_of(&socket, pid).unwrap();
+        drop(client.stdin.take());
+        client.wait().unwrap();
+    }
+
+    #[test]
+    fn the_process_that_reuses_a_clients_pid_is_not_taken_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = listen_at(&path).unwrap();
+        let mut client = python(CONNECT, &[path.as_os_str(), OsStr::new("exit")]);
+        let heir = client.stdin.take().unwrap();
+        client.wait().unwrap();
+        let (socket, pid) = accepted(&listener);
+        let number = pid.as_raw_nonzero().to_string();
+        let mut reuser = python(REUSE, &[OsStr::new(&number)]);
+        let mut said = String::new();
+        BufReader::new(reuser.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
+        // Only root can choose a PID, and no kernel before 6.5 tells the two apart.
+        let reused = said.trim() == number;
+        assert!(reused || !geteuid().is_root(), "{said}");
+        if !reused || peer_process(&socket).is_ok_and(|peer| peer.is_some()) {
+            process_of(&socket, pid).unwrap_err();
+        }
+        drop(reuser.stdin.take());
+        reuser.wait().unwrap();
+        drop(heir);
+    }
 }

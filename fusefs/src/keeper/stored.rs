@@ -1,8 +1,8 @@
-//! A session's descriptors where something else keeps them, too, such as a service manager: under which
-//! names they are there, and how they come back when keeper and server have both ended.
+//! Stores a session's descriptors in a descriptor store, such as a service manager's, and restores
+//! the session after keeper and server have both exited.
 //!
-//! What keeps them only keeps. What the next keeper has to know besides is in a memory file among
-//! them: see [`Note`].
+//! The store holds nothing but descriptors. Everything else the next keeper needs is in a memfd
+//! among them: see [`Note`].
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,10 +21,10 @@ use crate::kind::ConnectionKind;
 
 const LEDGER: &str = "inlay-ledger";
 const NOTE: &str = "inlay-session";
-/// What the name of a connection's descriptor begins with; its kind follows.
+/// Prefix of the name of a connection's descriptor, followed by its kind.
 const CONNECTION: &str = "inlay-";
 
-/// The names that descriptors of a session are stored under.
+/// Returns the names under which a session's descriptors are stored.
 pub fn stored_names() -> Vec<String> {
     let connections = ConnectionKind::ALL.into_iter().map(connection_name);
     [LEDGER.to_owned(), NOTE.to_owned()].into_iter().chain(connections).collect()
@@ -34,39 +34,39 @@ fn connection_name(kind: ConnectionKind) -> String {
     format!("{CONNECTION}{}", kind.name())
 }
 
-/// Descriptors that came back, each with its name. They may be anything: nothing but their names has
-/// been looked at.
+/// Descriptors that came back from the store, with their names. Untrusted: nothing but the names
+/// has been checked.
 #[derive(Debug, Default)]
 pub struct Stored {
     named: Vec<(String, OwnedFd)>,
 }
 
-/// What a keeper must know of a session besides its descriptors.
+/// What a keeper needs to know of a session besides its descriptors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Note {
     pub(super) session: String,
-    pub(super) connections: Vec<ConnectionNote>,
+    pub(super) connections: Vec<StoredConnection>,
 }
 
 /// A connection in a [`Note`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct ConnectionNote {
+pub(super) struct StoredConnection {
     pub(super) kind: ConnectionKind,
     /// The kernel's INIT request, in hexadecimal digits.
     pub(super) init: String,
-    /// Of the mounted filesystem's device number.
+    /// Minor device number of the mounted filesystem.
     pub(super) minor: u32,
 }
 
-/// The descriptors of a session, none missing and none twice, and what they are.
+/// The descriptors of a session: complete and without duplicates.
 #[derive(Debug)]
 pub(super) struct Whole {
     pub(super) session: SessionId,
     pub(super) ledger: OwnedFd,
-    pub(super) connections: Vec<(ConnectionNote, OwnedFd)>,
+    pub(super) connections: Vec<(StoredConnection, OwnedFd)>,
 }
 
-/// Why stored descriptors are no session.
+/// Why stored descriptors do not form a session.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NotWhole {
     #[error("'{0}' is missing")]
@@ -77,15 +77,15 @@ pub(super) enum NotWhole {
     Note(#[from] KeeperError),
 }
 
-/// The message that goes with the descriptors to a keeper.
+/// The message that carries the descriptors to a keeper.
 #[derive(Serialize, Deserialize)]
 struct HandOver {
     names: Vec<String>,
 }
 
 impl Stored {
-    /// Those of `given` that have the name of a session's descriptor. The names of the others are
-    /// returned; they are closed.
+    /// Selects those of `given` with a session descriptor's name. Closes the others and returns
+    /// their names.
     pub fn of(given: Vec<(String, OwnedFd)>) -> (Self, Vec<String>) {
         let ours = stored_names();
         let (named, others): (Vec<_>, Vec<_>) =
@@ -93,18 +93,18 @@ impl Stored {
         (Self { named }, others.into_iter().map(|(name, _)| name).collect())
     }
 
-    /// Whether there is nothing.
+    /// Returns whether there are no descriptors.
     pub fn is_empty(&self) -> bool {
         self.named.is_empty()
     }
 
-    /// The session that they are of, if that can be read.
+    /// Returns the session they belong to, if it can be read.
     pub fn session(&self) -> Option<SessionId> {
         let (_, note) = self.named.iter().find(|(name, _)| name == NOTE)?;
         Note::read(note).ok().map(|note| note.session.into())
     }
 
-    /// Whether they are all that `kept` would store, each once.
+    /// Returns whether they are exactly what `kept` would store.
     pub fn is_all_of(&self, kept: &Kept) -> bool {
         let mut have: Vec<_> = self.named.iter().map(|(name, _)| name.clone()).collect();
         let kinds = kept.connections.iter().map(|connection| connection_name(connection.kind));
@@ -114,13 +114,14 @@ impl Stored {
         have == want && self.session().as_ref() == Some(kept.session())
     }
 
-    /// Puts them into a socket, the standard input of a keeper that is run with
-    /// [`Begin::WithStored`](super::Begin::WithStored).
+    /// Sends them into a socket. The returned end is the standard input of a keeper that is run
+    /// with [`Begin::WithStored`](super::Begin::WithStored).
     pub fn hand_over(&self) -> Result<OwnedFd, KeeperError> {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .map_err(io::Error::from)?;
-        // More than there are names: then some are there twice among those that are sent, too.
+        // The limit exceeds the number of names, so if it cuts any off, the rest still contains
+        // duplicates, which the receiver detects.
         let sent = || self.named.iter().take(DESCRIPTORS_MAX);
         let names = sent().map(|(name, _)| name.clone()).collect();
         let descriptors: Vec<_> = sent().map(|(_, descriptor)| descriptor.as_fd()).collect();
@@ -128,7 +129,7 @@ impl Stored {
         Ok(theirs)
     }
 
-    /// The other side of [`Stored::hand_over`].
+    /// Counterpart of [`Stored::hand_over`].
     pub(super) fn receive(from: impl AsFd) -> Result<Self, KeeperError> {
         let received = socket::receive(from)?.ok_or(KeeperError::Ended)?;
         let HandOver { names } = decode(&received.bytes)?;
@@ -138,7 +139,7 @@ impl Stored {
         Ok(Self { named: names.into_iter().zip(received.descriptors).collect() })
     }
 
-    /// The session that they are.
+    /// Checks that they form a session.
     pub(super) fn whole(self) -> Result<Whole, NotWhole> {
         let mut named = self.named;
         let mut take = |wanted: &str| {
@@ -160,8 +161,8 @@ impl Stored {
 }
 
 impl Kept {
-    /// Has `keep` keep what the session needs to go on after the keeper's end: a descriptor for each
-    /// of [`stored_names`] that this session has. See [`Kept::note_stored`].
+    /// Stores the session's state with `keep`, so that it can outlive the keeper: one descriptor
+    /// for each of [`stored_names`] that this session has. Implies [`Kept::note_stored`].
     pub fn store(
         &mut self,
         mut keep: impl FnMut(&str, BorrowedFd<'_>) -> io::Result<()>,
@@ -170,7 +171,7 @@ impl Kept {
         for connection in &self.connections {
             let minor = device_minor(&connection.mountpoint).ok_or(KeeperError::Ended)?;
             let (kind, init) = (connection.kind, hex::encode(&connection.init));
-            note.connections.push(ConnectionNote { kind, init, minor });
+            note.connections.push(StoredConnection { kind, init, minor });
             keep(&connection_name(kind), connection.device.as_fd())?;
         }
         keep(LEDGER, self.ledger.file())?;
@@ -217,12 +218,12 @@ mod tests {
     }
 
     fn note() -> Note {
-        let connection = |kind| ConnectionNote { kind, init: "00ff".into(), minor: 7 };
+        let connection = |kind| StoredConnection { kind, init: "00ff".into(), minor: 7 };
         let kinds = [ConnectionKind::General, ConnectionKind::OpenLess];
         Note { session: "5e55".into(), connections: kinds.map(connection).into() }
     }
 
-    /// A session of two connections, which are files here.
+    /// Returns a session of two connections, with plain files as descriptors.
     fn session() -> Vec<(String, OwnedFd)> {
         vec![
             ("inlay-general".into(), file(b"g")),

@@ -1,4 +1,5 @@
-//! Who serves, and who is next: the keeper's decisions, without a clock and without a system call.
+//! Decides which process serves and which is next, as a pure state machine without a clock or
+//! syscalls.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -8,59 +9,60 @@ use super::wire::Claim;
 #[cfg(test)]
 mod tests;
 
-/// One who is connected to the keeper. Numbers are never used again.
+/// A client of the keeper. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct PeerId(pub(super) u64);
 
-/// What the keeper is to do.
+/// An action for the keeper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Hand everything on to this one.
+    /// Grant the session to this client.
     Grant(PeerId),
-    /// Ask this one to end.
+    /// Ask this server to exit.
     AskToLeave(PeerId),
-    /// Kill this one's process.
+    /// Kill this server's process.
     Kill(PeerId),
     /// Start a server.
     Respawn,
     /// Answer every request with an error from now on.
     BeginRefusing,
-    /// Stop that, before anything else is done.
+    /// Stop doing so, before any other action.
     EndRefusing,
 }
 
-/// The times that matter.
+/// Timing limits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// How long one who was asked to leave, or has said goodbye, may go on.
+    /// Time for a server to exit after a goodbye or a request to leave.
     pub(super) grace: Duration,
     /// How long requests wait for a server.
     pub(super) deadline: Duration,
-    /// How often a server is started in vain.
+    /// Maximum number of failed respawns.
     pub(super) respawns: u32,
-    /// The first pause before one is started again; each further one is twice as long.
+    /// Base of the exponential backoff between respawns: after the n-th failed one, the pause is
+    /// `pause * 2^n`.
     pub(super) pause: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum TurnState {
     Free { since: Instant, refusing: bool },
     Serving { peer: PeerId },
     Ending { peer: PeerId, since: Instant, kill_at: Option<Instant> },
 }
 
-/// Whether a server said that it was going to end.
+/// Whether a server announced its exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Parting {
     Clean,
     Unexpected,
 }
 
-/// Who serves, and who waits for it.
+/// The current server and the clients waiting for the session.
 #[derive(Debug)]
 pub(super) struct Turns {
     limits: Limits,
-    state: State,
+    state: TurnState,
     waiting: VecDeque<PeerId>,
     parting: Parting,
     has_served: bool,
@@ -73,7 +75,7 @@ impl Turns {
     pub(super) fn new(limits: Limits, now: Instant) -> Self {
         Self {
             limits,
-            state: State::Free { since: now, refusing: false },
+            state: TurnState::Free { since: now, refusing: false },
             waiting: VecDeque::new(),
             parting: Parting::Clean,
             has_served: false,
@@ -83,21 +85,21 @@ impl Turns {
         }
     }
 
-    /// The session is not new: whether somebody has served it, and who does still, having been granted
-    /// its turn by another keeper.
+    /// Resumes a session of an earlier keeper. `was_served` says whether it ever had a server;
+    /// `server` is the one that still serves.
     pub(super) fn resume(&mut self, was_served: bool, server: Option<PeerId>) {
         self.has_served = was_served || server.is_some();
         if let Some(peer) = server {
-            self.state = State::Serving { peer };
+            self.state = TurnState::Serving { peer };
             self.parting = Parting::Unexpected;
         }
     }
 
-    /// Who serves, or has not yet ended.
+    /// Returns the server, including one that is exiting.
     pub(super) fn server(&self) -> Option<PeerId> {
         match self.state {
-            State::Free { .. } => None,
-            State::Serving { peer } | State::Ending { peer, .. } => Some(peer),
+            TurnState::Free { .. } => None,
+            TurnState::Serving { peer } | TurnState::Ending { peer, .. } => Some(peer),
         }
     }
 
@@ -110,15 +112,15 @@ impl Turns {
     }
 
     pub(super) fn is_refusing(&self) -> bool {
-        matches!(self.state, State::Free { refusing: true, .. })
+        matches!(self.state, TurnState::Free { refusing: true, .. })
     }
 
-    /// Whether nobody serves and nobody can be about to: every process that served has ended.
+    /// Returns whether the session is free: every process that served has exited.
     pub(super) fn is_free(&self) -> bool {
-        matches!(self.state, State::Free { .. })
+        matches!(self.state, TurnState::Free { .. })
     }
 
-    /// Somebody wants to serve.
+    /// Handles a client's claim.
     pub(super) fn claim(&mut self, peer: PeerId, how: Claim, now: Instant) -> Vec<Action> {
         if self.server() == Some(peer) || self.waiting.contains(&peer) {
             return Vec::new();
@@ -128,17 +130,17 @@ impl Turns {
             Claim::TakeOver => self.waiting.push_front(peer),
         }
         match self.state {
-            State::Free { .. } => self.grant_next(),
-            State::Serving { peer: server } if how == Claim::TakeOver => {
+            TurnState::Free { .. } => self.grant_next(),
+            TurnState::Serving { peer: server } if how == Claim::TakeOver => {
                 self.parting = Parting::Clean;
                 self.ending(server, now);
                 vec![Action::AskToLeave(server)]
             }
-            State::Serving { .. } | State::Ending { .. } => Vec::new(),
+            TurnState::Serving { .. } | TurnState::Ending { .. } => Vec::new(),
         }
     }
 
-    /// The server answers the kernel.
+    /// Handles the server's report that it answers the kernel.
     pub(super) fn serving(&mut self, peer: PeerId) {
         if self.server() == Some(peer) {
             self.has_served = true;
@@ -146,7 +148,7 @@ impl Turns {
         }
     }
 
-    /// The server is about to end.
+    /// Handles the server's goodbye.
     pub(super) fn goodbye(&mut self, peer: PeerId, now: Instant) {
         if self.server() == Some(peer) {
             self.parting = Parting::Clean;
@@ -154,26 +156,26 @@ impl Turns {
         }
     }
 
-    /// A connection to the keeper has ended; the process may live on.
+    /// Handles the end of a client's connection; its process may live on.
     pub(super) fn closed(&mut self, peer: PeerId, now: Instant) {
         self.waiting.retain(|waiting| *waiting != peer);
-        if self.state == (State::Serving { peer }) {
+        if self.state == (TurnState::Serving { peer }) {
             self.parting = Parting::Unexpected;
             self.ending(peer, now);
         }
     }
 
-    /// The server's process has ended.
+    /// Handles the exit of the server's process.
     pub(super) fn dead(&mut self, peer: PeerId, now: Instant) -> Vec<Action> {
         let since = match self.state {
-            State::Serving { peer: server } if server == peer => {
+            TurnState::Serving { peer: server } if server == peer => {
                 self.parting = Parting::Unexpected;
                 now
             }
-            State::Ending { peer: server, since, .. } if server == peer => since,
+            TurnState::Ending { peer: server, since, .. } if server == peer => since,
             _ => return Vec::new(),
         };
-        self.state = State::Free { since, refusing: false };
+        self.state = TurnState::Free { since, refusing: false };
         if self.parting == Parting::Unexpected {
             self.deaths += 1;
             self.respawn_at = Some(now);
@@ -181,7 +183,7 @@ impl Turns {
         self.grant_next()
     }
 
-    /// A server that was started ended before it claimed.
+    /// Handles a respawned server that exited before it claimed the session.
     pub(super) fn respawn_failed(&mut self, now: Instant) {
         if self.is_free() && self.respawned > 0 {
             let pause = self.limits.pause.saturating_mul(1 << self.respawned.min(10));
@@ -189,18 +191,18 @@ impl Turns {
         }
     }
 
-    /// Time has passed.
+    /// Handles timeouts due at `now`.
     pub(super) fn tick(&mut self, now: Instant) -> Vec<Action> {
         match &mut self.state {
-            State::Serving { .. } => Vec::new(),
-            State::Ending { peer, kill_at, .. } => match kill_at {
+            TurnState::Serving { .. } => Vec::new(),
+            TurnState::Ending { peer, kill_at, .. } => match kill_at {
                 Some(at) if *at <= now => {
                     *kill_at = None;
                     vec![Action::Kill(*peer)]
                 }
                 _ => Vec::new(),
             },
-            State::Free { since, refusing } => {
+            TurnState::Free { since, refusing } => {
                 let mut actions = Vec::new();
                 let late = now.saturating_duration_since(*since) >= self.limits.deadline;
                 if late && !*refusing && self.has_served {
@@ -219,12 +221,12 @@ impl Turns {
         }
     }
 
-    /// When [`Turns::tick`] has something to do.
+    /// Returns when [`Turns::tick`] is due next.
     pub(super) fn next_tick(&self) -> Option<Instant> {
         match self.state {
-            State::Serving { .. } => None,
-            State::Ending { kill_at, .. } => kill_at,
-            State::Free { since, refusing } => {
+            TurnState::Serving { .. } => None,
+            TurnState::Ending { kill_at, .. } => kill_at,
+            TurnState::Free { since, refusing } => {
                 let late = (!refusing && self.has_served)
                     .then(|| since.checked_add(self.limits.deadline))
                     .flatten();
@@ -234,9 +236,9 @@ impl Turns {
     }
 
     fn ending(&mut self, peer: PeerId, now: Instant) {
-        if let State::Serving { .. } = self.state {
+        if let TurnState::Serving { .. } = self.state {
             let kill_at = now.checked_add(self.limits.grace);
-            self.state = State::Ending { peer, since: now, kill_at };
+            self.state = TurnState::Ending { peer, since: now, kill_at };
         }
     }
 
@@ -246,7 +248,7 @@ impl Turns {
         if self.is_refusing() {
             actions.push(Action::EndRefusing);
         }
-        self.state = State::Serving { peer };
+        self.state = TurnState::Serving { peer };
         self.parting = Parting::Unexpected;
         self.respawn_at = None;
         actions.push(Action::Grant(peer));

@@ -1,4 +1,4 @@
-//! What keeper and servers say to each other: small JSON messages with a version.
+//! The protocol between keeper and servers: small, versioned JSON messages.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -6,81 +6,81 @@ use serde::{Deserialize, Serialize};
 use super::error::KeeperError;
 use crate::kind::ConnectionKind;
 
-/// A message of another version is refused.
-const VERSION: u32 = 1;
-/// The longest message, in bytes.
+/// Protocol version; messages of any other version are refused.
+pub const VERSION: u32 = 1;
+/// Maximum length of a message, in bytes.
 pub(super) const MESSAGE_LEN_MAX: usize = 64 << 10;
-/// The most descriptors in one message.
+/// Maximum descriptors in one message.
 pub(super) const DESCRIPTORS_MAX: usize = 16;
 
 /// How to become the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Claim {
-    /// When the one that serves now has ended.
+    /// Wait until the current server has exited.
     WhenFree,
-    /// Now: the one that serves is asked to leave, and killed if it stays.
+    /// Now: ask the current server to leave, and kill it if it does not.
     TakeOver,
 }
 
-/// What is said to the keeper.
+/// Messages to the keeper.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case")]
 pub(super) enum Ask {
-    /// Let me serve.
+    /// Claim the session.
     Claim { how: Claim },
-    /// I serve: the kernel has its answers again.
+    /// The server is ready: it answers the kernel.
     Serving {
-        /// Whether something else keeps the session's descriptors, too.
+        /// Whether a descriptor store also holds the session's descriptors.
         #[serde(default)]
         stored: bool,
     },
-    /// I am about to end, and that is well.
+    /// The server is about to exit, as intended.
     Goodbye,
-    /// How are you?
+    /// Query the keeper's status.
     Status,
-    /// End it all.
+    /// End the session and the keeper.
     Stop,
 }
 
-/// What the keeper says.
+/// Messages from the keeper.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "tell", rename_all = "snake_case")]
 pub(super) enum Tell {
-    /// It is your turn. With it come the ledger's descriptor and one for each connection.
+    /// The session is granted. Carries the ledger's descriptor and one per connection.
     Kept { session: String, connections: Vec<ConnectionNote> },
-    /// Somebody else wants to serve: end soon.
+    /// Another process wants to serve: exit soon.
     Leave,
-    /// How it is.
+    /// The keeper's status.
     Status(KeeperStatus),
-    /// No.
+    /// The request is refused.
     Refused { why: String },
 }
 
-/// A connection to the kernel, as it is handed on.
+/// A connection to the kernel, as granted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ConnectionNote {
     pub(super) kind: ConnectionKind,
     /// The kernel's INIT request, in hexadecimal digits.
     pub(super) init: String,
-    /// Where it is mounted.
+    /// Its mount point.
     pub(super) mountpoint: Vec<u8>,
 }
 
-/// How a keeper is.
+/// Status of a keeper.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeeperStatus {
-    /// The session's id.
+    /// Session ID.
     pub session: String,
-    /// The keeper's process.
+    /// PID of the keeper.
     pub pid: u32,
-    /// The process that serves now.
+    /// PID of the current server.
     pub server: Option<u32>,
-    /// How many wait for their turn.
+    /// Number of processes waiting for the session.
     pub waiting: usize,
     /// Whether requests are refused, because no server came back in time.
     pub refusing: bool,
-    /// How often a server ended without a goodbye.
+    /// How often a server exited without a goodbye.
     pub deaths: u64,
 }
 

@@ -1,13 +1,15 @@
-//! The ledger's records: 64 bytes each, in this machine's byte order, the first eight of them a
-//! check of the rest.
+//! Encodes the ledger's records: 64 bytes each, in native byte order, starting with an eight-byte
+//! checksum of the rest.
 
 use inlay_store::ids::Digest;
 
 use crate::kind::ConnectionKind;
+use crate::numbers::Numbers;
 
 pub(crate) const RECORD_LEN: usize = 64;
 const MAGIC: &[u8; 8] = b"inlayldg";
-const VERSION: u32 = 1;
+/// The version written, and the only one accepted.
+pub const VERSION: u32 = 1;
 
 /// The first record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,10 +17,10 @@ pub(super) struct Header {
     pub(super) next_slot: u32,
 }
 
-/// What a record tells.
+/// Contents of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
-    /// Nothing.
+    /// The record is free.
     Free,
     /// A slot is in use.
     Slot(SlotEntry),
@@ -34,38 +36,39 @@ pub(crate) struct SlotEntry {
     pub(crate) slot: u32,
     pub(crate) kind: ConnectionKind,
     pub(crate) visibility: Visibility,
+    pub(crate) numbers: Numbers,
 }
 
-/// Whether a slot can be found by its name.
+/// Whether a slot can be looked up by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Visibility {
-    /// It is in the root directory.
+    /// It is listed in the root directory.
     Attached,
-    /// It isn't, but it may be in use.
+    /// It is not listed, but may still be in use.
     Detached,
 }
 
-/// How the kernel has a large file open. All opens of an inode at one time are of one mode.
+/// How the kernel has a large file open. All concurrent opens of an inode use the same mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Mode {
-    /// Its reads come to the server.
+    /// Reads go to the server.
     Plain,
-    /// They go to the backing file with this id.
+    /// Reads go to the backing file with this ID.
     Passthrough(u32),
 }
 
-/// A large file that is open.
+/// An open large file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Handle {
     pub(crate) kind: ConnectionKind,
-    /// As the kernel knows it.
+    /// Node ID.
     pub(crate) inode: u64,
-    /// Of the request that opened it: a request that is sent again has it, too.
+    /// Number of the OPEN request; a resent request has the same number.
     pub(crate) unique: u64,
     pub(crate) mode: Mode,
 }
 
-/// A backing file that is registered.
+/// A registered backing file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Backing {
     pub(crate) kind: ConnectionKind,
@@ -74,7 +77,7 @@ pub(crate) struct Backing {
     pub(crate) content: Digest,
 }
 
-/// A record, field after field.
+/// Cursor over the fields of a record.
 struct Fields {
     bytes: [u8; RECORD_LEN],
     at: usize,
@@ -86,7 +89,7 @@ impl Fields {
     }
 
     fn put(mut self, field: &[u8]) -> Self {
-        // In range: every record's fields are fewer than 64 bytes; a test writes each.
+        // In range: every record's fields are shorter than 64 bytes; a test writes each.
         if let Some(place) = self.bytes.get_mut(self.at..self.at + field.len()) {
             place.copy_from_slice(field);
         }
@@ -132,7 +135,7 @@ fn check(record: &[u8; RECORD_LEN]) -> [u8; 8] {
     sum
 }
 
-/// The fields, if the check is right.
+/// Returns the fields if the checksum matches.
 fn checked(bytes: &[u8; RECORD_LEN]) -> Option<Fields> {
     (bytes.get(..8)? == check(bytes)).then_some(Fields { bytes: *bytes, at: 8 })
 }
@@ -155,15 +158,23 @@ const PLAIN: u8 = 2;
 const PASSTHROUGH: u8 = 3;
 const BACKING: u8 = 4;
 
-/// The record of `entry`, in a place that is used for the time `turn`.
+/// Encodes `entry`, in a record reused for the `turn`-th time.
 pub(super) fn encode(turn: u32, entry: &Entry) -> [u8; RECORD_LEN] {
     let head = |tag: u8, kind: u8| Fields::new().put(&[tag, kind, 0, 0]).put(&turn.to_ne_bytes());
     match entry {
         Entry::Free => head(FREE, 0).done(),
-        Entry::Slot(SlotEntry { slot, kind, visibility }) => head(SLOT, kind.code())
-            .put(&slot.to_ne_bytes())
-            .put(&[u8::from(*visibility == Visibility::Detached)])
-            .done(),
+        Entry::Slot(SlotEntry { slot, kind, visibility, numbers }) => {
+            let (numbered, first, count) = match numbers {
+                Numbers::OfTheKernel => (0, 0, 0),
+                Numbers::From { first, count } => (1, *first, *count),
+            };
+            head(SLOT, kind.code())
+                .put(&slot.to_ne_bytes())
+                .put(&[u8::from(*visibility == Visibility::Detached), numbered])
+                .put(&first.to_ne_bytes())
+                .put(&count.to_ne_bytes())
+                .done()
+        }
         Entry::Handle(Handle { kind, inode, unique, mode }) => {
             let (tag, id) = match mode {
                 Mode::Plain => (PLAIN, 0),
@@ -183,7 +194,7 @@ pub(super) fn encode(turn: u32, entry: &Entry) -> [u8; RECORD_LEN] {
     }
 }
 
-/// What a record tells, and how often its place was used. Anything odd tells nothing.
+/// Decodes a record and its reuse count. Invalid records count as free.
 pub(super) fn decode(bytes: &[u8; RECORD_LEN]) -> (u32, Entry) {
     let Some(mut fields) = checked(bytes) else { return (0, Entry::Free) };
     let [tag, kind, ..] = fields.take::<4>();
@@ -196,6 +207,11 @@ pub(super) fn decode(bytes: &[u8; RECORD_LEN]) -> (u32, Entry) {
             visibility: match fields.byte() {
                 0 => Visibility::Attached,
                 _ => Visibility::Detached,
+            },
+            // A version that had one number for both wrote zeros from here on.
+            numbers: match (fields.byte(), fields.u64(), fields.u32()) {
+                (0, ..) => Numbers::OfTheKernel,
+                (_, first, count) => Numbers::From { first, count },
             },
         }),
         PLAIN | PASSTHROUGH => {

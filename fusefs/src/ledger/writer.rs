@@ -1,5 +1,5 @@
-//! Who writes the ledger: one process at a time, which has a lock on the file that ends with it. So a
-//! keeper that knows nothing but the file can tell whether somebody serves the session.
+//! Ensures a single writer of the ledger with a file lock that ends with the process. So a keeper
+//! that has only the file can tell whether a process serves the session.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,12 +10,13 @@ use rustix::process::{Flock, FlockType, Pid, PidfdFlags, fcntl_getlk, pidfd_open
 
 use super::{Ledger, LedgerError};
 
-/// How often the process that has the lock may have ended before it could be looked at.
+/// Maximum attempts to open the lock holder before it exits.
 const LOOKS_MAX: usize = 16;
 
 impl Ledger {
-    /// Makes this process the one that writes. The lock is the process's, not the descriptor's: it is
-    /// gone when the process closes *any* descriptor of the file, so let it have this one only.
+    /// Makes this process the writer; fails with `Served` if another process is. The lock belongs
+    /// to the process, not to the descriptor: closing *any* descriptor of the file releases it, so
+    /// the process must have no other one.
     pub(crate) fn become_writer(&self) -> Result<(), LedgerError> {
         match fcntl_lock(&self.file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(()),
@@ -25,13 +26,13 @@ impl Ledger {
     }
 }
 
-/// The process that writes the ledger in `file`, if there is one, and a descriptor of it. This
-/// process itself is never told of.
+/// Returns the process that writes the ledger in `file`, if any, with a pidfd. Never returns the
+/// calling process itself.
 pub(crate) fn writer(file: impl AsFd) -> Result<Option<(Pid, OwnedFd)>, LedgerError> {
     for _ in 0..LOOKS_MAX {
         let Some(pid) = holder(&file)? else { return Ok(None) };
         match pidfd_open(pid, PidfdFlags::empty()) {
-            // The number may have been given to another process in between.
+            // The PID may have been reused in between.
             Ok(process) if holder(&file)? == Some(pid) => return Ok(Some((pid, process))),
             Ok(_) | Err(Errno::SRCH) => {}
             Err(errno) => return Err(io::Error::from(errno).into()),
@@ -44,7 +45,7 @@ fn holder(file: impl AsFd) -> Result<Option<Pid>, LedgerError> {
     let wanted = Flock::from(FlockType::WriteLock);
     match fcntl_getlk(file, &wanted).map_err(io::Error::from)? {
         None => Ok(None),
-        // Without a number: a process that can't be seen from this one's namespace.
+        // Without a PID: the process is not visible in this PID namespace.
         Some(lock) => lock.pid.map(Some).ok_or(LedgerError::Served),
     }
 }
@@ -53,7 +54,7 @@ fn holder(file: impl AsFd) -> Result<Option<Pid>, LedgerError> {
 mod tests {
     use super::*;
 
-    /// Holds the lock that a server would have, until it is killed or its input ends.
+    /// Holds the lock like a server, until killed or at end of input.
     const HOLD: &str = "import fcntl, sys\n\
         f = open(sys.argv[1], 'r+b')\n\
         fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)\n\

@@ -1,4 +1,4 @@
-//! Opens, closes, deaths and requests that come twice, against the kernel's rules.
+//! Tests opens, closes, server deaths and resent requests against a model of the kernel's rules.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,15 +11,15 @@ use super::*;
 
 const KIND: ConnectionKind = ConnectionKind::General;
 
-/// What the kernel knows, and the rules by which it gives EIO.
+/// State of the kernel, and the rules under which it returns EIO.
 #[derive(Default)]
 struct Kernel {
     registered: RefCell<BTreeMap<u32, u64>>,
     next_id: RefCell<u32>,
     refuses: RefCell<bool>,
-    /// The open files of each inode by their handles.
+    /// Open files of each inode, by handle.
     open: BTreeMap<u64, BTreeMap<u64, Mode>>,
-    /// The registrations that open files hold on to, closed or not.
+    /// Number of the kernel's next request.
     next_unique: u64,
 }
 
@@ -41,11 +41,11 @@ impl Registry for Kernel {
 }
 
 impl Kernel {
-    /// The kernel takes an answer to an open.
+    /// Handles the reply to an open.
     fn opened(&mut self, inode: u64, opened: Opened) {
         let open = self.open.entry(inode).or_default();
         for mode in open.values() {
-            // Mixed modes, or another registration, are an I/O error to the program.
+            // Mixed modes, or another registration, are an I/O error for the program.
             assert_eq!(*mode, opened.mode, "inode {inode}");
         }
         if let Mode::Passthrough(id) = opened.mode {
@@ -55,7 +55,7 @@ impl Kernel {
     }
 }
 
-/// A server, and the file that outlives it.
+/// A server, and the ledger that outlives it.
 struct Server {
     ledger: Ledger,
     opens: Opens,
@@ -93,12 +93,12 @@ fn content(inode: u64) -> Digest {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A program opens the inode; the cache may have the file whole by then.
+    /// A program opens the inode; `whole` says whether its cache file is complete.
     Open {
         inode: u64,
         whole: bool,
     },
-    /// The server decides about an open, and dies before the answer is out.
+    /// The server records an open and dies before it replies.
     OpenAndDie {
         inode: u64,
         whole: bool,
@@ -107,14 +107,14 @@ enum Step {
     Close {
         which: prop::sample::Index,
     },
-    /// It does, and the server dies before or after it has noted that.
+    /// The same, and the server dies before or after it has recorded the close.
     CloseAndDie {
         which: prop::sample::Index,
         noted: bool,
     },
-    /// The kernel refuses registrations, or doesn't any more.
+    /// The kernel starts or stops refusing registrations.
     Refuse(bool),
-    /// The cache wants its space back.
+    /// The cache reclaims space.
     CloseIdle,
     Die,
 }
@@ -133,7 +133,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..80)
 }
 
-/// Takes one of the kernel's open files away, as a close does before the server hears of it.
+/// Removes one of the kernel's open files, as a close does before the server handles it.
 fn close_one(kernel: &mut Kernel, which: prop::sample::Index) -> Option<u64> {
     let all: Vec<_> = kernel
         .open
@@ -160,7 +160,7 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
                 kernel.next_unique += 2;
                 let lost = server.open(&kernel, inode, kernel.next_unique, whole);
                 server = Server::adopt(&file);
-                // Sent again, it gets the same answer, whatever the cache has by now.
+                // Resent, it gets the same reply, regardless of the cache.
                 let again = server.open(&kernel, inode, kernel.next_unique | RESENT, !whole);
                 prop_assert_eq!(lost, again);
                 kernel.opened(inode, again);
@@ -189,7 +189,7 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
         let open: usize = kernel.open.values().map(BTreeMap::len).sum();
         prop_assert_eq!(server.opens.counts().0, open);
     }
-    // When all is closed, nothing is left: not in the ledger, not with the kernel.
+    // After all closes, nothing is left in the ledger or the kernel.
     let handles: Vec<_> = kernel.open.values().flat_map(BTreeMap::keys).copied().collect();
     for handle in handles {
         server.release(&kernel, handle);
@@ -212,6 +212,26 @@ proptest! {
 }
 
 #[test]
+fn an_open_that_is_sent_again_to_the_same_server_has_one_handle() {
+    let file = Ledger::create().unwrap();
+    let kernel = Kernel::default();
+    let mut server = Server::adopt(&file);
+    let first = server.open(&kernel, 2, 6, true);
+    assert_eq!(server.open(&kernel, 2, 6 | RESENT, true), first);
+    assert_eq!(server.opens.counts().0, 1);
+    // The resent request may be answered first, by another thread.
+    let second = server.open(&kernel, 2, 8 | RESENT, true);
+    assert_ne!(second.handle, first.handle);
+    assert_eq!(server.open(&kernel, 2, 8 | RESENT, true), second);
+    assert_eq!(server.open(&kernel, 2, 8, true), second);
+    assert_eq!(server.opens.counts().0, 2);
+    server.release(&kernel, first.handle);
+    server.release(&kernel, second.handle);
+    assert_eq!(server.opens.counts().0, 0);
+    assert!(server.opens.by_request.is_empty());
+}
+
+#[test]
 fn registrations_that_nobody_uses_are_bounded() {
     let file = Ledger::create().unwrap();
     let kernel = Kernel::default();
@@ -224,7 +244,7 @@ fn registrations_that_nobody_uses_are_bounded() {
     }
     let registered: BTreeSet<u32> = kernel.registered.borrow().keys().copied().collect();
     assert_eq!(registered.len(), IDLE_MAX);
-    // The longest unused went first.
+    // The least recently used was closed first.
     assert!(!registered.contains(&1) && registered.contains(&11));
 }
 
@@ -261,7 +281,7 @@ fn a_file_that_could_not_be_registered_is_tried_again() {
     let plain = server.open(&kernel, 2, 2, true);
     assert_eq!(plain.mode, Mode::Plain);
     *kernel.refuses.borrow_mut() = false;
-    // Another file is not concerned; this one is passed through once it is open nowhere.
+    // Other files are unaffected; this one uses passthrough again once it is open nowhere.
     assert!(matches!(server.open(&kernel, 3, 4, true).mode, Mode::Passthrough(_)));
     assert_eq!(server.open(&kernel, 2, 6, true).mode, Mode::Plain);
     server.release(&kernel, plain.handle);
@@ -271,7 +291,7 @@ fn a_file_that_could_not_be_registered_is_tried_again() {
 }
 
 impl Server {
-    /// An open file of an inode.
+    /// Returns an open file of an inode.
     fn ledger_handles(&self, inode: u64) -> (u64, Mode) {
         let open = self.opens.handles.iter().find(|(_, open)| open.key == (KIND, inode));
         let (place, open) = open.unwrap();

@@ -19,10 +19,10 @@ use inlay_store::pack::{BlobStore, FileSink, KnownChunks, PackError, PackOptions
 use inlay_store::tree::{Meta, NodeId, NodeKind, Tree, TreeLimits};
 use inlay_testkit::{attributes, compare::data_ranges};
 
-/// The file that each regular inode was made from.
+/// The original file of each regular inode.
 pub(crate) type Files = HashMap<InodeIdx, PathBuf>;
 
-/// An index, and the file that each of its regular inodes was made from.
+/// An index, and the original file of each of its regular inodes.
 pub(crate) struct Snapshot {
     pub(crate) index: Index,
     pub(crate) files: Files,
@@ -41,7 +41,7 @@ impl BlobStore for Nowhere {
 }
 
 impl Snapshot {
-    /// The snapshot of the tree below `root`.
+    /// Creates a snapshot of the tree below `root`.
     pub(crate) fn of(root: &Path) -> Self {
         let mut packer = packer();
         let mut tree = Tree::new(TreeLimits::default());
@@ -50,7 +50,7 @@ impl Snapshot {
         Self::written(&tree, packer, root)
     }
 
-    /// The snapshot of `tree`, whose files' contents are those of the files below `root`.
+    /// Creates a snapshot of `tree`, with file contents from below `root`.
     pub(crate) fn written(tree: &Tree, packer: Packer, root: &Path) -> Self {
         let groups = packer.finish().unwrap();
         let mut bytes = Vec::new();
@@ -61,12 +61,12 @@ impl Snapshot {
         Self { index, files }
     }
 
-    /// Serves it by `source` in this process, below a keeper of its own.
+    /// Serves it from `source` in this process, with its own keeper.
     pub(crate) fn mount(&self, source: Arc<dyn ContentSource>) -> roles::Mounted {
         roles::Mounted::new(SnapshotFs::new(self.index.clone(), source))
     }
 
-    /// A source that has every byte at hand.
+    /// Returns a source that has every byte cached.
     pub(crate) fn at_hand(&self) -> Arc<dyn ContentSource> {
         Arc::new(AtHand(self.files.clone()))
     }
@@ -145,7 +145,7 @@ fn regular(packer: &mut Packer, path: &Path, size: u64) -> NodeKind {
     NodeKind::Regular { size, content }
 }
 
-/// The file below `root` that each regular inode of `index` was made from.
+/// Returns the original file below `root` of each regular inode of `index`.
 pub(crate) fn files_of(index: &Index, root: &Path) -> Files {
     let mut files = HashMap::new();
     locate(index, InodeIdx::ROOT, root, &mut files);
@@ -168,7 +168,7 @@ fn read(files: &Files, inode: InodeIdx, offset: u64, buf: &mut [u8]) {
     File::open(&files[&inode]).unwrap().read_exact_at(buf, offset).unwrap();
 }
 
-/// Has every byte at hand.
+/// Has every byte cached.
 pub(crate) struct AtHand(pub(crate) Files);
 
 impl ContentSource for AtHand {
@@ -187,7 +187,7 @@ impl ContentSource for AtHand {
     }
 }
 
-/// Has every byte at hand, and every large file whole: the file it was made from.
+/// Has every byte cached, with the original file as the cache file of every large file.
 pub(crate) struct Whole {
     files: Files,
     contents: HashMap<InodeIdx, Digest>,
@@ -225,7 +225,7 @@ impl ContentSource for Whole {
     }
 }
 
-/// Has nothing and gets nothing.
+/// Fails every read.
 pub(crate) struct Failing;
 
 impl ContentSource for Failing {
@@ -238,7 +238,7 @@ impl ContentSource for Failing {
     }
 }
 
-/// Has a defect.
+/// Panics on every read.
 pub(crate) struct Panics;
 
 impl ContentSource for Panics {
@@ -249,7 +249,7 @@ impl ContentSource for Panics {
     fn read_later(&self, _: InodeIdx, _: u64, _: u32, _: ReadDone) {}
 }
 
-/// Has nothing at hand: reads wait until the test lets them go.
+/// Has nothing cached: reads wait until the test releases them.
 #[derive(Default)]
 pub(crate) struct Delayed {
     files: Files,
@@ -268,7 +268,7 @@ impl Delayed {
         drop(self.arrived.wait_while(waiting, |waiting| waiting.len() < count).unwrap());
     }
 
-    /// Answers all that wait.
+    /// Answers all waiting reads.
     pub(crate) fn answer(&self) {
         let waiting = std::mem::take(&mut *self.waiting.lock().unwrap());
         for (inode, offset, len, done) in waiting {
@@ -278,14 +278,14 @@ impl Delayed {
         }
     }
 
-    /// Fails all that wait.
+    /// Fails all waiting reads.
     pub(crate) fn fail(&self, error: &ContentError) {
         for (.., done) in std::mem::take(&mut *self.waiting.lock().unwrap()) {
             done(Err(error.clone()));
         }
     }
 
-    /// Forgets all that wait, without an answer.
+    /// Drops all waiting reads without an answer.
     pub(crate) fn forget(&self) {
         self.waiting.lock().unwrap().clear();
     }
@@ -302,7 +302,7 @@ impl ContentSource for Delayed {
     }
 }
 
-/// A directory to mount on, beside the tree that the snapshot is made of.
+/// A directory to mount on, next to the tree that the snapshot is made of.
 pub(crate) struct Place {
     dir: tempfile::TempDir,
 }
@@ -320,7 +320,7 @@ impl Place {
         self.dir.path().join("tree")
     }
 
-    /// A new directory beside the others.
+    /// Creates a directory next to the others.
     pub(crate) fn dir(&self, name: &str) -> PathBuf {
         let dir = self.dir.path().join(name);
         fs::create_dir(&dir).unwrap();

@@ -1,4 +1,4 @@
-//! This test program as a keeper, and as a server that can be killed: it starts itself again.
+//! Runs this test program as a keeper, and as a server that can be killed, by re-executing it.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,27 +10,28 @@ use std::time::{Duration, Instant};
 
 use inlay_fusefs::keeper::{Claim, Keeper, KeeperOptions, Kept};
 use inlay_fusefs::{
-    ConnectionKind, ContentSource, HostServer, Restored, ServeOptions, Slot, SnapshotFs,
+    ConnectionKind, ContentSource, FuseFeature, HostServer, Restored, ServeOptions, Slot,
+    SnapshotFs,
 };
 use inlay_store::format::Index;
 
 use super::{AtHand, Delayed, Place, Snapshot};
 
-/// The source of a snapshot none of whose bytes ever come.
+/// Source of a snapshot that never returns bytes.
 static HELD: LazyLock<Arc<Delayed>> = LazyLock::new(Arc::default);
 
-/// How long anything here may take before the test fails.
+/// Timeout of every wait in these tests.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 const ROLE: &str = "INLAY_TEST_ROLE";
 const STATE: &str = "INLAY_TEST_STATE";
 
-/// A child process that is ended with the test.
+/// A child process, killed on drop.
 #[derive(Debug)]
 pub(crate) struct Process(pub(crate) Child);
 
 impl Process {
-    /// Starts this program again as `role`.
+    /// Re-executes this program as `role`.
     pub(crate) fn start(role: &str, state: &Path) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command
@@ -43,13 +44,13 @@ impl Process {
         Self(command.spawn().unwrap())
     }
 
-    /// Kills it, and waits until it has ended.
+    /// Kills it and waits for its exit.
     pub(crate) fn kill(mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }
 
-    /// Waits until it ends by itself.
+    /// Waits for its exit.
     pub(crate) fn until_ended(&mut self) -> std::process::ExitStatus {
         let start = Instant::now();
         loop {
@@ -69,7 +70,7 @@ impl Drop for Process {
     }
 }
 
-/// A keeper below a directory of its own. It is stopped when the test ends, whatever its outcome.
+/// A keeper with its own directory. Stopped at the end of the test, even if it fails.
 pub(crate) struct Session {
     pub(crate) place: Place,
     keeper: Process,
@@ -80,7 +81,7 @@ impl Session {
         Self::with(|_| {})
     }
 
-    /// With settings for the keeper in `settings`.
+    /// Starts a keeper with changed `settings`.
     pub(crate) fn with(settings: impl FnOnce(&mut Settings)) -> Self {
         assert!(
             Path::new("/dev/fuse").exists(),
@@ -96,28 +97,29 @@ impl Session {
         session
     }
 
-    /// A new connection to the keeper.
+    /// Opens a new connection to the keeper.
     pub(crate) fn keeper(&self) -> Keeper {
         Keeper::connect_within(&socket(&self.place.state()), PATIENCE).unwrap()
     }
 
-    /// The keeper's process.
+    /// Returns the keeper's process.
     pub(crate) fn keeper_process(&mut self) -> &mut Process {
         &mut self.keeper
     }
 
-    /// Serves it in this process, which must do so once only.
+    /// Serves it in this process; at most once per process.
     pub(crate) fn serve_here(&self) -> HostServer {
         let kept = self.keeper().claim(Claim::WhenFree).unwrap();
         HostServer::start(kept, Vec::new(), &ServeOptions::default()).unwrap()
     }
 
-    /// Serves it in a process of its own, which attaches the snapshots that were put there.
+    /// Serves it in a child process, which attaches the snapshots put there.
     pub(crate) fn serve(&self) -> Process {
         Process::start("server", &self.place.state())
     }
 
-    /// As [`Session::serve`], while another still serves. Returns when it waits for its turn.
+    /// Like [`Session::serve`], while another server still runs. Returns when the new one waits for
+    /// the session.
     pub(crate) fn serve_standing_by(&self) -> Process {
         let waiting = self.keeper().status().unwrap().waiting;
         let process = self.serve();
@@ -129,7 +131,7 @@ impl Session {
         process
     }
 
-    /// Makes a snapshot of the tree for servers, the next in the order of their slots.
+    /// Stores a snapshot for servers; numbers must be in slot order.
     pub(crate) fn put(&self, number: u32, snapshot: &Snapshot, passthrough: bool) {
         let dir = self.place.state().join(format!("snapshot-{number}"));
         fs::create_dir(&dir).unwrap();
@@ -140,7 +142,7 @@ impl Session {
         }
     }
 
-    /// Has the server do something, and waits until it is done.
+    /// Sends a command to the server and waits until it is done.
     pub(crate) fn tell(&self, what: &str) {
         let (partial, order) = (self.place.state().join("partial-order"), self.order());
         fs::write(&partial, what).unwrap();
@@ -156,7 +158,7 @@ impl Session {
         self.place.state().join("order")
     }
 
-    /// Where the slot `number` is, once it is served.
+    /// Returns the directory of the slot `number`, once it is served.
     pub(crate) fn slot_dir(&self, number: u32) -> PathBuf {
         let start = Instant::now();
         loop {
@@ -177,7 +179,7 @@ impl Drop for Session {
         }
         let _ = self.keeper.0.kill();
         let _ = self.keeper.0.wait();
-        // A keeper that was killed leaves its mounts.
+        // A killed keeper leaves its mounts.
         for kind in ConnectionKind::ALL {
             let at = self.place.state().join("fs").join(kind.name());
             let _ = rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH);
@@ -188,7 +190,7 @@ impl Drop for Session {
 /// A snapshot in a slot that this process serves.
 pub(crate) struct Mounted {
     pub(crate) server: HostServer,
-    /// Where its files are.
+    /// Its root directory.
     pub(crate) dir: PathBuf,
     slot: Slot,
     session: Session,
@@ -203,26 +205,26 @@ impl Mounted {
         Self { server, dir, slot, session }
     }
 
-    /// The connection that it lives on.
+    /// Returns its connection.
     pub(crate) fn kind(&self) -> ConnectionKind {
         self.server.kind(self.slot).unwrap()
     }
 
-    /// Shows it at `at`, too, for as long as what is returned lives.
+    /// Bind-mounts it at `at` until the returned guard is dropped.
     pub(crate) fn bind(&self, at: &Path) -> Bound {
         let mut mount = Command::new("mount");
         assert!(mount.arg("--bind").args([&self.dir, at]).status().unwrap().success());
         Bound(at.to_owned())
     }
 
-    /// Ends it.
+    /// Ends the session.
     pub(crate) fn unmount(self) {
         self.server.unmount().unwrap();
         drop(self.session);
     }
 }
 
-/// A bind mount.
+/// A bind mount, unmounted on drop.
 #[derive(Debug)]
 pub(crate) struct Bound(PathBuf);
 
@@ -232,27 +234,35 @@ impl Drop for Bound {
     }
 }
 
-/// What a keeper of the tests is told.
+/// Settings of a test keeper.
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) deadline: Duration,
     pub(crate) grace: Duration,
     pub(crate) respawn: bool,
+    /// Kernel features that servers do not use even if offered.
+    pub(crate) without: Vec<FuseFeature>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { deadline: PATIENCE, grace: Duration::from_secs(5), respawn: false }
+        Self {
+            deadline: PATIENCE,
+            grace: Duration::from_secs(5),
+            respawn: false,
+            without: Vec::new(),
+        }
     }
 }
 
 impl Settings {
     fn write(&self, state: &Path) {
         let text = format!(
-            "{} {} {}",
+            "{} {} {} {}",
             self.deadline.as_millis(),
             self.grace.as_millis(),
-            u8::from(self.respawn)
+            u8::from(self.respawn),
+            u8::from(self.without.contains(&FuseFeature::Resend))
         );
         fs::write(state.join("settings"), text).unwrap();
     }
@@ -264,6 +274,7 @@ impl Settings {
             deadline: Duration::from_millis(numbers[0]),
             grace: Duration::from_millis(numbers[1]),
             respawn: numbers[2] == 1,
+            without: if numbers[3] == 1 { vec![FuseFeature::Resend] } else { Vec::new() },
         }
     }
 }
@@ -272,7 +283,7 @@ fn socket(state: &Path) -> PathBuf {
     KeeperOptions::below(state).socket
 }
 
-/// What this program does if it was started for a role; nothing as a test.
+/// Plays the role that this program was started for; a no-op as a test.
 pub(crate) fn play() {
     let Ok(role) = std::env::var(ROLE) else { return };
     let state = PathBuf::from(std::env::var(STATE).unwrap());
@@ -300,7 +311,9 @@ fn serve(state: &Path, how: Claim) {
     let kept = Keeper::connect_within(&socket(state), PATIENCE).unwrap().claim(how).unwrap();
     let known = restored(state, &kept);
     let first = known.is_empty();
-    let mut server = HostServer::start(kept, known, &ServeOptions::default()).unwrap();
+    let without = Settings::read(state).without;
+    let options = ServeOptions { without, ..ServeOptions::default() };
+    let mut server = HostServer::start(kept, known, &options).unwrap();
     if first {
         for number in 1.. {
             if !state.join(format!("snapshot-{number}")).exists() {
@@ -324,8 +337,8 @@ fn serve(state: &Path, how: Claim) {
             if what == "leave" {
                 server.leave();
                 fs::remove_file(order).unwrap();
-                // What waits for its bytes fails, as when a runtime is taken down, and what the kernel
-                // then asks for a second time, too.
+                // Reads waiting for bytes fail, as when a runtime shuts down, and so do the
+                // kernel's retries.
                 for _ in 0..50 {
                     HELD.forget();
                     std::thread::sleep(pause);
@@ -354,6 +367,10 @@ fn restore(state: PathBuf, slot: Slot) -> Restored {
 }
 
 fn open(state: &Path, number: u32) -> SnapshotFs {
+    // Simulates a store that does not respond.
+    while state.join(format!("unreachable-{number}")).exists() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
     let dir = state.join(format!("snapshot-{number}"));
     let index = Index::open(&dir.join("index")).unwrap();
     let tree = PathBuf::from(fs::read_to_string(dir.join("tree")).unwrap());
@@ -369,7 +386,7 @@ fn open(state: &Path, number: u32) -> SnapshotFs {
     SnapshotFs::new(index, source)
 }
 
-/// The files behind a snapshot's inodes.
+/// Returns the inode numbers of the files below `root`.
 pub(crate) fn inodes(root: &Path) -> BTreeMap<PathBuf, u64> {
     use std::os::unix::fs::MetadataExt;
     let mut found = BTreeMap::new();

@@ -1,5 +1,5 @@
-//! What the simulation itself knows of groups, snapshots and budgets. The invariants are checked
-//! against these books, not against the scheduler's own.
+//! Tracks groups, snapshots and limits independently of the scheduler. The invariants are checked
+//! against these books, not against the scheduler's own state.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -10,47 +10,48 @@ use inlay_prefetch::{Class, GroupRef, Key};
 use crate::link::Nanos;
 use crate::scenario::{Scenario, SnapshotScript, Told};
 
-/// How often a group is tried without a reader, as documented.
+/// Attempts per group without a reader, as documented.
 const TRIES: u32 = 2;
-/// How far from one that was read a group may be loaded because of that, as documented.
+/// Maximum distance from a read group at which neighbours are loaded, as documented.
 const BESIDE_MAX: u32 = 32;
-/// How long nothing new is read before an image's rest is loaded, and how long that waits at most.
+/// How long no new group must be read before an image's rest is loaded, and the longest wait for
+/// that.
 const CALM: Nanos = 1_000_000_000;
 const CALM_MAX: Nanos = 30_000_000_000;
-/// How long what is less urgent waits for a plan, as documented.
+/// How long lower classes wait for a plan, as documented.
 const PREPARE: Nanos = 2_000_000_000;
-/// How long a snapshot may rest after the store, or the cache, has failed it, as documented.
+/// How long a snapshot may back off after a store or cache failure, as documented.
 const REST_STORE: Nanos = 30_000_000_000;
 const REST_CACHE: Nanos = 5_000_000_000;
 
-/// A group, by its number in the books.
+/// Index of a group in the books.
 pub(crate) type Gid = u32;
 
 /// Where this host has a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Held {
     Nowhere,
-    /// Its readers have it, the cache has not.
+    /// Readers have it, the cache does not yet.
     Landed,
     Cached,
-    /// The cache did not take it.
+    /// The cache rejected it.
     Memory,
 }
 
-/// What is known of a group.
+/// State of a group.
 #[derive(Debug)]
 pub(crate) struct GroupState {
     pub(crate) want: GroupRef,
     pub(crate) held: Held,
-    /// The request that it is part of, until the cache has it.
+    /// The request that it is part of, until it is cached.
     pub(crate) busy: Option<RequestId>,
-    /// Readers that wait for it.
+    /// Readers waiting for it.
     pub(crate) waiting: Vec<usize>,
-    /// It is to be read ahead and is not on its way.
+    /// Queued for read-ahead.
     pub(crate) hinted: bool,
-    /// It was on its way, or wanted, before. Then its snapshot looks at it again last.
+    /// It was in flight or requested before. Then its snapshot probes it again last.
     pub(crate) claimed: bool,
-    /// How often a request for it has failed for good, or brought wrong bytes.
+    /// Number of requests that failed for good or returned corrupt bytes.
     failures: u32,
 }
 
@@ -67,37 +68,37 @@ impl GroupState {
         }
     }
 
-    /// Whether a snapshot of which it is part should still get it.
+    /// Returns whether a snapshot that contains it still needs it.
     pub(crate) fn is_missing(&self) -> bool {
         let given_up = self.failures >= TRIES;
         !matches!(self.held, Held::Cached | Held::Memory) && !given_up
     }
 
-    /// Whether a request for it could be made now.
+    /// Returns whether it could be requested now.
     fn is_fetchable(&self) -> bool {
         self.is_missing() && self.busy.is_none()
     }
 }
 
-/// What is known of a snapshot.
+/// State of a snapshot.
 #[derive(Debug)]
 pub(crate) struct WorkState {
     pub(crate) urgency: Urgency,
     pub(crate) told: Told,
     pub(crate) groups: Vec<Gid>,
-    /// While it is attached.
+    /// Set while it is attached.
     pub(crate) id: Option<WorkId>,
     pub(crate) plan: Option<Plan>,
-    /// How much earlier plans named: what was looked up for them stays so.
+    /// Largest extent of all plans: groups already probed for an earlier plan are still loaded.
     extent_most: Extent,
-    /// What this plan, or any, names to come first.
+    /// Groups named first by the current plan, and by any plan.
     first: Vec<bool>,
     first_ever: Vec<bool>,
     touched: Vec<bool>,
     beside: Vec<bool>,
     attached_at: Nanos,
     calm_at: Nanos,
-    /// Until when it may rest.
+    /// Latest end of a permitted back-off.
     rests_until: Nanos,
 }
 
@@ -141,7 +142,7 @@ impl WorkState {
         self.plan = Some(plan.clone());
     }
 
-    /// Whether this is the first touch of a group since the snapshot was attached.
+    /// Records a touch. Returns whether it is the first touch of a group since the attach.
     pub(crate) fn touch(&mut self, now: Nanos, number: u32) -> bool {
         if self.id.is_none() || self.touched[number as usize] {
             return false;
@@ -153,12 +154,12 @@ impl WorkState {
         true
     }
 
-    /// Whether its start is taken to be over.
+    /// Returns whether its start counts as finished.
     pub(crate) fn is_calm(&self, now: Nanos) -> bool {
         now >= self.calm_at.min(self.attached_at + CALM_MAX)
     }
 
-    /// Whether something less urgent has to wait for its plan.
+    /// Returns whether lower classes must wait for its plan.
     pub(crate) fn is_preparing(&self, now: Nanos) -> bool {
         self.id.is_some() && self.plan.is_none() && now < self.attached_at + PREPARE
     }
@@ -171,7 +172,7 @@ impl WorkState {
         self.rests_until = self.rests_until.max(until);
     }
 
-    /// Whether a group may be loaded for this class.
+    /// Returns whether a group may be loaded for this class.
     pub(crate) fn may_load(&self, number: u32, class: Class) -> bool {
         let likely = self.first_ever[number as usize] || self.beside[number as usize];
         let extent = match self.extent_most {
@@ -188,7 +189,7 @@ impl WorkState {
         extent && urgency
     }
 
-    /// Groups that the plan names, with their numbers.
+    /// Returns the groups that the plan covers, with their numbers.
     fn planned(&self, scope: Scope) -> impl Iterator<Item = (u32, Gid)> {
         let extent = self.plan.as_ref().map_or(Extent::Nothing, |plan| plan.extent);
         let all = extent == Extent::All && scope == Scope::All;
@@ -200,41 +201,41 @@ impl WorkState {
     }
 }
 
-/// Which groups of a plan.
+/// Part of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// What comes first.
+    /// Groups named first.
     First,
-    /// All that is loaded.
+    /// All groups to load.
     All,
 }
 
-/// Requests and buffers in use.
+/// Requests and buffer bytes in use.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Used {
     pub(crate) requests: usize,
     pub(crate) bytes: u64,
 }
 
-/// See the module.
+/// The simulation's books.
 #[derive(Debug)]
 pub(crate) struct Books {
     pub(crate) groups: Vec<GroupState>,
     gids: HashMap<Key, Gid>,
     pub(crate) works: Vec<WorkState>,
-    /// Groups with readers that wait, and groups that are to be read ahead.
+    /// Groups with waiting readers, and groups queued for read-ahead.
     pub(crate) wanted: Vec<Gid>,
     pub(crate) hinted: Vec<Gid>,
     pub(crate) demand: Used,
     pub(crate) ahead: Used,
-    /// Bytes of requests ahead of readers that have not come.
+    /// Bytes of prefetch requests that have not arrived.
     pub(crate) ahead_under_way: u64,
     pub(crate) looks: usize,
     log: VecDeque<(Nanos, &'static str, u64, u64)>,
     seed: u64,
 }
 
-/// How many events are told when something is wrong.
+/// Number of latest events printed when an invariant is broken.
 const LOG: usize = 60;
 
 impl Books {
@@ -292,7 +293,7 @@ impl Books {
         self.works.iter().find(|work| work.id == Some(id))
     }
 
-    /// A reader waits for a group.
+    /// Records that a reader waits for a group.
     pub(crate) fn wait(&mut self, gid: Gid, reader: usize) {
         self.unhint(gid);
         let group = self.group(gid);
@@ -303,7 +304,7 @@ impl Books {
         }
     }
 
-    /// It does not any more.
+    /// Records that a reader no longer waits.
     pub(crate) fn stop_waiting(&mut self, gid: Gid, reader: usize) {
         let group = self.group(gid);
         if let Some(place) = group.waiting.iter().position(|one| *one == reader) {
@@ -314,13 +315,13 @@ impl Books {
         }
     }
 
-    /// All of its readers get it, or an error.
+    /// Removes and returns all readers of a group that was answered.
     pub(crate) fn answer(&mut self, gid: Gid) -> Vec<usize> {
         self.wanted.retain(|one| *one != gid);
         std::mem::take(&mut self.group(gid).waiting)
     }
 
-    /// All groups of a snapshot may be looked at last.
+    /// Records that all groups of a snapshot may be probed last.
     pub(crate) fn claim_all(&mut self, place: usize) {
         for gid in self.works[place].groups.clone() {
             self.group(gid).claimed = true;
@@ -342,7 +343,7 @@ impl Books {
         }
     }
 
-    /// The store has failed a group, or gave wrong bytes.
+    /// Records that the store failed a group or returned corrupt bytes.
     pub(crate) fn store_failed(&mut self, now: Nanos, gid: Gid) {
         self.group(gid).failures += 1;
         for work in self.works.iter_mut().filter(|work| work.groups.contains(&gid)) {
@@ -350,7 +351,7 @@ impl Books {
         }
     }
 
-    /// The cache has not taken a group.
+    /// Records that the cache rejected a group.
     pub(crate) fn cache_failed(&mut self, now: Nanos, gid: Gid) {
         self.group(gid).held = Held::Memory;
         for work in self.works.iter_mut().filter(|work| work.groups.contains(&gid)) {
@@ -358,19 +359,19 @@ impl Books {
         }
     }
 
-    /// The cache has no room for a snapshot.
+    /// Records that the cache has no room for a snapshot.
     pub(crate) fn no_room(&mut self, now: Nanos, id: WorkId) {
         if let Some(work) = self.works.iter_mut().find(|work| work.id == Some(id)) {
             work.rest(now + REST_CACHE);
         }
     }
 
-    /// A group that readers wait for and nobody fetches.
+    /// Returns groups with waiting readers that no request covers.
     pub(crate) fn unserved(&self) -> impl Iterator<Item = &GroupState> {
         self.wanted.iter().map(|gid| self.of(*gid)).filter(|group| group.busy.is_none())
     }
 
-    /// The number of a group that could be fetched for a snapshot.
+    /// Returns the number of a group that could be fetched for a snapshot.
     pub(crate) fn fetchable(&self, work: &WorkState, scope: Scope) -> Option<u32> {
         let mut planned = work.planned(scope);
         let fetchable = |gid: Gid| {
@@ -380,7 +381,7 @@ impl Books {
         planned.find(|(_, gid)| fetchable(*gid)).map(|(number, _)| number)
     }
 
-    /// The number of a group that a snapshot has not got in the end.
+    /// Returns the number of a group that a snapshot still lacks at the end.
     pub(crate) fn missing(&self, work: &WorkState) -> Option<u32> {
         let mut planned = work.planned(Scope::All);
         planned.find(|(_, gid)| self.of(*gid).is_missing()).map(|(number, _)| number)
@@ -393,7 +394,7 @@ impl Books {
         self.log.push_back((now, what, one, other));
     }
 
-    /// An invariant is broken.
+    /// Panics with the latest events: an invariant is broken.
     pub(crate) fn broken(&self, now: Nanos, what: &str) -> ! {
         let lines = self.log.iter().map(|(at, what, one, other)| {
             format!("{:>16?} {what} {one} {other}\n", Duration::from_nanos(*at))

@@ -1,4 +1,4 @@
-//! What the scheduler promises, checked at each of its decisions and after each event.
+//! Checks the scheduler's invariants at each of its decisions and after each event.
 
 use inlay_prefetch::scheduler::{Phase, Request, Scheduler, Urgency, WorkId};
 use inlay_prefetch::{Class, FetchLimits, GroupRef};
@@ -6,7 +6,7 @@ use inlay_prefetch::{Class, FetchLimits, GroupRef};
 use crate::books::{Books, Held, Scope, WorkState};
 use crate::link::Nanos;
 
-/// What a check needs to see.
+/// State that the checks need.
 pub(crate) struct View<'a> {
     pub(crate) now: Nanos,
     pub(crate) limits: &'a FetchLimits,
@@ -19,7 +19,7 @@ impl View<'_> {
         self.books.broken(self.now, what)
     }
 
-    /// The scheduler wants a request made, which the books do not have yet.
+    /// Checks a request before it is entered into the books.
     pub(crate) fn fetch(&self, request: &Request) {
         self.shape(request);
         self.budgets(request);
@@ -32,7 +32,7 @@ impl View<'_> {
         }
     }
 
-    /// One range of one blob that holds its groups and little else.
+    /// Checks that the range covers its groups with small gaps only.
     fn shape(&self, request: &Request) {
         let (mut at, mut buffers) = (request.range.start, 0);
         for want in &request.wants {
@@ -70,7 +70,7 @@ impl View<'_> {
         }
     }
 
-    /// Nothing is fetched twice, and everything for whom it is said to be.
+    /// Checks that no group is fetched twice or for the wrong class.
     fn group(&self, request: &Request, want: &GroupRef) {
         let gid = self.books.gid(&want.key());
         let group = self.books.of(gid);
@@ -78,7 +78,7 @@ impl View<'_> {
         if group.busy.is_some() {
             self.broken(&format!("group {gid} is fetched twice at a time, now for {class}"));
         }
-        // A reader may have looked just before the group came; then the driver finds it.
+        // A reader may have probed just before the group was cached; then the driver finds it.
         if group.held == Held::Cached && class != Class::Demand {
             self.broken(&format!("group {gid} is cached and fetched for {class}"));
         }
@@ -105,7 +105,7 @@ impl View<'_> {
         }
     }
 
-    /// Nothing is begun while something more urgent could be.
+    /// Checks that nothing starts while a more urgent request could.
     fn order(&self, request: &Request) {
         let (class, books) = (request.class, self.books);
         if class > Class::Demand
@@ -137,7 +137,7 @@ impl View<'_> {
         }
     }
 
-    /// Whether what a snapshot needs comes before what this request is for.
+    /// Returns whether a snapshot's needs come before this request.
     fn stands_before(&self, work: &WorkState, request: &Request) -> bool {
         let Some(id) = work.id else { return false };
         let before = match (work.urgency, request.class) {
@@ -148,19 +148,19 @@ impl View<'_> {
         before && !work.may_rest(self.now)
     }
 
-    /// Under way is what fills the link, and one request more at most.
+    /// Checks that prefetch has at most the window in flight, plus one request.
     fn window(&self, request: &Request) {
         let under_way = self.books.ahead_under_way;
         let len = request.range.end - request.range.start;
         let (window, _) = self.scheduler.window();
-        // A single group may be larger than what was planned for it.
+        // A single group may be larger than planned.
         let several = request.wants.len() > 1 && under_way + len > window;
         if under_way > 0 && (several || under_way >= window) {
             self.broken(&format!("{under_way} bytes and {len} more are ahead, of {window}"));
         }
     }
 
-    /// The scheduler has nothing to do for now.
+    /// Checks that the scheduler, having no action left, is right to rest.
     pub(crate) fn rests(&self) {
         let books = self.books;
         let (limits, used) = (self.limits, books.demand);
@@ -188,14 +188,14 @@ impl View<'_> {
         }
     }
 
-    /// Nothing is under way ahead of readers: so there must be nothing to do.
+    /// Checks that nothing can be loaded while prefetch is idle.
     fn idles(&self) {
         let works = &self.books.works;
         if works.iter().any(|work| work.is_preparing(self.now)) {
             return;
         }
         for work in works.iter().filter(|work| work.id.is_some() && !work.may_rest(self.now)) {
-            // What was claimed is looked at with the rest.
+            // Claimed groups are probed with the rest.
             let scope = match work.urgency {
                 Urgency::Image if !work.is_calm(self.now) => Scope::First,
                 _ => Scope::All,
@@ -206,7 +206,7 @@ impl View<'_> {
         }
     }
 
-    /// A snapshot has been detached: these requests go on.
+    /// Checks the requests that continue after a detach.
     pub(crate) fn detached<'a>(
         &self,
         id: WorkId,
@@ -221,7 +221,7 @@ impl View<'_> {
         }
     }
 
-    /// Nothing happens any more.
+    /// Checks the final state.
     pub(crate) fn quiet(&self) {
         let (books, scheduler) = (self.books, self.scheduler);
         let (flights, bytes) = scheduler.gauges();

@@ -1,15 +1,17 @@
-//! The scheduler of `inlay-prefetch` in virtual time: scenarios of attached snapshots, readers, a link
-//! and a host, driven in the same steps as by the real driver (`fetcher.rs`, `batch.rs`).
+//! Simulates the scheduler of `inlay-prefetch` in virtual time: scenarios of attached snapshots,
+//! readers, a link and a host, driven in the same steps as by the real driver (`fetcher.rs`,
+//! `batch.rs`).
 //!
-//! Two uses. Thousands of random scenarios, in which what the scheduler promises is checked after
-//! each step, from the simulation's own books. And starts on modelled links, to see what its rules
-//! and constants are worth.
+//! It has two uses. Thousands of random scenarios check the scheduler's invariants after each step,
+//! against the simulation's own books. Starts on modelled links measure the effect of its rules and
+//! constants.
 
-// All of this is a test, and a broken assumption is to end it.
+// The whole crate is a test; a broken assumption must end it.
 #![allow(clippy::panic, clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used)]
 
 mod books;
 mod check;
+mod cost;
 mod link;
 mod permits;
 mod policies;
@@ -20,6 +22,7 @@ mod scenario;
 mod trace;
 mod world;
 
+pub use cost::print as print_cost;
 pub use link::{Faults, LinkModel, Sharing, Weather};
 pub use policies::print as print_policies;
 pub use random::scenario as random_scenario;
@@ -28,4 +31,4 @@ pub use scenario::{
     Until,
 };
 pub use trace::{Trace, TraceError, synthetic};
-pub use world::{Outcome, run};
+pub use world::{SimulationOutcome, run};

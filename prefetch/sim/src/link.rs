@@ -1,82 +1,83 @@
-//! A link to a store in virtual time: latency, one bandwidth shared by all answers, and a store that
-//! fails now and then. Exact: between two events, rates are constant.
+//! Models a link to a store in virtual time: latency, one bandwidth shared by all responses, and a
+//! store that fails now and then. Exact: between two events, rates are constant.
 
 use std::time::Duration;
 
 use inlay_prefetch::scheduler::RequestId;
 
-/// Nanoseconds since the beginning.
+/// Nanoseconds since the start.
 pub(crate) type Nanos = u64;
 
-/// Bytes of an answer are told of when they are so many, as the driver does.
+/// Arriving bytes are reported in steps of this size, as in the driver.
 const TELL_BYTES: f64 = 65_536.0;
-/// How long a store may say nothing, and one request with all its attempts take: as in the driver.
+/// Stall timeout of an attempt, time budget of a request with all its attempts, and first retry
+/// delay: as in the driver.
 const STALL: Duration = Duration::from_secs(10);
 const BUDGET: Duration = Duration::from_secs(25);
 const BACKOFF: Duration = Duration::from_millis(50);
 
-/// What a link is like.
+/// Parameters of a link.
 #[derive(Debug, Clone)]
 pub struct LinkModel {
-    /// From a request to the first byte of its answer, on an idle link.
+    /// Time from a request to the first byte of its response, on an idle link.
     pub latency: Duration,
-    /// Up to this part of the latency comes on top of it, by lot.
+    /// Random extra latency, up to this fraction of `latency`.
     pub jitter: f64,
-    /// Bytes a second, for all answers together.
+    /// Bytes per second, for all responses together.
     pub rate: f64,
-    /// How it is shared.
+    /// How the bandwidth is shared.
     pub sharing: Sharing,
-    /// What goes wrong.
+    /// Fault rates.
     pub faults: Faults,
-    /// What changes, sorted by time.
+    /// Changes over time, sorted by time.
     pub weather: Vec<Weather>,
 }
 
-/// How answers share the bandwidth.
+/// How responses share the bandwidth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
-    /// All have the same rate, as with TCP through a bottleneck that queues little.
+    /// All at the same rate, like TCP through a bottleneck with a short queue.
     Fair,
-    /// One after the other, in the order in which they begin: a bottleneck with a long queue.
+    /// One after the other, in the order in which they start: a bottleneck with a long queue.
     Fifo,
 }
 
-/// How often an attempt goes wrong: parts of 1.
+/// Fault probabilities per attempt, from 0 to 1.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Faults {
-    /// It is answered with an error.
+    /// The store returns an error.
     pub errors: f64,
-    /// It is not answered at all.
+    /// The store does not respond.
     pub stalls: f64,
-    /// Its answer ends too early.
+    /// The response is truncated.
     pub cuts: f64,
 }
 
 /// A change of the link.
 #[derive(Debug, Clone, Copy)]
 pub struct Weather {
-    /// From when on.
+    /// Start time.
     pub from: Duration,
-    /// What the model's rate is multiplied by.
+    /// Factor on the model's rate.
     pub rate: f64,
-    /// What the model's latency is multiplied by.
+    /// Factor on the model's latency.
     pub latency: f64,
 }
 
 /// What the driver sees of the link.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Sign {
-    /// The first byte has come.
+    /// The first byte arrived.
     First(RequestId),
-    /// So many bytes more have come.
+    /// This many more bytes arrived.
     Bytes(RequestId, u64),
-    /// The last ones have.
+    /// The last bytes arrived.
     End(RequestId, u64),
-    /// All attempts have failed.
+    /// All attempts failed.
     Failed(RequestId),
 }
 
-/// One request, in whichever attempt it is.
+/// One request, across its attempts.
 #[derive(Debug, Clone, Copy)]
 struct Asked {
     id: RequestId,
@@ -98,7 +99,7 @@ struct Flow {
     asked: Asked,
     passed: f64,
     told: f64,
-    /// Where it ends too early.
+    /// Byte at which it is truncated.
     cut: Option<f64>,
     begun: bool,
 }
@@ -111,21 +112,21 @@ impl Flow {
     }
 }
 
-/// See the module.
+/// State of a link.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub(crate) struct SimulatedLink {
     model: LinkModel,
     rng: fastrand::Rng,
     now: Nanos,
-    /// What happens at a time that is known already.
+    /// Events at known times.
     later: Vec<(Nanos, Asked, Then)>,
     flows: Vec<Flow>,
     weather_next: usize,
     rate: f64,
     latency: f64,
-    /// How long at least one answer was passing.
+    /// How long at least one response was being transferred.
     pub(crate) busy: Nanos,
-    /// Bytes that have passed.
+    /// Bytes transferred.
     pub(crate) passed: f64,
 }
 
@@ -138,7 +139,7 @@ pub(crate) fn scaled(nanos: Nanos, by: f64) -> Nanos {
     (nanos as f64 * by) as Nanos
 }
 
-impl Link {
+impl SimulatedLink {
     pub(crate) fn new(model: LinkModel, seed: u64) -> Self {
         Self {
             rng: fastrand::Rng::with_seed(seed),
@@ -154,7 +155,7 @@ impl Link {
         }
     }
 
-    /// Makes a request.
+    /// Sends a request.
     pub(crate) fn ask(&mut self, now: Nanos, id: RequestId, len: u64, attempts: u32) {
         self.pass(now);
         let asked = Asked { id, len, began: now, attempts_left: attempts, failures: 0 };
@@ -177,7 +178,7 @@ impl Link {
         self.later.push(event);
     }
 
-    /// Ends a request.
+    /// Cancels a request.
     pub(crate) fn stop(&mut self, now: Nanos, id: RequestId) {
         self.pass(now);
         self.later.retain(|(_, asked, _)| asked.id != id);
@@ -193,10 +194,10 @@ impl Link {
         }
     }
 
-    /// When something happens next.
+    /// Returns the time of the next event.
     pub(crate) fn next_at(&self) -> Option<Nanos> {
         let weather = self.model.weather.get(self.weather_next).map(|weather| nanos(weather.from));
-        // Weather alone is no reason to go on.
+        // Changes of the link alone do not keep the simulation running.
         let weather = weather.filter(|_| !self.flows.is_empty() || !self.later.is_empty());
         let later = self.later.iter().map(|(at, ..)| *at).min();
         let flows = self.flows.iter().enumerate().filter_map(|(place, flow)| {
@@ -215,7 +216,7 @@ impl Link {
         flows.chain(later).chain(weather).min().map(|at| at.max(self.now))
     }
 
-    /// Lets bytes pass until `now`, before which nothing happens.
+    /// Transfers bytes until `now`. No event may lie before `now`.
     fn pass(&mut self, now: Nanos) {
         #[allow(clippy::cast_precision_loss)]
         let seconds = now.saturating_sub(self.now) as f64 / 1e9;
@@ -230,7 +231,7 @@ impl Link {
         self.now = self.now.max(now);
     }
 
-    /// Goes on to `now`, which is not after [`Self::next_at`]. Says what has happened.
+    /// Advances to `now`, which must not be after [`Self::next_at`]. Returns the events.
     pub(crate) fn advance(&mut self, now: Nanos) -> Vec<Sign> {
         self.pass(now);
         while let Some(weather) = self.model.weather.get(self.weather_next)
@@ -310,13 +311,13 @@ impl Link {
         }
     }
 
-    /// Answers that pass.
+    /// Returns the number of responses in transfer.
     pub(crate) fn passing(&self) -> usize {
         self.flows.len()
     }
 
-    /// How long a request of `len` bytes takes at most, when at most `answers` pass at a time and
-    /// `under_way` bytes are asked for; `None` if requests fail.
+    /// Returns the maximum duration of a request of `len` bytes with at most `answers` concurrent
+    /// responses and `under_way` bytes in flight; `None` if requests can fail.
     #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     pub(crate) fn bound(&self, len: u64, answers: usize, under_way: u64) -> Option<Nanos> {
         let Faults { errors, stalls, cuts } = self.model.faults;
@@ -351,8 +352,8 @@ mod tests {
         }
     }
 
-    /// When each request ends, in milliseconds.
-    fn ends(mut link: Link) -> Vec<(u64, u64)> {
+    /// Returns when each request ends, in milliseconds.
+    fn ends(mut link: SimulatedLink) -> Vec<(u64, u64)> {
         let mut ends = Vec::new();
         while let Some(at) = link.next_at() {
             for sign in link.advance(at) {
@@ -366,7 +367,7 @@ mod tests {
 
     #[test]
     fn answers_share_the_rate() {
-        let mut link = Link::new(model(Sharing::Fair), 0);
+        let mut link = SimulatedLink::new(model(Sharing::Fair), 0);
         link.ask(0, RequestId(0), 100_000, 1);
         link.ask(0, RequestId(1), 300_000, 1);
         assert_eq!(ends(link), [(0, 210), (1, 410)]);
@@ -374,7 +375,7 @@ mod tests {
 
     #[test]
     fn answers_pass_one_after_the_other() {
-        let mut link = Link::new(model(Sharing::Fifo), 0);
+        let mut link = SimulatedLink::new(model(Sharing::Fifo), 0);
         link.ask(0, RequestId(0), 300_000, 1);
         link.ask(0, RequestId(1), 100_000, 1);
         assert_eq!(ends(link), [(0, 310), (1, 410)]);
@@ -383,7 +384,7 @@ mod tests {
     #[test]
     fn a_slower_link_takes_longer_from_then_on() {
         let weather = vec![Weather { from: Duration::from_millis(110), rate: 0.5, latency: 2.0 }];
-        let mut link = Link::new(LinkModel { weather, ..model(Sharing::Fair) }, 0);
+        let mut link = SimulatedLink::new(LinkModel { weather, ..model(Sharing::Fair) }, 0);
         link.ask(0, RequestId(0), 200_000, 1);
         assert_eq!(ends(link), [(0, 310)]);
     }
@@ -391,7 +392,7 @@ mod tests {
     #[test]
     fn what_always_fails_is_tried_as_often_as_it_may() {
         let faults = Faults { errors: 1.0, ..Faults::default() };
-        let mut link = Link::new(LinkModel { faults, ..model(Sharing::Fair) }, 0);
+        let mut link = SimulatedLink::new(LinkModel { faults, ..model(Sharing::Fair) }, 0);
         link.ask(0, RequestId(7), 10, 3);
         let mut signs = Vec::new();
         while let Some(at) = link.next_at() {

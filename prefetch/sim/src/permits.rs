@@ -1,8 +1,8 @@
-//! A fair semaphore in virtual time: permits, and who waits for one.
+//! A fair semaphore in virtual time.
 
 use std::collections::VecDeque;
 
-/// See the module.
+/// Free permits and a FIFO queue of waiters.
 #[derive(Debug)]
 pub(crate) struct Permits<T> {
     free: usize,
@@ -14,7 +14,7 @@ impl<T> Permits<T> {
         Self { free: count, queue: VecDeque::new() }
     }
 
-    /// Gives `who` back if there is a permit for it now. Otherwise it waits.
+    /// Returns `who` if a permit is free; otherwise queues it.
     pub(crate) fn acquire(&mut self, who: T) -> Option<T> {
         if self.free == 0 {
             self.queue.push_back(who);
@@ -24,7 +24,7 @@ impl<T> Permits<T> {
         Some(who)
     }
 
-    /// Gives a permit back. Gives whoever has it next.
+    /// Releases a permit. Returns the waiter that gets it, if any.
     pub(crate) fn release(&mut self) -> Option<T> {
         let next = self.queue.pop_front();
         if next.is_none() {

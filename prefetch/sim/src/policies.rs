@@ -1,4 +1,4 @@
-//! What policies are worth: starts of recorded traces, and readers beside prefetching.
+//! Compares policies: starts of recorded traces, and reads concurrent with prefetching.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,24 +12,24 @@ use crate::scenario::{
     Until,
 };
 use crate::trace::Trace;
-use crate::world::{Outcome, run};
+use crate::world::{SimulationOutcome, run};
 
-/// Links: name, latency in milliseconds, rate in bytes a second.
+/// Links: name, latency in milliseconds, rate in bytes per second.
 const LINKS: [(&str, u64, f64); 3] =
     [("zone", 2, 1.25e9), ("region", 20, 250e6), ("wan", 50, 25e6)];
 
-/// How a start is helped.
+/// Prefetch policy of a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Policy {
-    /// Only what is read is fetched.
+    /// Fetch on demand only.
     None,
-    /// All of it in the order of the tree, whatever is read.
+    /// Prefetch everything in tree order, regardless of reads.
     Tree,
-    /// The same, and the start waits until everything is there.
+    /// The same, but the start waits until everything is cached.
     Whole,
-    /// The scheduler, which knows nothing.
+    /// The scheduler without a profile.
     Cold,
-    /// The scheduler with a profile of such a start, and of one that differs.
+    /// The scheduler with a noisy profile, and with an exact one.
     Noisy,
     Profile,
 }
@@ -54,7 +54,7 @@ fn link(latency: u64, rate: f64, sharing: Sharing) -> LinkModel {
     }
 }
 
-/// A host that is not what holds a start back: this is about the link.
+/// Creates a scenario with a host that is never the bottleneck: only the link matters.
 fn scenario(link: LinkModel, seed: u64) -> Scenario {
     Scenario {
         seed,
@@ -79,7 +79,7 @@ fn script(snapshot: Arc<Snapshot>, urgency: Urgency, plan: Plan) -> SnapshotScri
     }
 }
 
-/// The order of a trace, of which a tenth is missing, a tenth is wrong, and neighbours are swapped.
+/// Returns the order of a trace with a tenth missing, a tenth wrong, and neighbours swapped.
 fn noisy(trace: &Trace) -> Vec<u32> {
     let mut rng = fastrand::Rng::with_seed(3);
     let count = u32::try_from(trace.groups.len()).unwrap();
@@ -99,7 +99,7 @@ fn noisy(trace: &Trace) -> Vec<u32> {
     first
 }
 
-fn start(trace: &Trace, link: LinkModel, policy: Policy) -> Outcome {
+fn start(trace: &Trace, link: LinkModel, policy: Policy) -> SimulationOutcome {
     let snapshot = Snapshot::new(&trace.groups, trace.files.clone());
     let order = || trace.touches.iter().map(|(_, group)| *group).collect();
     let (first, known) = match policy {
@@ -131,8 +131,8 @@ fn start(trace: &Trace, link: LinkModel, policy: Policy) -> Outcome {
     run(Scenario { snapshots: vec![image], readers: vec![reader], ..scenario(link, 7) })
 }
 
-/// When a start would be over at the earliest: everything is asked for at once, in the order in which
-/// it is needed, and comes as fast as the link is.
+/// Returns the earliest possible end of a start: everything is requested at once, in the order in
+/// which it is needed, and arrives at link speed.
 #[allow(clippy::cast_precision_loss)]
 fn ideal(trace: &Trace, link: &LinkModel) -> Duration {
     let (mut at, mut bytes) = (Duration::ZERO, 0);
@@ -184,7 +184,7 @@ pub fn print(traces: &[(String, Trace)]) {
     beside();
 }
 
-/// Groups of an image that is large enough to keep a link busy, of typical sizes.
+/// Creates an image large enough to keep a link busy, with typical group sizes.
 fn large(blob: u32, count: u32) -> Arc<Snapshot> {
     let mut rng = fastrand::Rng::with_seed(u64::from(blob));
     let mut offset = 0;
@@ -197,7 +197,7 @@ fn large(blob: u32, count: u32) -> Arc<Snapshot> {
     Snapshot::new(&groups, Vec::new())
 }
 
-/// An image that is loaded, all of it as if it came first: a start that needs everything.
+/// Loads an image with all groups named first: a start that needs everything.
 fn load(snapshot: Arc<Snapshot>) -> SnapshotScript {
     let groups = u32::try_from(snapshot.groups.len()).unwrap();
     let plan =
@@ -213,7 +213,7 @@ fn quantile(waits: &[Duration], part: f64) -> f64 {
     waits.get(place).map_or(0.0, |wait| wait.as_secs_f64() * 1e3)
 }
 
-/// Readers of one snapshot while another is loaded.
+/// Measures reads of one snapshot while another is loaded.
 #[allow(clippy::cast_precision_loss)]
 fn beside() {
     println!(
@@ -248,21 +248,21 @@ fn beside() {
     }
 }
 
-/// What else goes on.
+/// Concurrent load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Beside {
     Nothing,
     Image,
 }
 
-/// How many groups keep a link busy for about `seconds`.
+/// Returns the number of groups that keep a link busy for about `seconds`.
 fn enough(link: &LinkModel, seconds: f64) -> u32 {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let groups = (link.rate * seconds / 180_000.0) as u32;
     groups.max(100)
 }
 
-fn reads(link: &LinkModel, beside: Beside) -> Outcome {
+fn reads(link: &LinkModel, beside: Beside) -> SimulationOutcome {
     let other = large(1, 2000);
     let mut rng = fastrand::Rng::with_seed(5);
     let mut order: Vec<u32> = (0..2000).collect();
@@ -285,7 +285,7 @@ fn reads(link: &LinkModel, beside: Beside) -> Outcome {
     run(Scenario { snapshots, readers: vec![reader], ..scenario(link.clone(), 9) })
 }
 
-/// How much of the link is used while an image is loaded for five seconds and nobody reads.
+/// Returns the link utilization while an image is loaded for five seconds without readers.
 #[allow(clippy::cast_precision_loss)]
 fn in_use(link: &LinkModel) -> f64 {
     let image = load(large(2, enough(link, 5.0)));
@@ -294,8 +294,8 @@ fn in_use(link: &LinkModel) -> f64 {
     outcome.passed as f64 / (outcome.end.as_secs_f64() * link.rate)
 }
 
-/// A directory of 40 groups is mounted while an image is loaded, and its first files are read.
-fn directory(link: &LinkModel, beside: Beside) -> Outcome {
+/// Mounts a directory of 40 groups while an image is loaded, and reads its first files.
+fn directory(link: &LinkModel, beside: Beside) -> SimulationOutcome {
     let small = large(1, 40);
     let plan = Plan { groups: 40, first: Vec::new(), known: Known::Guessed, extent: Extent::All };
     let mut mounted = script(small, Urgency::Directory, plan);

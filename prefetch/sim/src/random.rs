@@ -1,4 +1,4 @@
-//! Random scenarios, each from a seed alone.
+//! Generates random scenarios from a seed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use crate::scenario::{
     Until,
 };
 
-/// Within how long everything is attached.
+/// Everything is attached within this time.
 const ATTACHES_MS: u64 = 3000;
 
 struct Dice(fastrand::Rng);
 
 impl Dice {
-    /// Whether a thing happens that happens so often.
+    /// Returns true with probability `often`.
     fn is(&mut self, often: f64) -> bool {
         self.0.f64() < often
     }
@@ -27,13 +27,13 @@ impl Dice {
         Duration::from_micros(self.0.u64(0..most * 1000))
     }
 
-    /// Something between the two, small ones as often as large ones.
+    /// Draws log-uniformly from `least` to `most`.
     fn between(&mut self, least: f64, most: f64) -> f64 {
         (least.ln() + self.0.f64() * (most / least).ln()).exp()
     }
 }
 
-/// The scenario of a seed.
+/// Returns the scenario of a seed.
 pub fn scenario(seed: u64) -> Scenario {
     let mut dice = Dice(fastrand::Rng::with_seed(seed));
     let smooth = dice.is(0.5);
@@ -120,7 +120,7 @@ fn host(dice: &mut Dice, smooth: bool) -> HostModel {
     host
 }
 
-/// A few snapshots, some of which share groups, or are the same.
+/// Generates a few snapshots; some share groups or are identical.
 fn snapshots(dice: &mut Dice) -> Vec<SnapshotScript> {
     let mut scripts: Vec<SnapshotScript> = Vec::new();
     for _ in 0..dice.0.usize(1..5) {
@@ -157,14 +157,14 @@ fn groups(dice: &mut Dice) -> Vec<inlay_prefetch::GroupRef> {
     Snapshot::new(&stored, Vec::new()).groups.clone()
 }
 
-/// A few large files, some of which are said to be where no groups are.
+/// Generates a few large files; some cover groups that do not exist.
 fn files(dice: &mut Dice) -> Vec<std::ops::Range<u32>> {
     let starts = (0..dice.0.u32(0..4)).map(|place| place * 40 + dice.0.u32(0..20));
     let starts: Vec<u32> = starts.collect();
     starts.into_iter().map(|start| start..start + dice.0.u32(1..20)).collect()
 }
 
-/// A snapshot that shares most groups with another.
+/// Generates a snapshot that shares most groups with another.
 fn child(dice: &mut Dice, parent: &Snapshot) -> Arc<Snapshot> {
     let mut all: Vec<_> = parent.groups.iter().copied().filter(|_| dice.is(0.8)).collect();
     all.extend(groups(dice).into_iter().take(20));
@@ -201,7 +201,7 @@ fn plan(dice: &mut Dice, groups: u32) -> Plan {
     let mut first = Vec::new();
     let few = dice.is(0.3);
     for _ in 0..dice.0.u32(0..=if few { 3 } else { groups }) {
-        // Some are named twice, some do not exist.
+        // Includes duplicates and groups that do not exist.
         first.push(dice.0.u32(0..groups + 2));
     }
     Plan {

@@ -1,4 +1,4 @@
-//! Readers of the simulation: each follows its script, and waits for what is not cached.
+//! Simulates readers: each follows its script and waits for groups that are not cached.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::scenario::{Begins, Patience, Told};
 use crate::world::moment;
 use crate::world::{Event, World, nanos};
 
-/// What a reader's want has come to.
+/// Answer to a reader's demand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
     None,
@@ -19,18 +19,18 @@ pub(crate) enum Answer {
 }
 
 #[derive(Debug)]
-struct Wanted {
+struct WantedGroup {
     gid: Gid,
     ticket: Ticket,
     answer: Answer,
 }
 
-/// How far a reader is.
+/// Progress of a reader.
 #[derive(Debug, Default)]
 pub(crate) struct Reading {
     touch: usize,
-    /// What it waits for, in order.
-    wants: Vec<Wanted>,
+    /// Pending demands, in order.
+    wants: Vec<WantedGroup>,
     since: Nanos,
     begun: bool,
     pub(crate) done: bool,
@@ -43,7 +43,7 @@ impl Reading {
 }
 
 impl World {
-    /// The groups of the touch that a reader is at.
+    /// Returns the groups of a reader's current touch.
     fn touch_gids(&self, reader: usize) -> Vec<Gid> {
         let script = &self.scenario.readers[reader];
         let groups = &self.books.works[script.snapshot].groups;
@@ -51,12 +51,12 @@ impl World {
         touch.groups.iter().map(|number| groups[*number as usize]).collect()
     }
 
-    /// Whether a read finds a group on this host.
+    /// Returns whether a read finds a group on this host.
     fn is_here(&self, gid: Gid) -> bool {
         self.books.of(gid).held != Held::Nowhere
     }
 
-    /// A reader has thought, and reads.
+    /// Starts a reader's next read.
     pub(crate) fn wake(&mut self, reader: usize) {
         self.readers[reader].begun = true;
         self.readers[reader].since = self.now;
@@ -65,7 +65,7 @@ impl World {
             self.answered_touch(reader);
             return;
         }
-        // A task takes it up.
+        // A task picks it up.
         let delay = self.draw(15_000);
         self.after(delay, Event::Read(reader));
         if let Patience::Some(part, most) = self.scenario.readers[reader].patience
@@ -76,7 +76,7 @@ impl World {
         }
     }
 
-    /// The scheduler hears of first touches and of what will probably be read.
+    /// Reports first touches and read-ahead hints to the scheduler.
     fn tell(&mut self, reader: usize) {
         let snapshot = self.scenario.readers[reader].snapshot;
         let touch = self.scenario.readers[reader].touches[self.readers[reader].touch].clone();
@@ -114,13 +114,13 @@ impl World {
         }
     }
 
-    /// What is missing is demanded.
+    /// Demands the missing groups of a read.
     pub(crate) fn read(&mut self, reader: usize) {
         let missing: Vec<Gid> =
             self.touch_gids(reader).into_iter().filter(|gid| !self.is_here(*gid)).collect();
         self.tell(reader);
-        // What came since is found when the request begins.
-        let mut wants: Vec<Wanted> = Vec::new();
+        // Groups cached since then are found when the request starts.
+        let mut wants: Vec<WantedGroup> = Vec::new();
         for gid in missing {
             let group = self.books.of(gid);
             let twice = wants.iter().any(|want| want.gid == gid);
@@ -130,7 +130,7 @@ impl World {
             let want = group.want;
             let (_, ticket) = self.scheduler.demand(&want);
             self.books.wait(gid, reader);
-            wants.push(Wanted { gid, ticket, answer: Answer::None });
+            wants.push(WantedGroup { gid, ticket, answer: Answer::None });
         }
         self.books.log(self.now, "reader waits", reader as u64, wants.len() as u64);
         let nothing = wants.is_empty();
@@ -141,7 +141,7 @@ impl World {
         }
     }
 
-    /// All readers of a group have an answer, of which they learn a little later.
+    /// Answers all readers of a group; they notice slightly later.
     pub(crate) fn answer(&mut self, gid: Gid, answer: Answer) {
         for reader in self.books.answer(gid) {
             let wants = self.readers[reader].wants.iter_mut();
@@ -153,7 +153,7 @@ impl World {
         }
     }
 
-    /// A reader looks at what has come, in the order in which it asked.
+    /// Consumes a reader's answers, in the order of its demands.
     pub(crate) fn poll(&mut self, reader: usize) {
         if self.readers[reader].wants.is_empty() {
             return;
@@ -191,7 +191,7 @@ impl World {
         }
     }
 
-    /// A reader has what it wanted, or an error, and goes on.
+    /// Ends a reader's touch, with bytes or an error, and schedules the next.
     fn answered_touch(&mut self, reader: usize) {
         let waited = Duration::from_nanos(self.now - self.readers[reader].since);
         if !waited.is_zero() {
@@ -208,7 +208,7 @@ impl World {
         }
     }
 
-    /// Readers that begin when all of their snapshot is here, if it is.
+    /// Starts readers that wait for their whole snapshot, if it is cached.
     pub(crate) fn wake_patient(&mut self) {
         for reader in 0..self.readers.len() {
             let script = &self.scenario.readers[reader];

@@ -1,4 +1,4 @@
-//! One request of the simulated driver from its start to the cache: the steps of `batch.rs`.
+//! Runs one request of the simulated driver end to end: the steps of `batch.rs`.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,15 +12,15 @@ use crate::permits::Permits;
 use crate::readers::Answer;
 use crate::world::{Event, World, moment};
 
-/// How often the store is asked for a reader, and ahead of one.
+/// Store attempts of a demand request, and of a prefetch request.
 const ATTEMPTS: u32 = 8;
 const ATTEMPTS_AHEAD: u32 = 2;
 
-/// Threads that decode and write, and how much may wait to be written.
+/// Decode and insert threads, and the insert backlog.
 pub(crate) struct Threads {
-    decoders: Permits<Job>,
+    decoders: Permits<DecodeJob>,
     inserters: Permits<Step>,
-    /// What no reader waits for is decoded and written by these.
+    /// Low-priority threads that decode and insert prefetched groups.
     workers: Permits<Step>,
     backlog: u64,
 }
@@ -36,51 +36,51 @@ impl Threads {
     }
 }
 
-/// What a thread does.
+/// A job of a worker thread.
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    Decode(Job),
+    Decode(DecodeJob),
     Insert(RequestId),
 }
 
-/// A group to be decoded.
+/// A group to decode.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Job {
+pub(crate) struct DecodeJob {
     id: RequestId,
     gid: Gid,
     ahead: bool,
 }
 
-/// How far a request is.
+/// Progress of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum RequestPhase {
     Begins,
     Fetches,
     Decodes,
     Inserts,
 }
 
-/// Whether it was told to stop.
+/// Whether the request was cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stop {
     No,
     Told,
 }
 
-/// A request under way.
+/// A request in flight.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) request: Request,
-    /// Those that were not in the cache after all.
+    /// Groups that were not in the cache when the task started.
     pub(crate) wants: Vec<GroupRef>,
-    /// When it was asked for, and how many bytes.
+    /// When the store request was sent, and its length.
     began: Nanos,
     len: u64,
-    /// Bytes that have not come, as the request was made.
+    /// Bytes that have not arrived, of the range the scheduler requested.
     left: u64,
-    phase: Phase,
+    phase: RequestPhase,
     stop: Stop,
-    /// The most answers that passed at a time meanwhile, and the most bytes that were under way.
+    /// Maximum concurrent responses and maximum bytes in flight so far.
     beside: (usize, u64),
     decoding: usize,
     landed: VecDeque<Gid>,
@@ -93,14 +93,14 @@ impl Run {
         self.stop = Stop::Told;
     }
 
-    /// Whether it takes bandwidth and was not told to stop.
+    /// Returns whether it uses bandwidth and was not cancelled.
     pub(crate) fn is_going_on(&self) -> bool {
-        matches!(self.phase, Phase::Begins | Phase::Fetches) && self.stop == Stop::No
+        matches!(self.phase, RequestPhase::Begins | RequestPhase::Fetches) && self.stop == Stop::No
     }
 }
 
 impl World {
-    /// The scheduler wants a request made.
+    /// Starts a request of the scheduler.
     pub(crate) fn start(&mut self, request: Request) {
         let id = request.id;
         for want in &request.wants {
@@ -126,7 +126,7 @@ impl World {
             began: self.now,
             len,
             left: len,
-            phase: Phase::Begins,
+            phase: RequestPhase::Begins,
             stop: Stop::No,
             beside: (1, 0),
             decoding: 0,
@@ -144,7 +144,7 @@ impl World {
         self.runs.get_mut(&id).unwrap()
     }
 
-    /// Its task begins: what has come into the cache meanwhile is answered from there.
+    /// Starts a request's task: groups cached meanwhile are served from the cache.
     pub(crate) fn begin(&mut self, id: RequestId) {
         let mut open = Vec::new();
         for want in self.run_mut(id).wants.clone() {
@@ -167,7 +167,7 @@ impl World {
         let len = open.iter().map(end).max().unwrap() - start;
         let now = self.now;
         let run = self.run_mut(id);
-        (run.wants, run.len, run.began, run.phase) = (open, len, now, Phase::Fetches);
+        (run.wants, run.len, run.began, run.phase) = (open, len, now, RequestPhase::Fetches);
         if run.stop == Stop::Told {
             self.give_up_request(id, Failed::Cancelled);
             return;
@@ -178,7 +178,7 @@ impl World {
         self.crowd();
     }
 
-    /// Sees how much is under way at once, for the sake of bounds.
+    /// Updates the maximum concurrency of all requests, for their time bounds.
     fn crowd(&mut self) {
         let under_way = self.runs.values().map(|run| run.left).sum();
         for run in self.runs.values_mut() {
@@ -187,7 +187,7 @@ impl World {
         }
     }
 
-    /// No request takes longer than what was under way with it explains.
+    /// Checks that a request took no longer than its concurrent load explains.
     fn in_time(&self, id: RequestId) {
         let run = &self.runs[&id];
         let bound = self.link.bound(run.len, run.beside.0, run.beside.1);
@@ -209,7 +209,7 @@ impl World {
         self.pump();
     }
 
-    /// So many bytes of it are not under way any more.
+    /// Subtracts bytes that are no longer in flight.
     fn account(&mut self, id: RequestId, bytes: u64) {
         let run = self.run_mut(id);
         let bytes = bytes.min(run.left);
@@ -219,18 +219,19 @@ impl World {
         }
     }
 
-    /// The last bytes have come.
+    /// Handles the last bytes of a response.
     pub(crate) fn whole(&mut self, id: RequestId, bytes: u64) {
         self.in_time(id);
         self.bytes(id, bytes);
         self.ended(id);
         let (decoders, now) = (self.runs[&id].wants.clone(), self.now);
         let run = self.run_mut(id);
-        (run.phase, run.decoding) = (Phase::Decodes, decoders.len());
+        (run.phase, run.decoding) = (RequestPhase::Decodes, decoders.len());
         self.books.log(now, "came", id.0, 0);
         let gids = decoders.iter().map(|want| self.books.gid(&want.key()));
-        let mut jobs: Vec<Job> =
-            gids.map(|gid| Job { id, gid, ahead: self.books.of(gid).waiting.is_empty() }).collect();
+        let mut jobs: Vec<DecodeJob> = gids
+            .map(|gid| DecodeJob { id, gid, ahead: self.books.of(gid).waiting.is_empty() })
+            .collect();
         jobs.sort_by_key(|job| job.ahead);
         for job in jobs {
             if job.ahead {
@@ -242,10 +243,11 @@ impl World {
         }
     }
 
-    /// The request itself is over, well.
+    /// Ends a successful store request.
     fn ended(&mut self, id: RequestId) {
         let run = &self.runs[&id];
-        let (class, left, fetched) = (run.request.class, run.left, run.phase == Phase::Fetches);
+        let (class, left, fetched) =
+            (run.request.class, run.left, run.phase == RequestPhase::Fetches);
         let (waited, len) = (Duration::from_nanos(self.now - run.began), run.len);
         self.account(id, left);
         self.books.used(class).requests -= 1;
@@ -257,7 +259,7 @@ impl World {
         self.pump();
     }
 
-    /// A thread does this now.
+    /// Runs a step on a worker thread.
     fn goes_on(&mut self, step: Option<Step>) {
         match step {
             Some(Step::Decode(job)) => self.decodes(job),
@@ -266,13 +268,13 @@ impl World {
         }
     }
 
-    fn decodes(&mut self, job: Job) {
+    fn decodes(&mut self, job: DecodeJob) {
         let raw_len = self.books.of(job.gid).want.group.raw_len;
         let time = self.work_time(self.scenario.host.decode, raw_len);
         self.after(time, Event::Decoded(job));
     }
 
-    pub(crate) fn decoded(&mut self, job: Job) {
+    pub(crate) fn decoded(&mut self, job: DecodeJob) {
         if job.ahead {
             let next = self.threads.workers.release();
             self.goes_on(next);
@@ -301,7 +303,7 @@ impl World {
         self.pump();
     }
 
-    /// What has become of a group that did not come.
+    /// Handles the outcome of a group that was not delivered.
     fn settle(&mut self, gid: Gid, settled: Settled, why: Failed) {
         let waiting = !self.books.of(gid).waiting.is_empty();
         match (settled, why) {
@@ -328,7 +330,7 @@ impl World {
         self.answer(gid, Answer::Bytes);
     }
 
-    /// The cache has a group, or has not taken it.
+    /// Ends a flight: the cache has inserted or rejected the group.
     fn forget(&mut self, gid: Gid, kept: Kept) {
         let key = self.books.of(gid).want.key();
         let group = self.books.group(gid);
@@ -349,13 +351,13 @@ impl World {
         self.pump();
     }
 
-    /// Hands what has landed to the cache.
+    /// Inserts decoded groups into the cache.
     fn insert(&mut self, id: RequestId) {
         let run = &self.runs[&id];
         let raw = run.landed.iter().map(|gid| u64::from(self.books.of(*gid).want.group.raw_len));
         let bytes: u64 = raw.sum();
         let class = run.request.class;
-        self.run_mut(id).phase = Phase::Inserts;
+        self.run_mut(id).phase = RequestPhase::Inserts;
         if class == Class::Demand {
             if bytes > self.threads.backlog {
                 for gid in std::mem::take(&mut self.run_mut(id).landed) {
@@ -413,7 +415,7 @@ impl World {
     }
 
     pub(crate) fn stopped(&mut self, id: RequestId) {
-        if self.runs.get(&id).is_some_and(|run| run.phase == Phase::Fetches) {
+        if self.runs.get(&id).is_some_and(|run| run.phase == RequestPhase::Fetches) {
             self.link.stop(self.now, id);
             self.give_up_request(id, Failed::Cancelled);
         }
@@ -422,8 +424,8 @@ impl World {
     fn give_up_request(&mut self, id: RequestId, why: Failed) {
         let run = self.run_mut(id);
         let (class, left) = (run.request.class, run.left);
-        // No more of it comes, which the scheduler learns a little later.
-        run.phase = Phase::Decodes;
+        // No more bytes arrive; the scheduler learns of it slightly later.
+        run.phase = RequestPhase::Decodes;
         self.release(id);
         self.account(id, left);
         let Some(run) = self.runs.remove(&id) else { return };

@@ -1,4 +1,4 @@
-//! What happens in a simulation: snapshots, readers, link, host.
+//! Input of a simulation: snapshots, readers, link, host.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,35 +12,35 @@ use serde::{Deserialize, Serialize};
 
 use crate::link::LinkModel;
 
-/// Where a group is.
+/// Location of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stored {
-    /// In which blob. The same number is the same blob in all snapshots.
+    /// Blob number, shared by all snapshots.
     pub blob: u32,
-    /// From which byte on.
+    /// Offset in the blob, in bytes.
     pub offset: u64,
-    /// How many bytes it takes there.
+    /// Stored length, in bytes.
     pub stored_len: u32,
-    /// How many bytes it decodes to.
+    /// Decoded length, in bytes.
     pub raw_len: u32,
 }
 
-/// A snapshot: its groups, in the order of the tree.
+/// A snapshot: its groups in tree order.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// By number.
+    /// Groups by number.
     pub groups: Vec<GroupRef>,
-    /// The groups of large files that have them for themselves.
+    /// Group ranges of large files that share no group with others.
     pub files: Vec<Range<u32>>,
 }
 
 impl Snapshot {
-    /// A snapshot of these groups.
+    /// Creates a snapshot of these groups.
     pub fn new(groups: &[Stored], files: Vec<Range<u32>>) -> Arc<Self> {
         Arc::new(Self { groups: groups.iter().map(group).collect(), files })
     }
 
-    /// The groups of the large file to which a group belongs; none if it does not.
+    /// Returns the groups of the large file that contains a group; empty if none does.
     pub(crate) fn file_of(&self, number: u32) -> Range<u32> {
         self.files.iter().find(|file| file.contains(&number)).cloned().unwrap_or(0..0)
     }
@@ -70,85 +70,85 @@ fn group(stored: &Stored) -> GroupRef {
 /// When a snapshot is attached, planned and detached.
 #[derive(Debug, Clone)]
 pub struct SnapshotScript {
-    /// Which.
+    /// The snapshot.
     pub snapshot: Arc<Snapshot>,
-    /// What it is.
+    /// Its priority.
     pub urgency: Urgency,
-    /// When it is attached; `None`: nothing is loaded of it, it is only read.
+    /// Attach time; `None`: it is never loaded, only read.
     pub attach: Option<Duration>,
-    /// When it gets which order.
+    /// Plans and the times at which they are set.
     pub plans: Vec<(Duration, Plan)>,
-    /// When it is detached.
+    /// Detach time.
     pub detach: Option<Duration>,
-    /// Whether the scheduler is told of touches.
+    /// Whether touches are reported to the scheduler.
     pub touches: Told,
 }
 
-/// Whether the scheduler is told of something.
+/// Whether the scheduler learns of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Told {
-    /// It is.
+    /// Reported.
     Yes,
-    /// It is not.
+    /// Not reported.
     No,
 }
 
 /// One step of a reader.
 #[derive(Debug, Clone)]
 pub struct Touch {
-    /// How long it thinks before, since it was answered last.
+    /// Think time since the previous answer.
     pub think: Duration,
-    /// The groups that it needs, by number: all of them at once.
+    /// Group numbers it needs, all at once.
     pub groups: Vec<u32>,
-    /// The groups that it will probably need next.
+    /// Group numbers it will probably need next.
     pub hints: Vec<u32>,
 }
 
 /// A reader.
 #[derive(Debug, Clone)]
 pub struct Reader {
-    /// Of which snapshot of the scenario.
+    /// Index of the snapshot in the scenario.
     pub snapshot: usize,
-    /// When it begins.
+    /// Start time.
     pub begins: Begins,
-    /// What it does.
+    /// Steps, in order.
     pub touches: Vec<Touch>,
     /// Whether it gives up.
     pub patience: Patience,
 }
 
-/// When a reader begins.
+/// Start condition of a reader.
 #[derive(Debug, Clone, Copy)]
 pub enum Begins {
-    /// At a time.
+    /// At a fixed time.
     At(Duration),
-    /// As soon as all groups of its snapshot are cached.
+    /// Once all groups of its snapshot are cached.
     WhenWhole,
 }
 
 /// How long a reader waits.
 #[derive(Debug, Clone, Copy)]
 pub enum Patience {
-    /// As long as it takes.
+    /// Indefinitely.
     Endless,
-    /// This part of its waits is given up, after at most so long.
+    /// Gives up this fraction of its waits, after at most this time.
     Some(f64, Duration),
 }
 
-/// What the host is like. Times are drawn from the half to the one and a half of what is said here.
+/// Performance of the host. Times are drawn from half to one and a half times the given values.
 #[derive(Debug, Clone)]
 pub struct HostModel {
-    /// What verifying and decoding costs: for a group, and in decoded bytes a second.
+    /// Cost of verifying and decoding: per group, and rate in decoded bytes per second.
     pub decode: (Duration, f64),
-    /// The same for writing into the cache.
+    /// The same for cache inserts.
     pub insert: (Duration, f64),
-    /// How long a look into the cache takes.
+    /// Duration of a cache probe.
     pub look: Duration,
-    /// When the cache has no room for what is loaded ahead.
+    /// Periods in which the cache has no room for prefetched groups.
     pub full: Vec<Range<Duration>>,
-    /// Which part of the groups that come is not kept, as the cache is full or fails.
+    /// Fraction of groups that the cache rejects, as if full or failing.
     pub not_kept: f64,
-    /// Which part of the groups comes with wrong bytes.
+    /// Fraction of groups that arrive corrupt.
     pub corrupt: f64,
 }
 
@@ -165,21 +165,21 @@ impl Default for HostModel {
     }
 }
 
-/// When a simulation is over.
+/// End condition of a simulation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
-    /// When nothing happens any more.
+    /// When no events are left.
     Quiet,
-    /// When the last reader is done.
+    /// When the last reader finishes.
     Read,
 }
 
-/// All of it.
+/// A complete scenario.
 #[derive(Debug, Clone)]
 pub struct Scenario {
-    /// What everything that is drawn follows from.
+    /// Seed of all random draws.
     pub seed: u64,
-    /// What the scheduler may do.
+    /// Limits of the scheduler.
     pub limits: FetchLimits,
     /// The link.
     pub link: LinkModel,
@@ -189,8 +189,8 @@ pub struct Scenario {
     pub snapshots: Vec<SnapshotScript>,
     /// The readers.
     pub readers: Vec<Reader>,
-    /// What is cached at the beginning: groups of a snapshot.
+    /// Groups cached at the start: snapshot index and group number.
     pub here: Vec<(usize, u32)>,
-    /// When it is over.
+    /// End condition.
     pub until: Until,
 }

@@ -1,5 +1,5 @@
-//! Recorded starts: a snapshot's groups, and which of them were touched when. A compact text format,
-//! and the JSON that `inlay profile export` prints.
+//! Recorded starts: a snapshot's groups and the time of each first touch. Reads a compact text
+//! format and the JSON that `inlay profile export` prints.
 //!
 //! ```text
 //! inlay-trace 1
@@ -18,30 +18,30 @@ use serde::Deserialize;
 use crate::scenario::Stored;
 
 const HEADER: &str = "inlay-trace 1";
-/// How many groups, or touches, a line has at most.
+/// Maximum groups, or touches, per line.
 const LINE: usize = 12;
 
-/// See the module.
+/// A recorded start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Trace {
     /// The groups of the snapshot, by number.
     pub groups: Vec<Stored>,
-    /// Large files: the groups that belong to one alone.
+    /// Large files: ranges of groups that belong to one file alone.
     pub files: Vec<Range<u32>>,
-    /// First touches: how long after the one before, and of which group.
+    /// First touches: delay since the previous one, and the group.
     pub touches: Vec<(Duration, u32)>,
 }
 
-/// Why a text is no trace.
+/// Why a trace cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
-    /// A line of it is not as it should be.
+    /// A line is malformed: its number and text.
     #[error("line {0} is no line of a trace: {1:?}")]
     Line(usize, String),
-    /// It is not the JSON that was expected.
+    /// Not the expected JSON.
     #[error("{0}")]
     Json(#[from] serde_json::Error),
-    /// It names a group that there is not.
+    /// It names a group that does not exist.
     #[error("there is no group {0}")]
     Group(u32),
 }
@@ -66,7 +66,7 @@ struct JsonTouch {
 }
 
 impl Trace {
-    /// Takes the JSON of a recorded start.
+    /// Reads the JSON of a recorded start.
     pub fn from_json(json: &str) -> Result<Self, TraceError> {
         let json: Json = serde_json::from_str(json)?;
         let mut trace = Self::default();
@@ -105,7 +105,7 @@ impl Trace {
         }
     }
 
-    /// Reads the compact form.
+    /// Parses the compact format.
     pub fn parse(text: &str) -> Result<Self, TraceError> {
         let mut trace = Self::default();
         let mut lines = (1..).zip(text.lines());
@@ -149,7 +149,7 @@ impl Trace {
         Some(())
     }
 
-    /// Writes the compact form.
+    /// Formats as the compact format.
     pub fn to_text(&self) -> String {
         let mut text = format!("{HEADER}\n");
         let mut at = None;
@@ -175,7 +175,7 @@ impl Trace {
         text
     }
 
-    /// The stored bytes of what is touched.
+    /// Returns the stored bytes of all touched groups.
     pub fn needed(&self) -> u64 {
         let lens = self.touches.iter().map(|(_, group)| self.groups[*group as usize].stored_len);
         lens.map(u64::from).sum()
@@ -191,15 +191,15 @@ fn pair<A: std::str::FromStr, B: std::str::FromStr>(word: &str) -> Option<(A, B)
     Some((one.parse().ok()?, other.parse().ok()?))
 }
 
-/// A start that was not recorded: clusters of neighbouring groups, most of which are touched, in
-/// little order, with jumps between them.
+/// Generates a start that was not recorded: clusters of neighbouring groups, touched for the most
+/// part and in roughly ascending order, with jumps between clusters.
 pub fn synthetic(seed: u64) -> Trace {
     let mut rng = fastrand::Rng::with_seed(seed);
     let count = rng.u32(1300..4000);
     let mut trace = Trace::default();
     let mut offset = 0;
     for _ in 0..count {
-        // Lognormal, as the sum of a few uniform draws is nearly normal: 180 KB on average.
+        // Lognormal, since the sum of uniform draws is nearly normal: 180 KB on average.
         let normal: f64 = (0..12).map(|_| rng.f64()).sum::<f64>() - 6.0;
         let stored = (150_000.0 * (0.6 * normal).exp()).clamp(2000.0, 524_288.0);
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]

@@ -1,7 +1,7 @@
-//! The world of a simulation: the order of events, and the scheduler's driver in virtual time.
+//! Runs a simulation: the event loop, and the scheduler's driver in virtual time.
 //!
-//! The steps are those of `fetcher.rs`, `table.rs` and `batch.rs` in `inlay-prefetch`, in the same
-//! order; what is a task there is a chain of events here.
+//! The steps follow `fetcher.rs`, `table.rs` and `batch.rs` in `inlay-prefetch`, in the same order;
+//! a task there is a chain of events here.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -12,33 +12,33 @@ use inlay_prefetch::{Class, GroupRef};
 
 use crate::books::{Books, Held};
 use crate::check::View;
-use crate::link::{Link, Nanos, Sign, scaled};
+use crate::link::{Nanos, Sign, SimulatedLink, scaled};
 use crate::readers::Reading;
-use crate::requests::{Job, Run, Threads};
+use crate::requests::{DecodeJob, Run, Threads};
 use crate::scenario::{Begins, HostModel, Scenario, Until};
 
-/// More events than any scenario has: beyond it, something goes round in circles.
+/// More events than any scenario has: exceeding it means an endless loop.
 const EVENTS_MAX: u64 = 20_000_000;
 
-/// What happens at a time that is known.
+/// An event at a known time.
 #[derive(Debug)]
 pub(crate) enum Event {
     Attach(usize),
     Plan(usize, usize),
     Detach(usize),
-    /// A reader has thought; has its request taken up; has an answer.
+    /// A reader has finished thinking; its read reaches the driver; it polls for the answer.
     Wake(usize),
     Read(usize),
     Poll(usize),
-    /// A reader waits no longer for its so-manieth touch.
+    /// A reader gives up waiting for its n-th touch.
     GiveUp(usize, usize),
-    /// The driver sees what is cached, and says so.
+    /// The driver's cache probe runs; its result reaches the scheduler.
     See(WorkId, Vec<u32>, Class),
     Looked(WorkId, Looked),
-    /// A request's task begins; is stopped.
+    /// A request's task starts; a cancellation takes effect.
     Begin(RequestId),
     Stopped(RequestId),
-    Decoded(Job),
+    Decoded(DecodeJob),
     Inserted(RequestId),
     Alarm,
 }
@@ -70,30 +70,30 @@ impl Ord for Due {
     }
 }
 
-/// How a simulation went.
+/// Result of a simulation.
 #[derive(Debug, Clone, Default)]
-pub struct Outcome {
-    /// When each reader was done.
+pub struct SimulationOutcome {
+    /// When each reader finished.
     pub done: Vec<Duration>,
-    /// How long each touch that was not cached waited, by reader.
+    /// Wait time of each touch that was not cached, by reader.
     pub waits: Vec<Vec<Duration>>,
-    /// Stored bytes that were asked for.
+    /// Stored bytes requested.
     pub asked_bytes: u64,
     /// Requests to the store.
     pub requests: u64,
-    /// Of these, for readers that waited.
+    /// Of these, demand requests.
     pub demands: u64,
-    /// How long answers were passing.
+    /// How long responses were being transferred.
     pub busy: Duration,
-    /// Bytes that have passed.
+    /// Bytes transferred.
     pub passed: u64,
-    /// When it was over.
+    /// When it ended.
     pub end: Duration,
-    /// How many events it had.
+    /// Number of events.
     pub events: u64,
 }
 
-/// See the module.
+/// State of a simulation.
 pub(crate) struct World {
     pub(crate) now: Nanos,
     heap: BinaryHeap<Reverse<Due>>,
@@ -102,14 +102,14 @@ pub(crate) struct World {
     pub(crate) rng: fastrand::Rng,
     pub(crate) scenario: Scenario,
     pub(crate) scheduler: Scheduler,
-    pub(crate) link: Link,
+    pub(crate) link: SimulatedLink,
     pub(crate) books: Books,
     pub(crate) threads: Threads,
     pub(crate) runs: BTreeMap<RequestId, Run>,
     pub(crate) readers: Vec<Reading>,
     alarm: Option<Nanos>,
     next_work: u64,
-    pub(crate) outcome: Outcome,
+    pub(crate) outcome: SimulationOutcome,
 }
 
 pub(crate) fn moment(now: Nanos) -> Moment {
@@ -120,8 +120,8 @@ pub(crate) fn nanos(time: Duration) -> Nanos {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Runs a scenario to its end. Panics, with what happened last, if the scheduler breaks a promise.
-pub fn run(scenario: Scenario) -> Outcome {
+/// Runs a scenario to its end. Panics with the latest events if the scheduler breaks an invariant.
+pub fn run(scenario: Scenario) -> SimulationOutcome {
     let mut world = World::new(scenario);
     while world.step() {}
     world.finish()
@@ -136,14 +136,14 @@ impl World {
             events: 0,
             numbered: 0,
             scheduler: Scheduler::new(scenario.limits),
-            link: Link::new(scenario.link.clone(), rng.u64(..)),
+            link: SimulatedLink::new(scenario.link.clone(), rng.u64(..)),
             books: Books::new(&scenario),
             threads: Threads::new(&scenario.limits),
             runs: BTreeMap::new(),
             readers: scenario.readers.iter().map(|_| Reading::default()).collect(),
             alarm: None,
             next_work: 0,
-            outcome: Outcome::default(),
+            outcome: SimulationOutcome::default(),
             rng,
             scenario,
         };
@@ -154,7 +154,7 @@ impl World {
         world
     }
 
-    /// Everything that happens at a time that is known beforehand.
+    /// Queues all events with a time known in advance.
     fn script(&mut self) {
         let mut events = Vec::new();
         for (place, script) in self.scenario.snapshots.iter().enumerate() {
@@ -184,18 +184,18 @@ impl World {
         self.at(self.now + delay, event);
     }
 
-    /// A while that is drawn from the half to the one and a half of `about`.
+    /// Draws a duration from half to one and a half times `about`.
     pub(crate) fn draw(&mut self, about: Nanos) -> Nanos {
         scaled(about, 0.5 + self.rng.f64())
     }
 
-    /// How long a step takes that costs so much for each group and each byte.
+    /// Returns the duration of a step with the given cost per group and rate in bytes per second.
     pub(crate) fn work_time(&mut self, cost: (Duration, f64), bytes: u32) -> Nanos {
         let each = Duration::from_secs_f64(f64::from(bytes) / cost.1);
         self.draw(nanos(cost.0 + each))
     }
 
-    /// Goes on to the next event. False if that was the last.
+    /// Processes the next event. Returns false at the end.
     fn step(&mut self) -> bool {
         self.events += 1;
         if self.events > EVENTS_MAX {
@@ -264,7 +264,7 @@ impl World {
         self.books.log(self.now, "attach", id.0, place as u64);
         self.books.works[place].attach(self.now, id);
         let urgency = self.books.works[place].urgency;
-        // As in the driver, nothing is pumped: there is nothing to load yet.
+        // As in the driver, no pump: there is nothing to load yet.
         self.scheduler.attach(moment(self.now), id, urgency);
     }
 
@@ -273,7 +273,7 @@ impl World {
         self.books.log(self.now, "plan", id.0, plan as u64);
         let plan = self.scenario.snapshots[place].plans[plan].1.clone();
         if self.books.looks > 0 {
-            // What is just being looked at keeps its place in an earlier plan.
+            // Groups of a probe in progress keep their order from an earlier plan.
             self.books.claim_all(place);
         }
         self.books.works[place].set(&plan);
@@ -300,7 +300,7 @@ impl World {
         }
     }
 
-    /// Does all that the scheduler wants done.
+    /// Executes the scheduler's actions until none is left.
     pub(crate) fn pump(&mut self) {
         while let Some(action) = self.scheduler.next(moment(self.now)) {
             match action {
@@ -330,7 +330,7 @@ impl World {
     }
 
     fn set_alarm(&mut self) {
-        let Some(at) = self.scheduler.wakes_at(moment(self.now)) else { return };
+        let Some(at) = self.scheduler.wakes_at() else { return };
         let at = nanos(at.0);
         if self.alarm.is_some_and(|alarm| self.now < alarm && alarm <= at) {
             return;
@@ -358,7 +358,7 @@ impl World {
         self.after(delay, Event::Looked(work, looked));
     }
 
-    fn finish(mut self) -> Outcome {
+    fn finish(mut self) -> SimulationOutcome {
         if self.scenario.until == Until::Quiet {
             if let Some(stuck) = self.readers.iter().position(Reading::is_stuck) {
                 self.books.broken(self.now, &format!("reader {stuck} waits for ever"));

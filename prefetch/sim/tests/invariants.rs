@@ -1,10 +1,10 @@
-//! Random scenarios: see `check.rs` for what is checked in each of them.
+//! Runs random scenarios; see `check.rs` for the invariants.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use inlay_prefetch_sim::{random_scenario, run};
 
-/// Runs the scenarios of these seeds, on all cores. Gives the number of events and of requests.
+/// Runs the scenarios of these seeds on all cores. Returns the number of events and of requests.
 fn all(seeds: std::ops::Range<u64>) -> (u64, u64) {
     let (next, events, requests) =
         (AtomicU64::new(seeds.start), AtomicU64::new(0), AtomicU64::new(0));
@@ -30,12 +30,12 @@ fn all(seeds: std::ops::Range<u64>) -> (u64, u64) {
 #[test]
 fn the_scheduler_keeps_its_promises() {
     let (events, requests) = all(0..2000);
-    // Otherwise nothing was tested.
+    // Guards against scenarios that test nothing.
     assert!(events > 1_000_000 && requests > 40_000, "{events} events, {requests} requests");
 }
 
-/// Seeds that have found something beyond those that are always run. 39865: what was put off came with
-/// the rest although a new plan named it first.
+/// Seeds outside the range that is always run that found a bug. 39865: groups displaced from the
+/// queue were loaded with the rest although a new plan named them first.
 const FOUND: &[u64] = &[39_865];
 
 #[test]
@@ -45,7 +45,7 @@ fn what_was_broken_once_is_not_broken_again() {
     }
 }
 
-/// One scenario, to look into it: `SEED=17 cargo test ... -- --ignored one_seed`.
+/// Runs one scenario for debugging: `SEED=17 cargo test ... -- --ignored one_seed`.
 #[test]
 #[ignore = "for a seed that fails"]
 fn one_seed() {

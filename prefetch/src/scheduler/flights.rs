@@ -1,42 +1,44 @@
-//! Groups and requests under way, and the budgets that they take from.
+//! Groups and requests in flight, and the limits they draw from.
 
 use super::types::{RequestId, WorkId};
 use super::work::Ready;
 use crate::want::{Class, GroupRef, Key};
 
-/// A group that is on its way.
+/// A group that is queued by a reader, in flight, or being cached.
 #[derive(Debug)]
 pub(super) struct Flight {
     pub(super) want: GroupRef,
-    /// Tells it from an earlier flight of the same group.
+    /// Distinguishes it from earlier flights of the same group.
     pub(super) number: u64,
     pub(super) class: Class,
     pub(super) place: Place,
     pub(super) company: Company,
-    /// Readers that wait for it.
+    /// Number of waiting readers.
     pub(super) waiters: u32,
-    /// How often it came with wrong bytes.
+    /// Number of corrupt responses so far.
     pub(super) corrupt: u32,
-    /// The snapshot that it is, or would have been, loaded for.
+    /// The snapshot that loads it, or would have loaded it.
     pub(super) origin: Option<(WorkId, Ready)>,
-    /// Other snapshots that want it, with its number there: they look at it again if it does not come.
+    /// Other snapshots that need it, with its group number there; they probe it again if it does
+    /// not arrive.
     pub(super) parked: Vec<(WorkId, u32)>,
 }
 
-/// How far it is.
+/// State of a flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     Queued,
     Running(RequestId),
-    /// Its readers have it; it stays until the cache has it, so that nobody fetches it meanwhile.
+    /// Readers have it. Kept until the cache has it, so that it is not fetched again meanwhile.
     Landed,
 }
 
-/// Whether a group may be fetched in one request with its neighbours.
+/// Whether a group may share a request with its neighbours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Company {
     Any,
-    /// A request failed that held it: others' troubles must not be its own.
+    /// A request with this group failed: it is retried alone, so that a bad neighbour cannot fail
+    /// it again.
     Alone,
 }
 
@@ -56,18 +58,18 @@ impl Flight {
     }
 }
 
-/// A request that is under way.
+/// A request in flight.
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) class: Class,
     pub(super) work: Option<WorkId>,
     pub(super) keys: Vec<Key>,
-    /// Bytes that have not come yet.
+    /// Bytes that have not arrived yet.
     pub(super) left: u64,
     pub(super) cancelled: bool,
 }
 
-/// How much may be going on at once, and how much is.
+/// Request and buffer limits, and current use.
 #[derive(Debug)]
 pub(super) struct Pool {
     requests_max: usize,
@@ -81,8 +83,8 @@ impl Pool {
         Self { requests_max: requests_max.max(1), bytes_max, requests: 0, bytes: 0 }
     }
 
-    /// The bytes of buffers that a request may take whose first group takes `first`; `None` if it
-    /// must wait. When nothing else runs, a group larger than all the room there is goes alone.
+    /// Returns the buffer bytes available to a request whose first group needs `first`; `None` if
+    /// it must wait. When nothing else runs, a group larger than the limit is admitted alone.
     pub(super) fn room(&self, first: u64) -> Option<u64> {
         let room = self.bytes_max.saturating_sub(self.bytes);
         let may = self.requests < self.requests_max && (self.bytes == 0 || first <= room);

@@ -1,49 +1,52 @@
-//! What the link to the store can do, as far as it was seen, and what follows for prefetching.
+//! Estimates the link to the store and derives the prefetch window from it.
 //!
 //! The model is that of BBR (Cardwell, Cheng, Gunn, Yeganeh, Jacobson: "BBR: Congestion-Based
-//! Congestion Control", 2016): the greatest rate of delivery and the least round trip of the last
-//! seconds say how many bytes must be under way to fill the link. More than that only queues, and a
-//! reader's request would wait behind it. A pure state machine: time comes with each call.
+//! Congestion Control", 2016): the maximum delivery rate and the minimum round trip of the last
+//! seconds determine how many bytes must be in flight to fill the link. More than that only queues,
+//! and a reader's request would wait behind it. A pure state machine: time comes with each call.
 //!
-//! Prefetching has `rate * (round trip + hold)` bytes under way, where `hold` is how long it may
-//! keep a reader's bytes waiting: a third of a round trip, from 2 to 30 ms. While a reader waits, it
-//! is what fills the link, so that little queues, in small requests, so that its answer shares the link
-//! with few others. And when readers wait much longer than the model says (others share the link, or
-//! the model is wrong), it is halved again and again, and recovers slowly, as TCP does (additive
-//! increase, multiplicative decrease): with each reader that is served in time, and while none is late.
+//! Prefetch keeps `rate * (round trip + hold)` bytes in flight, where `hold` is the maximum delay
+//! it may add to a reader's bytes: a third of a round trip, from 2 to 30 ms. While a reader waits,
+//! the window shrinks to what fills the link, so that little queues, and requests shrink, so that
+//! the reader's response shares the link with few others. When readers wait much longer than the
+//! model predicts (others share the link, or the model is wrong), the window is halved repeatedly
+//! and recovers slowly, as in TCP (additive increase, multiplicative decrease): with each reader
+//! served in time, and while none is late.
 
 use std::time::Duration;
 
 use super::Moment;
 
-/// Bytes under way before anything was measured. On a link of 1 MB/s that is two seconds, which is
-/// why readers' waits correct it; on a fast one less would cost round trips until it is filled.
+/// Bytes in flight before the first measurement. On a 1 MB/s link that is two seconds, so readers'
+/// waits correct it; on a fast link, less would cost round trips until it is filled.
 const INITIAL_BYTES: u64 = 2 << 20;
-/// Bytes under way are never fewer, whatever was measured: one request of average size.
+/// Minimum window regardless of measurements: one request of average size.
 const LEAST_BYTES: u64 = 256 << 10;
-/// The size of requests, before anything was measured and at least.
+/// Request size before the first measurement, and minimum.
 const REQUEST_BYTES_MIN: u64 = 256 << 10;
-/// The largest request. Beyond it nothing is gained, even at 10 Gbit/s and 2 ms.
+/// Maximum request size. Larger requests gain nothing, even at 10 Gbit/s and 2 ms.
 const REQUEST_BYTES_MAX: u64 = 4 << 20;
-/// How long prefetching may keep a reader's bytes waiting.
+/// Bounds of the delay that prefetch may add to a reader's bytes.
 const HOLD_MIN: Duration = Duration::from_millis(2);
 const HOLD_MAX: Duration = Duration::from_millis(30);
-/// How long a measurement counts at least; it counts at most twice as long.
+/// Minimum lifetime of a measurement; the maximum is twice as long.
 const REMEMBERED: Duration = Duration::from_secs(5);
-/// The rate is taken over so long at least, because bytes arrive in bursts.
+/// Bounds of the interval over which the rate is measured. Not shorter, because bytes arrive in
+/// bursts.
 const RATE_OVER_MIN: Duration = Duration::from_millis(10);
 const RATE_OVER_MAX: Duration = Duration::from_millis(50);
-/// Three measurements without growth by a fifth: the link is full, and growing fast is over.
+/// After three measurements without growth by a fifth, the link is full and fast growth ends.
 const FULL_AFTER: u32 = 3;
-/// A reader that waits so many times longer than the model says has been in somebody's way.
+/// A reader that waits this many times longer than predicted was delayed by prefetch.
 const LATE: f64 = 1.5;
-/// Below this difference a wait is not late: it is the host's own scheduling.
+/// Waits that exceed the prediction by less than this are not late: the host's own scheduling
+/// explains them.
 const LATE_MIN: Duration = Duration::from_millis(3);
-/// What is left of the share at least.
+/// Minimum share.
 const SHARE_MIN: f64 = 1.0 / 16.0;
-/// How much of it comes back with each reader that was served in time, and each measurement of the
-/// rate in which none was late: a start for which nothing more has to be demanded would otherwise keep
-/// half of the link until its end.
+/// How much of the share is restored by each reader served in time, and by each rate measurement in
+/// which none was late. Without the latter, a start that needs no more demand requests would keep
+/// half of the link idle until its end.
 const SHARE_STEP: f64 = 1.0 / 16.0;
 
 /// Whether a reader waits for bytes.
@@ -55,28 +58,28 @@ pub(super) enum Readers {
     Wait,
 }
 
-/// What the link is taken to be now.
+/// Current estimate of the link.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinkEstimate {
-    /// The least time from a request to the first byte of its answer, of the last seconds.
+    /// Minimum time from a request to the first byte of its response, over the last seconds.
     pub round_trip: Option<Duration>,
-    /// The greatest rate, in bytes a second, of the last seconds.
+    /// Maximum rate over the last seconds, in bytes per second.
     pub rate: Option<f64>,
-    /// Which part of what would fill the link prefetching takes: 1 unless readers had to wait.
+    /// Fraction of the full window that prefetch uses: 1 unless readers were late.
     pub share: f64,
 }
 
-/// See the module.
+/// Estimator of the link.
 #[derive(Debug)]
 pub(super) struct Link {
     round_trip: Extreme,
     rate: Extreme,
-    /// Bytes since the moment, while the link is busy.
+    /// Start of the current interval and bytes since then, while the link is busy.
     interval: Option<(Moment, u64)>,
-    /// The best rate when it last grew, and how many measurements ago that was.
+    /// Best rate when it last grew, and the number of measurements since.
     growth: (f64, u32),
     share: f64,
-    /// The share is halved once a round trip at most.
+    /// Time of the last halving: at most one per round trip.
     halved: Option<Moment>,
 }
 
@@ -100,10 +103,10 @@ impl Link {
         }
     }
 
-    /// So many bytes have come. `busy` says whether more are under way.
+    /// Records bytes that arrived. `busy` says whether more are in flight.
     pub(super) fn arrived(&mut self, now: Moment, bytes: u64, busy: bool) {
         let Some((since, before)) = self.interval else {
-            // The first bytes of an interval began to come before it.
+            // The first bytes of an interval started to arrive before it, so they do not count.
             self.interval = busy.then_some((now, 0));
             return;
         };
@@ -129,12 +132,12 @@ impl Link {
         }
     }
 
-    /// The first byte of an answer has come `after` its request.
+    /// Records the first byte of a response, `after` its request.
     pub(super) fn answered(&mut self, now: Moment, after: Duration) {
         self.round_trip.take(now, after.as_secs_f64());
     }
 
-    /// A reader had to wait `waited` for `bytes` that it asked the store for itself.
+    /// Records that a reader waited `waited` for a demand request of `bytes`.
     pub(super) fn served(&mut self, now: Moment, waited: Duration, bytes: u64) {
         let (Some(round_trip), Some(rate)) = (self.round_trip(), self.rate.get()) else { return };
         #[allow(clippy::cast_precision_loss)]
@@ -152,7 +155,7 @@ impl Link {
         self.share = (self.share + SHARE_STEP).min(1.0);
     }
 
-    /// How many bytes prefetching may have under way.
+    /// Returns the maximum bytes that prefetch may have in flight.
     pub(super) fn window(&self, readers: Readers) -> u64 {
         let Some(rate) = self.rate.get() else { return INITIAL_BYTES };
         let round_trip = self.round_trip().unwrap_or(HOLD_MIN);
@@ -170,8 +173,8 @@ impl Link {
         whole(bytes).max(least)
     }
 
-    /// How long a request of prefetching should be, in bytes: what passes while it may hold the link,
-    /// or little while a reader waits.
+    /// Returns the size of a prefetch request, in bytes: what the link delivers during `hold`, or
+    /// the minimum while a reader waits.
     pub(super) fn request_bytes(&self, readers: Readers) -> u64 {
         let (Some(rate), Some(round_trip), Readers::Idle) =
             (self.rate.get(), self.round_trip(), readers)
@@ -190,14 +193,14 @@ fn hold(round_trip: Duration) -> Duration {
     (round_trip / 3).clamp(HOLD_MIN, HOLD_MAX)
 }
 
-/// Bytes as a whole number. What does not fit becomes the nearest that does.
+/// Truncates to whole bytes; saturates out of range.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn whole(bytes: f64) -> u64 {
     bytes as u64
 }
 
-/// The least or the greatest of the last seconds: of two spans of time, the current one and the one
-/// before. Without new measurements the old ones stay.
+/// Windowed minimum or maximum over two time windows, the current and the previous one. Without new
+/// measurements, the old ones stay valid.
 #[derive(Debug)]
 struct Extreme {
     better: fn(f64, f64) -> f64,
@@ -239,7 +242,7 @@ mod tests {
         Moment(Duration::from_millis(millis))
     }
 
-    /// A link of `rate` bytes a second that is always busy, for a second.
+    /// Simulates one second on a link of `rate` bytes per second that is always busy.
     fn steady(link: &mut Link, from: u64, rate: u64, round_trip: u64) {
         for millis in from..from + 1000 {
             link.answered(at(millis), Duration::from_millis(round_trip));

@@ -1,41 +1,43 @@
-//! Which bytes to fetch next: a pure state machine.
+//! Decides which bytes to fetch next: a pure state machine.
 //!
-//! Events go in (a snapshot is attached, a reader wants a group, bytes came), actions come out (fetch
-//! this range, look which of these the host has, cancel that request). There is no clock, no task and
-//! no I/O here: the driver brings the time with each event and does what it is told, so that all of
-//! it can be run in virtual time, thousands of times a second.
+//! Events go in (a snapshot is attached, a reader requests a group, bytes arrive), actions come out
+//! (fetch this range, probe the cache for these groups, cancel that request). There is no clock,
+//! task or I/O here. The driver passes the time with each event and executes the actions, so tests
+//! can run the scheduler in virtual time, thousands of runs per second.
 //!
-//! **Order.** Classes are strict (see [`crate::Class`]): while there is something of a class to do,
-//! nothing of a lower one is begun. Within a class, mounted directories come newest first, since it is
-//! the last mount that somebody waits for now; images share fairly by bytes. A snapshot whose order is
-//! not known yet, or whose groups are just being looked up on this host, is waited for (2 s at most),
-//! because what is less urgent would otherwise slip in; one that rests because the store or the
-//! cache failed it is not.
+//! **Order.** Classes are strict (see [`crate::Class`]): while a class has work, no request of a
+//! lower class starts. Within a class, mounted directories are loaded newest first, since a user is
+//! waiting for the last mount; images share bandwidth fairly by bytes. A snapshot that still lacks
+//! its plan, or is being probed in the cache, blocks lower classes for at most 2 s; otherwise less
+//! urgent work would slip in. A snapshot that backs off after a store or cache failure does not
+//! block them.
 //!
-//! **Demand** has requests and buffers of its own and waits for nothing but the link. What a reader
-//! wants is taken out of whatever queue it is in; what is under way is joined. No group is fetched
-//! twice.
+//! **Demand** has its own request and buffer limits and waits for nothing but the link. A reader's
+//! group is promoted out of any queue, and a fetch in flight is joined. No group is fetched twice.
 //!
-//! **Ahead of readers** as many bytes are under way as fill the link for the time being (see
-//! `link.rs`), and a little less while a reader waits. It is bytes that have not come yet which count,
-//! not requests: so the next request is made before the last one has ended, and the link never idles
-//! between them.
+//! **Prefetch** keeps as many bytes in flight as currently fill the link (see `link.rs`), and
+//! slightly fewer while a reader waits. The limit counts bytes that have not arrived, not requests:
+//! the next request starts before the last one has ended, so the link never idles between them.
 //!
-//! **What is loaded** of an image is first what earlier runs have read, in their order; then the rest,
-//! in the order of the tree. Where nothing is known, reads themselves are the best guess: groups
-//! are packed in the order of the tree, so those beside one that was read belong to the same directory,
-//! mostly to the same package (see `neighbours.rs`). They come before everything that is only guessed, the more of them the
-//! more often that was right.
+//! **Load order** of an image: first the groups that earlier runs read, in their order; then the
+//! rest, in tree order. Without a recording, the reads themselves are the best predictor. Groups
+//! are packed in tree order, so the neighbours of a read group belong to the same directory, mostly
+//! to the same package (see `neighbours.rs`). Neighbours come before everything else that is only
+//! guessed, and more of them are loaded the more often they were right.
 //!
-//! **Size.** A snapshot costs three bits for each of its groups, four bytes for each that is named to
-//! come first, and at most 192 groups that are known by what they are. Queues of readers and of read-ahead
-//! are bounded by the limits.
+//! **Cost.** An event costs its own work plus the logarithm of the number of snapshots: snapshots
+//! are indexed by class and share (see `standings.rs`), and queued groups by key.
+//!
+//! **Size.** A snapshot costs three bits per group, four bytes per group named to come first, and
+//! at most 192 groups with their full `GroupRef`. The limits bound the demand and read-ahead
+//! queues.
 
 mod flights;
 mod link;
 mod neighbours;
 mod outcome;
 mod span;
+mod standings;
 mod state;
 #[cfg(test)]
 mod tests;

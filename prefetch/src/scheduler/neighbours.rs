@@ -1,29 +1,29 @@
-//! Which groups lie beside what is read, and are therefore likely to be read next.
+//! Predicts reads: groups next to one that was read are likely to be read next.
 //!
-//! Groups are packed in the order of the tree. What a start reads of an image lies in a few dense
-//! stretches: a program, its libraries, its packages. Recorded starts (python with numpy and pandas, a
-//! bundler on node, git) read 72 of 74 groups of one package, in no order at all: so both sides count
-//! alike, and the more of what was read was foreseen, the further it is looked. Of a large file that a
+//! Groups are packed in tree order. What a start reads of an image lies in a few dense stretches: a
+//! program, its libraries, its packages. Recorded starts (python with numpy and pandas, a bundler
+//! on node, git) read 72 of 74 groups of one package, in no particular order. So both sides count
+//! alike, and the reach grows with the share of reads that were predicted. Of a large file that a
 //! program maps, nearly all groups are read once the first is.
 
 use std::collections::VecDeque;
 
 use super::types::Touched;
 
-/// How far to look to each side of what was read, at first and at most, in groups.
+/// Distance to each side of a read group, in groups: initial and maximum.
 const REACH_MIN: u32 = 4;
 const REACH_MAX: u32 = 16;
-/// Of a large file with at most so many groups (16 MiB), all are taken.
+/// A large file with at most this many groups (16 MiB) is taken whole.
 const FILE_GROUPS: u32 = 32;
-/// How many are kept waiting.
+/// Maximum queue length.
 const QUEUE_MAX: usize = 512;
 
-/// Neighbours of what was read, the most likely first.
+/// Queue of neighbours of read groups, most likely first.
 #[derive(Debug)]
 pub(super) struct Neighbours {
     queue: VecDeque<u32>,
     reach: u32,
-    /// Whether something came that was not looked at.
+    /// Whether neighbours were added since the last `pop`.
     fresh: bool,
 }
 
@@ -47,15 +47,16 @@ impl Neighbours {
         self.queue.pop_front()
     }
 
-    /// Drops those at the front that `taken` says are under way already.
+    /// Drops groups from the front for which `taken` returns true.
     pub(super) fn skip(&mut self, taken: impl Fn(u32) -> bool) {
         while self.queue.front().is_some_and(|number| taken(*number)) {
             self.queue.pop_front();
         }
     }
 
-    /// Takes a first read of a group, which was `foreseen` or not, of a snapshot of `groups` groups.
-    /// `known` says which need not be named.
+    /// Adds the neighbours of a group on its first read. `foreseen` says whether the read was
+    /// predicted, `groups` is the snapshot's group count, and `known` returns true for groups to
+    /// leave out.
     pub(super) fn touched(
         &mut self,
         touch: &Touched,

@@ -1,4 +1,4 @@
-//! What becomes of requests and groups: they come, fail, are wrong, and find their place.
+//! Handles results of requests and groups: arrival, failure, corruption, caching.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use super::work::Ready;
 use crate::want::{Class, Key};
 
 impl Scheduler {
-    /// The answer of a request begins to come, `after` it was made.
+    /// Reports the first byte of a response, `after` the request was sent.
     pub fn answered(&mut self, now: Moment, after: Duration) {
         self.link.answered(now, after);
     }
 
-    /// So many bytes of a request have come.
+    /// Reports `bytes` of a request that arrived.
     pub fn arrived(&mut self, now: Moment, id: RequestId, bytes: u64) {
         let Some(request) = self.requests.get_mut(&id) else { return };
         let counted = bytes.min(request.left);
@@ -32,7 +32,7 @@ impl Scheduler {
         }
     }
 
-    /// A request has ended well. Its groups are still to be settled, one by one.
+    /// Reports a successful request. Its groups are settled one by one afterwards.
     pub fn ended(&mut self, now: Moment, id: RequestId) {
         self.end(id);
         if self.under_way == 0 {
@@ -49,7 +49,8 @@ impl Scheduler {
         Some((request.class, request.keys))
     }
 
-    /// A request has failed. What is done about each of its groups that is not settled yet.
+    /// Reports a failed request. Returns what happened to each of its groups that was not settled
+    /// yet.
     pub fn failed(&mut self, now: Moment, id: RequestId, why: Failed) -> Vec<(Key, Settled)> {
         let Some((class, keys)) = self.end(id) else { return Vec::new() };
         let several = keys.len() > 1;
@@ -102,8 +103,8 @@ impl Scheduler {
         }
     }
 
-    /// A group came with wrong bytes, the so-manieth time. It is fetched again for its readers, as
-    /// often as the limits allow.
+    /// Reports a corrupt group; returns what happened to it and how often it was corrupt. It is
+    /// refetched for its readers up to `corrupt_retries` times.
     pub fn corrupt(&mut self, now: Moment, key: &Key) -> (Settled, u32) {
         let Some(flight) = self.flights.get_mut(key) else { return (Settled::Dropped, 0) };
         flight.corrupt = flight.corrupt.saturating_add(1);
@@ -120,20 +121,23 @@ impl Scheduler {
         (if waited_for { Settled::Failed } else { Settled::Dropped }, times)
     }
 
-    /// Whoever fetched a group is gone without a word. Its readers get an error.
-    pub fn lost(&mut self, key: &Key) {
-        self.drop_flight(key);
+    /// Reports that the task fetching a group died. The caller fails its readers. For the snapshot
+    /// that the group was loaded for, this is a failure like others: it backs off.
+    pub fn lost(&mut self, now: Moment, key: &Key) {
+        if let Some((id, ready)) = self.gone(key) {
+            self.work_failed(now, id, [ready]);
+        }
     }
 
-    /// A group has come and is right: its readers have it. Until [`Self::forget`] it counts as on
-    /// its way, so that nobody fetches it meanwhile.
+    /// Reports a verified group that its readers have. It counts as in flight until
+    /// [`Self::forget`], so that it is not fetched again meanwhile.
     pub fn landed(&mut self, key: &Key) {
         if let Some(flight) = self.flights.get_mut(key) {
             flight.place = Place::Landed;
         }
     }
 
-    /// A group has found its place, or none.
+    /// Ends a flight once its cache insert has finished or failed.
     pub fn forget(&mut self, now: Moment, key: &Key, kept: Kept) {
         let Some(flight) = self.flights.remove(key) else { return };
         if self.looks > 0 {
@@ -148,10 +152,12 @@ impl Scheduler {
             if kept == Kept::Nowhere {
                 work.no_room(now);
             }
+            self.tick(now);
+            self.file(id);
         }
     }
 
-    /// Buffers of a request of `class` are free again.
+    /// Frees buffers of a request of `class`.
     pub fn release(&mut self, class: Class, bytes: u64) {
         if let Some(pool) = self.pools.get_mut(pool(class)) {
             pool.release(bytes);
@@ -159,11 +165,11 @@ impl Scheduler {
     }
 }
 
-/// Whether the cache has a group that came.
+/// Whether a group was cached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
-    /// It has.
+    /// It was.
     Cached,
-    /// It took it not: loading ahead is of no use for now.
+    /// The cache rejected it: prefetching is useless for now.
     Nowhere,
 }

@@ -1,4 +1,4 @@
-//! Neighbouring groups that one request can bring.
+//! Coalesces neighbouring groups into one request.
 
 use std::ops::Range;
 
@@ -6,23 +6,23 @@ use inlay_store::ids::BlobId;
 
 use crate::want::GroupRef;
 
-/// A range of a blob that is being put together: groups can be added at both ends.
+/// A blob range under construction; grows at both ends.
 #[derive(Debug)]
 pub(super) struct Span {
     blob: BlobId,
     range: Range<u64>,
-    /// How long it may become, in bytes.
+    /// Maximum length, in bytes.
     len_max: u64,
-    /// How far apart two groups may be.
+    /// Maximum gap between two groups, in bytes.
     gap: u64,
-    /// Bytes of buffers, and how many they may be.
+    /// Buffer bytes so far, and their limit.
     buffers: u64,
     buffers_max: u64,
     wants: Vec<GroupRef>,
 }
 
 impl Span {
-    /// Begins with one group, whatever its size.
+    /// Starts with one group, of any size.
     pub(super) fn of(first: GroupRef, len_max: u64, gap: u64, buffers_max: u64) -> Self {
         Self {
             blob: first.blob,
@@ -35,7 +35,7 @@ impl Span {
         }
     }
 
-    /// Adds a group if it is a neighbour and there is room for it.
+    /// Adds a group if it is close enough and fits. Returns whether it was added.
     pub(super) fn add(&mut self, want: &GroupRef) -> bool {
         let (start, end) = (want.group.offset, want.end());
         let above = start >= self.range.end && start - self.range.end <= self.gap;
@@ -53,7 +53,7 @@ impl Span {
         fits
     }
 
-    /// The blob, the range, the groups sorted by offset, and the bytes of buffers.
+    /// Returns the blob, the range, the groups sorted by offset, and the buffer bytes.
     pub(super) fn finish(mut self) -> (BlobId, Range<u64>, Vec<GroupRef>, u64) {
         self.wants.sort_by_key(|want| want.group.offset);
         (self.blob, self.range, self.wants, self.buffers)

@@ -1,4 +1,4 @@
-//! The scheduler: what is queued, what is under way, and what comes next.
+//! The scheduler: queues, requests in flight, and the choice of the next action.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::flights::{Company, Flight, Place, Pool, Running};
 use super::link::{Link, LinkEstimate, Readers};
 use super::span::Span;
+use super::standings::{Standings, Waiting};
 use super::types::{
     Action, Joined, Looked, Moment, Plan, Request, RequestId, Room, Ticket, Touched, Urgency, Why,
     WorkFigures, WorkId,
@@ -14,7 +15,7 @@ use super::work::{Ready, Work};
 use crate::limits::FetchLimits;
 use crate::want::{Class, GroupRef, Key};
 
-/// See the module `scheduler`.
+/// The scheduler; see the module `scheduler`.
 #[derive(Debug)]
 pub struct Scheduler {
     pub(super) limits: FetchLimits,
@@ -24,31 +25,36 @@ pub struct Scheduler {
     pub(super) demand: VecDeque<Key>,
     pub(super) read_ahead: VecDeque<Key>,
     pub(super) works: HashMap<WorkId, Work>,
-    /// Those that have something left, in the order in which they came.
-    active: Vec<WorkId>,
+    /// Snapshots with work left, ordered by whose turn it is.
+    standings: Standings,
+    pub(super) waiting: Waiting,
+    /// Latest time passed by the driver.
+    clock: Moment,
+    /// Number of times one of `works` was visited.
+    visits: u64,
     pub(super) pools: [Pool; 2],
-    /// Stored bytes of requests ahead of readers that have not come yet.
+    /// Stored bytes of prefetch requests that have not arrived yet.
     pub(super) ahead: u64,
-    /// The same of all requests.
+    /// Stored bytes of all requests that have not arrived yet.
     pub(super) under_way: u64,
     pub(super) cancels: VecDeque<RequestId>,
-    /// What came while the driver was looking, so that what it saw is out of date.
+    /// Groups cached while a probe was running: the probe may have missed them.
     pub(super) came_meanwhile: HashSet<Key>,
     pub(super) looks: usize,
     next_request: u64,
     next_flight: u64,
-    /// Mounts under way, for which nothing may be in the way that nobody waits for.
+    /// Mounts in progress; no prefetch starts while there are any.
     mounting: usize,
     pub(super) closed: bool,
 }
 
-/// Which budget a class takes from.
+/// Index of the pool that a class draws from: 0 for demand, 1 for prefetch.
 pub(super) fn pool(class: Class) -> usize {
     usize::from(class != Class::Demand)
 }
 
 impl Scheduler {
-    /// Nothing to do yet.
+    /// Creates an idle scheduler.
     pub fn new(limits: FetchLimits) -> Self {
         Self {
             limits,
@@ -58,7 +64,10 @@ impl Scheduler {
             demand: VecDeque::new(),
             read_ahead: VecDeque::new(),
             works: HashMap::new(),
-            active: Vec::new(),
+            standings: Standings::default(),
+            waiting: Waiting::default(),
+            clock: Moment::default(),
+            visits: 0,
             pools: [
                 Pool::new(limits.demand_requests, limits.demand_bytes),
                 Pool::new(limits.ahead_requests, limits.ahead_bytes),
@@ -75,41 +84,55 @@ impl Scheduler {
         }
     }
 
-    /// A snapshot is about to be mounted: what has to be fetched before it can be attached is waited
-    /// for. Until [`Self::mounted`], nothing is begun that nobody waits for.
+    /// Begins a mount: a caller waits for data that must be fetched before the snapshot can be
+    /// attached. Until [`Self::mounted`], no prefetch request starts.
     pub fn mounting(&mut self) {
         self.mounting += 1;
     }
 
-    /// It is mounted, or will not be.
+    /// Ends a mount, successful or not.
     pub fn mounted(&mut self) {
         self.mounting = self.mounting.saturating_sub(1);
     }
 
-    /// A snapshot is attached. What is less urgent waits for its plan, for 2 s at most.
+    /// Adds an attached snapshot. Lower classes wait for its plan, for at most 2 s.
     pub fn attach(&mut self, now: Moment, id: WorkId, urgency: Urgency) {
-        // It shares fairly from now on, whatever others had before.
-        let active = self.active.iter().filter_map(|id| self.works.get(id));
-        let served = active.map(|work| work.served).min().unwrap_or(0);
-        self.works.insert(id, Work::new(urgency, now, served));
-        self.activate(id);
+        self.tick(now);
+        // Start at the smallest share, so that a new snapshot shares fairly from now on.
+        let served = self.standings.least_served().unwrap_or(0);
+        self.works.insert(id, Work::new(id, urgency, now, served));
+        self.file(id);
     }
 
-    /// Sets, or replaces, the order in which a snapshot is loaded.
+    pub(super) fn tick(&mut self, now: Moment) {
+        self.clock = self.clock.max(now);
+    }
+
+    /// Refiles a snapshot in the standings. Must be called after every change to its `Work`.
+    pub(super) fn file(&mut self, id: WorkId) {
+        self.visits += 1;
+        let standing = self.works.get_mut(&id).and_then(|work| work.standing(self.clock));
+        self.standings.file(id, standing);
+    }
+
+    /// Returns how often snapshots were visited so far: the cost of the scheduler's events.
+    pub fn visits(&self) -> u64 {
+        self.visits
+    }
+
+    /// Sets or replaces a snapshot's load order.
     pub fn plan(&mut self, id: WorkId, plan: Plan) {
         if let Some(work) = self.works.get_mut(&id) {
-            work.set(plan);
-            self.activate(id);
+            work.set(plan, &mut self.waiting);
+            self.file(id);
         }
     }
 
-    /// A snapshot is detached: nothing is loaded for it any more, and what only it wanted is
-    /// cancelled.
+    /// Removes a detached snapshot: stops its loading and cancels requests that only it needs.
     pub fn detach(&mut self, id: WorkId) {
-        if self.works.remove(&id).is_none() {
-            return;
-        }
-        self.active.retain(|active| *active != id);
+        let Some(work) = self.works.remove(&id) else { return };
+        work.leave_queues(&mut self.waiting);
+        self.standings.file(id, None);
         let useless = self.requests.iter().filter(|(_, request)| {
             request.work == Some(id)
                 && !request.cancelled
@@ -133,21 +156,16 @@ impl Scheduler {
         }
     }
 
-    /// A group of a snapshot was read for the first time since it was attached.
+    /// Reports the first read of a group since its snapshot was attached.
     pub fn touched(&mut self, now: Moment, id: WorkId, touch: &Touched) {
         if let Some(work) = self.works.get_mut(&id) {
             work.touched(now, touch);
-            self.activate(id);
+            self.tick(now);
+            self.file(id);
         }
     }
 
-    fn activate(&mut self, id: WorkId) {
-        if !self.active.contains(&id) {
-            self.active.push(id);
-        }
-    }
-
-    /// The driver has looked: see [`Action::Look`].
+    /// Reports the result of a cache probe; see [`Action::Look`].
     pub fn looked(&mut self, now: Moment, id: WorkId, mut looked: Looked) {
         self.looks = self.looks.saturating_sub(1);
         if let Some(work) = self.works.get_mut(&id) {
@@ -162,14 +180,16 @@ impl Scheduler {
                     false
                 });
             }
-            work.looked(now, looked, flying);
+            work.looked(now, looked, flying, &mut self.waiting);
+            self.tick(now);
+            self.file(id);
         }
         if self.looks == 0 {
             self.came_meanwhile.clear();
         }
     }
 
-    /// A reader wants a group. It counts as waiting until [`Self::leave`].
+    /// Registers a reader's demand for a group. The reader counts as waiting until [`Self::leave`].
     pub fn demand(&mut self, want: &GroupRef) -> (Joined, Ticket) {
         let key = want.key();
         if let Some(flight) = self.flights.get_mut(&key) {
@@ -192,24 +212,27 @@ impl Scheduler {
         (joined, ticket)
     }
 
-    /// A flight of a group, which it takes out of the queues of all snapshots: the first that had it
-    /// is its origin.
+    /// Creates a flight for a group and removes the group from the queues of all snapshots. The
+    /// first snapshot that had it queued becomes the flight's origin, the others are parked on it.
     fn flight(&mut self, want: GroupRef, class: Class) -> Flight {
         self.next_flight += 1;
         let mut flight = Flight::queued(want, class, self.next_flight);
         let key = want.key();
-        for id in &self.active {
-            let Some(work) = self.works.get_mut(id) else { continue };
-            let Some(ready) = work.take(&key) else { continue };
+        for id in self.waiting.take(&key) {
+            let Some(ready) = self.works.get_mut(&id).and_then(|work| work.take(&key)) else {
+                continue;
+            };
             match flight.origin {
-                None => flight.origin = Some((*id, ready)),
-                Some(_) => flight.parked.push((*id, ready.number)),
+                None => flight.origin = Some((id, ready)),
+                Some(_) => flight.parked.push((id, ready.number)),
             }
+            self.file(id);
         }
         flight
     }
 
-    /// A reader waits no longer, because it has the group, an error, or no more interest.
+    /// Unregisters a reader: it has the group or an error, or gave up. Cancels the demand if no
+    /// reader is left.
     pub fn leave(&mut self, ticket: &Ticket) {
         let key = &ticket.key;
         let Some(flight) = self.flights.get_mut(key) else { return };
@@ -241,14 +264,14 @@ impl Scheduler {
         }
     }
 
-    /// Forgets a group that did not come, and leaves it to the snapshot that would have loaded it.
+    /// Drops a group that did not arrive and returns it to the snapshot that would have loaded it.
     pub(super) fn drop_flight(&mut self, key: &Key) {
         if let Some((id, ready)) = self.gone(key) {
             self.later(id, ready.number);
         }
     }
 
-    /// Forgets a group that did not come. Gives its origin; other snapshots look at it again.
+    /// Drops a group that did not arrive. Returns its origin; parked snapshots probe it again.
     pub(super) fn gone(&mut self, key: &Key) -> Option<(WorkId, Ready)> {
         let Flight { origin, parked, .. } = self.flights.remove(key)?;
         for (id, number) in parked {
@@ -260,11 +283,11 @@ impl Scheduler {
     fn later(&mut self, id: WorkId, number: u32) {
         if let Some(work) = self.works.get_mut(&id) {
             work.later(number);
-            self.activate(id);
+            self.file(id);
         }
     }
 
-    /// The store has failed a snapshot.
+    /// Reports failed groups to the snapshot they were loaded for.
     pub(super) fn work_failed(
         &mut self,
         now: Moment,
@@ -272,12 +295,13 @@ impl Scheduler {
         groups: impl IntoIterator<Item = Ready>,
     ) {
         if let Some(work) = self.works.get_mut(&id) {
-            work.failed(now, groups);
-            self.activate(id);
+            work.failed(now, groups, &mut self.waiting);
+            self.tick(now);
+            self.file(id);
         }
     }
 
-    /// A sequential reader will want a group. False if there is no room for the hint.
+    /// Queues a group for a sequential reader. Returns false if the queue is full.
     pub fn hint(&mut self, want: &GroupRef) -> bool {
         let key = want.key();
         if self.closed || self.flights.contains_key(&key) {
@@ -292,8 +316,12 @@ impl Scheduler {
         true
     }
 
-    /// What is to be done next. To be called until there is nothing.
+    /// Returns the next action. The driver calls this until it returns `None`.
     pub fn next(&mut self, now: Moment) -> Option<Action> {
+        self.tick(now);
+        while let Some(id) = self.standings.due(self.clock) {
+            self.file(id);
+        }
         if let Some(id) = self.cancels.pop_front() {
             return Some(Action::Cancel(id));
         }
@@ -301,7 +329,7 @@ impl Scheduler {
             return None;
         }
         if !self.demand.is_empty() {
-            // While a demand waits for room, nothing else gets any.
+            // While a demand waits for room, no lower class gets any.
             return self.queued(Class::Demand).map(Action::Fetch);
         }
         if let Some(request) = self.queued(Class::ReadAhead) {
@@ -310,12 +338,15 @@ impl Scheduler {
         if !self.read_ahead.is_empty() {
             return None;
         }
-        self.background(now)
+        // `clock`, not `now`: snapshots were refiled as of `clock`, and a late caller's `now` may
+        // be earlier.
+        self.background(self.clock)
     }
 
-    /// How many bytes a request ahead of readers may have now; `None`: there may be none.
+    /// Maximum bytes of the next prefetch request; `None` if the window is full.
     fn room_ahead(&self) -> Option<u64> {
-        // Those who wait for what is being loaded ahead are served best by going on with it.
+        // Readers that wait for prefetched groups are served best by continuing to prefetch, so
+        // only demand requests in flight count as waiting readers.
         let demand = self.pools.first().is_some_and(|pool| pool.requests > 0);
         let readers = if demand { Readers::Wait } else { Readers::Idle };
         let len = self.link.request_bytes(readers).min(self.limits.request_bytes);
@@ -333,7 +364,7 @@ impl Scheduler {
         let mut span = Span::of(first.want, len?, self.limits.gap_bytes, room);
         let mut taken = vec![first.want.key()];
         if first.company == Company::Any {
-            // Neighbours on both sides, until nothing more fits.
+            // Add neighbours on both sides until no more fit.
             let mut before = 0;
             while taken.len() > before {
                 before = taken.len();
@@ -357,64 +388,56 @@ impl Scheduler {
         Some(self.start(class, None, why, span))
     }
 
-    /// The next of what no reader has asked for: the most urgent class alone, even if that has to be
-    /// waited for.
+    /// Returns the next background action. Considers the most urgent class only, even if it has to
+    /// wait.
     fn background(&mut self, now: Moment) -> Option<Action> {
         if self.mounting > 0 {
             return None;
         }
-        self.active.retain(|id| {
-            let work = self.works.get_mut(id);
-            work.is_some_and(|work| {
-                work.skip_taken();
-                work.class().is_some()
-            })
-        });
-        let awake = self.active.iter().filter_map(|id| {
-            let work = self.works.get(id).filter(|work| work.is_awake(now))?;
-            Some((*id, work, work.class()?))
-        });
-        let mut awake: Vec<_> = awake.collect();
-        let class = awake.iter().map(|(_, _, class)| *class).min()?;
-        awake.retain(|(_, _, of)| *of == class);
-        // The newest directory first; of the others, whoever has had least.
-        awake.sort_by_key(|(id, work, _)| match class {
-            Class::Directory => (0, u64::MAX - id.0),
-            _ => (work.served, id.0),
-        });
-        let turns: Vec<WorkId> = awake.iter().map(|(id, ..)| *id).collect();
-        for id in turns {
+        loop {
+            let class = self.standings.class()?;
+            // No snapshot can act: all that are awake are being probed.
+            let id = self.standings.turn(class)?;
+            let before = self.standings.get(id).copied();
             let work = self.works.get_mut(&id)?;
             if work.wants_look(now)
                 && let Some((groups, class)) = work.look()
             {
                 self.looks += 1;
+                self.file(id);
                 return Some(Action::Look { work: id, groups, class });
             }
-            match self.load(id, class) {
+            let load = self.load(id, class);
+            self.file(id);
+            match load {
                 Load::Request(request) => return Some(Action::Fetch(request)),
-                // What is smaller does not overtake it.
+                // A smaller request must not overtake it.
                 Load::NoRoom => return None,
-                Load::Nothing => {}
-            }
-            let waits = self.works.get(&id).is_some_and(Work::is_looking);
-            if class == Class::Directory && waits {
-                return None;
+                // The head of its queue was already in flight for others; retry.
+                Load::Passed => {}
+                Load::Nothing => {
+                    let waits = self.works.get(&id).is_some_and(Work::is_looking);
+                    let changed = self.standings.get(id) != before.as_ref();
+                    if (class == Class::Directory && waits) || !changed {
+                        return None;
+                    }
+                }
             }
         }
-        None
     }
 
-    /// A request for what comes next of one snapshot.
+    /// Builds the next request of one snapshot.
     fn load(&mut self, id: WorkId, class: Class) -> Load {
         let Some(work) = self.works.get_mut(&id) else { return Load::Nothing };
+        let mut nothing = Load::Nothing;
         let first = loop {
             let Some(first) = work.first().filter(|ready| ready.class == class) else {
-                return Load::Nothing;
+                return nothing;
             };
             let Some(flight) = self.flights.get_mut(&first.want.key()) else { break first };
-            work.take_first();
+            work.take_first(&mut self.waiting);
             flight.parked.push((id, first.number));
+            nothing = Load::Passed;
         };
         let pool = self.pools.get(pool(first.class));
         let room = pool.and_then(|pool| pool.room(first.want.buffer_bytes()));
@@ -422,13 +445,14 @@ impl Scheduler {
         Load::Request(self.load_from(id, first, len, room))
     }
 
-    /// A request of `len` bytes at most for a group and its neighbours, with so much room for buffers.
+    /// Builds a request of at most `len` bytes for a group and its neighbours; `room` is the
+    /// available buffer space.
     fn load_from(&mut self, id: WorkId, first: Ready, len: u64, room: u64) -> Request {
         let mut span = Span::of(first.want, len, self.limits.gap_bytes, room);
         let mut readies = vec![first];
         if let Some(work) = self.works.get_mut(&id) {
-            work.take_first();
-            work.take_beside(&first, &mut span, &mut readies);
+            work.take_first(&mut self.waiting);
+            work.take_beside(&first, &mut span, &mut readies, &mut self.waiting);
         }
         for ready in &readies {
             let mut flight = self.flight(ready.want, ready.class);
@@ -465,33 +489,33 @@ impl Scheduler {
         Request { id, class, work, why, blob, range, wants, buffer_bytes }
     }
 
-    /// When [`Self::next`] may have something to do although nothing else happens.
-    pub fn wakes_at(&self, now: Moment) -> Option<Moment> {
-        let works = self.active.iter().filter_map(|id| self.works.get(id));
-        works.filter_map(|work| work.wakes_at(now)).min()
+    /// Returns when [`Self::next`] may have an action even if no event arrives. May be in the past
+    /// if `next` was not called since.
+    pub fn wakes_at(&self) -> Option<Moment> {
+        self.standings.wakes_at()
     }
 
-    /// What the link is taken to be.
+    /// Returns the current estimate of the link.
     pub fn link(&self) -> LinkEstimate {
         self.link.estimate()
     }
 
-    /// Whether a group is on its way.
+    /// Returns whether a group is queued by a reader or in flight.
     pub fn has(&self, key: &Key) -> bool {
         self.flights.contains_key(key)
     }
 
-    /// How much prefetching would have under way now, and in how large requests, in bytes.
+    /// Returns the prefetch window and request size, in bytes, with no reader waiting.
     pub fn window(&self) -> (u64, u64) {
         (self.link.window(Readers::Idle), self.link.request_bytes(Readers::Idle))
     }
 
-    /// What was done for a snapshot.
+    /// Returns the progress of a snapshot.
     pub fn work(&self, now: Moment, id: WorkId) -> Option<WorkFigures> {
         self.works.get(&id).map(|work| work.figures(now))
     }
 
-    /// Groups that wait for their turn and are known by what they are, by class.
+    /// Returns the number of queued groups by class. Groups not probed yet are not counted.
     pub fn queued_by_class(&self) -> [u64; Class::ALL.len()] {
         let mut queued = [0; Class::ALL.len()];
         let mut add = |class: Class, count: usize| {
@@ -501,30 +525,31 @@ impl Scheduler {
         };
         add(Class::Demand, self.demand.len());
         add(Class::ReadAhead, self.read_ahead.len());
-        for id in &self.active {
-            for (class, count) in self.works.get(id).into_iter().flat_map(Work::queued) {
+        for id in self.standings.ids() {
+            for (class, count) in self.works.get(&id).into_iter().flat_map(Work::queued) {
                 add(class, count);
             }
         }
         queued
     }
 
-    /// Groups on their way, and bytes of buffers.
+    /// Returns the number of flights and the buffer bytes in use.
     pub fn gauges(&self) -> (u64, u64) {
         let bytes = self.pools.iter().map(|pool| pool.bytes).sum();
         (self.flights.len() as u64, bytes)
     }
 
-    /// A reader has waited for bytes that were fetched for it alone.
+    /// Reports that a reader waited `waited` for a demand request of `bytes`.
     pub fn served(&mut self, now: Moment, waited: Duration, bytes: u64) {
         self.link.served(now, waited, bytes);
     }
 
-    /// Nothing is begun from now on. Gives the groups that were queued, which are forgotten.
+    /// Stops all scheduling. Drops the queued groups and returns their keys.
     pub fn close(&mut self) -> Vec<Key> {
         self.closed = true;
         self.works.clear();
-        self.active.clear();
+        self.standings = Standings::default();
+        self.waiting = Waiting::default();
         let queued: Vec<Key> = self.demand.drain(..).chain(self.read_ahead.drain(..)).collect();
         for key in &queued {
             self.flights.remove(key);
@@ -533,19 +558,21 @@ impl Scheduler {
     }
 }
 
-/// What can be begun for a snapshot.
+/// What a snapshot's queue offers.
 enum Load {
     Request(Request),
-    /// It has to wait until there is room, and so has what is less urgent.
+    /// The request has to wait for room, and so do lower classes.
     NoRoom,
+    /// The head of the queue was already in flight for others.
+    Passed,
     Nothing,
 }
 
-/// The failure of a request, as far as it matters to what is done next.
+/// Why a request failed, as far as rescheduling is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failed {
-    /// The store did not give the bytes.
+    /// The store returned an error.
     Store,
-    /// It was cancelled.
+    /// The request was cancelled.
     Cancelled,
 }

@@ -1,4 +1,4 @@
-//! The scheduler without a driver: one rule a test. What holds in general is tested by simulation, in
+//! Tests the scheduler without a driver, one rule per test. Invariants are tested by simulation in
 //! `prefetch/sim`.
 
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::want::{Class, GroupRef};
 const NOW: Moment = Moment(Duration::ZERO);
 const LEN: u32 = 100_000;
 
-/// The group with this number of the snapshot whose blob is named by `blob`.
+/// Returns a group of the snapshot with the blob `blob`, by its number.
 fn group(blob: u8, number: u32) -> GroupRef {
     let mut digest = [blob; 32];
     digest[..4].copy_from_slice(&number.to_le_bytes());
@@ -36,7 +36,7 @@ fn plan(groups: u32, first: &[u32]) -> Plan {
     Plan { groups, first: first.to_vec(), known: Known::Recorded, extent: Extent::All }
 }
 
-/// A scheduler whose requests hold one group each.
+/// Creates a scheduler whose requests hold one group each.
 fn scheduler() -> Scheduler {
     Scheduler::new(FetchLimits { request_bytes: u64::from(LEN), ..FetchLimits::default() })
 }
@@ -46,7 +46,7 @@ fn attach(scheduler: &mut Scheduler, id: u64, urgency: Urgency, plan: Plan) {
     scheduler.plan(WorkId(id), plan);
 }
 
-/// Does what is to be done at a time, with nothing cached. Gives the requests.
+/// Executes all actions due at `now`, with an empty cache. Returns the requests.
 fn pump(scheduler: &mut Scheduler, now: Moment) -> Vec<Request> {
     let mut requests = Vec::new();
     while let Some(action) = scheduler.next(now) {
@@ -64,7 +64,7 @@ fn pump(scheduler: &mut Scheduler, now: Moment) -> Vec<Request> {
     requests
 }
 
-/// It has come, and the cache has it.
+/// Completes a request and caches its groups.
 fn came(scheduler: &mut Scheduler, request: &Request) {
     scheduler.ended(NOW, request.id);
     for want in &request.wants {
@@ -74,7 +74,7 @@ fn came(scheduler: &mut Scheduler, request: &Request) {
     scheduler.release(request.class, request.buffer_bytes);
 }
 
-/// All that is fetched, in order, when nothing fails: blob and number.
+/// Returns all fetches in order, as (blob, number), if nothing fails.
 fn order(scheduler: &mut Scheduler, now: Moment) -> Vec<(u8, u32)> {
     let mut order = Vec::new();
     loop {
@@ -99,7 +99,7 @@ fn what_comes_first_comes_first_and_the_rest_follows_when_a_start_is_over() {
     let mut scheduler = scheduler();
     attach(&mut scheduler, 1, Urgency::Image, plan(5, &[3, 1, 3, 99]));
     assert_eq!(order(&mut scheduler, NOW), [(1, 3), (1, 1)]);
-    assert!(scheduler.wakes_at(NOW).is_some());
+    assert!(scheduler.wakes_at().is_some());
     assert_eq!(order(&mut scheduler, later()), [(1, 0), (1, 2), (1, 4)]);
     assert_eq!(scheduler.work(later(), WorkId(1)).unwrap().phase, Phase::Done);
 }
@@ -189,11 +189,121 @@ fn what_was_put_off_comes_first_when_a_new_plan_says_so() {
     let begun = pump(&mut scheduler, NOW);
     let (joined, ticket) = scheduler.demand(&group(1, 55));
     assert_eq!(joined, Joined::Promoted(Class::Profile));
-    // Its turn comes again last.
+    // Its retry comes last.
     scheduler.leave(&ticket);
     scheduler.plan(WorkId(1), plan(60, &[55]));
     for request in begun {
         came(&mut scheduler, &request);
     }
     assert_eq!(order(&mut scheduler, NOW), [(1, 55)]);
+}
+
+/// Like `group`, for more than 256 snapshots.
+fn group_of(work: u64, number: u32) -> GroupRef {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&work.to_le_bytes());
+    let blob = BlobId(Digest::from_bytes(bytes));
+    bytes[8..12].copy_from_slice(&number.to_le_bytes());
+    let digest = GroupDigest(Digest::from_bytes(bytes));
+    let other = group(0, number);
+    GroupRef { blob, group: Group { digest, ..other.group }, home: None }
+}
+
+/// Loads groups of `works` snapshots while readers read them. Returns the visits per event once all
+/// are attached. Every snapshot has much left at the end.
+fn visits_per_event(works: u64, urgency: Urgency) -> u64 {
+    const EVENTS: u64 = 3000;
+    let mut scheduler = scheduler();
+    for id in 0..works {
+        attach(&mut scheduler, id, urgency, plan(5000, &(0..3000).collect::<Vec<_>>()));
+    }
+    let (before, mut events, mut now, mut requests) = (scheduler.visits(), 0, NOW, Vec::new());
+    while events < EVENTS {
+        now = now.after(Duration::from_micros(100));
+        while let Some(action) = scheduler.next(now) {
+            events += 1;
+            match action {
+                Action::Fetch(request) => requests.push(request),
+                Action::Look { work, groups, .. } => {
+                    let missing =
+                        groups.into_iter().map(|number| (number, group_of(work.0, number)));
+                    let looked = Looked { missing: missing.collect(), room: Room::There };
+                    scheduler.looked(now, work, looked);
+                }
+                Action::Cancel(_) => {}
+            }
+        }
+        scheduler.wakes_at();
+        let reader = events % works;
+        let touch = Touched { group: 4000, stored_len: LEN, file: 0..0 };
+        scheduler.touched(now, WorkId(reader), &touch);
+        let (_, ticket) =
+            scheduler.demand(&group_of(reader, 2000 + u32::try_from(events).unwrap()));
+        scheduler.leave(&ticket);
+        for request in requests.drain(..) {
+            came(&mut scheduler, &request);
+        }
+        events += 4;
+    }
+    (scheduler.visits() - before) / events
+}
+
+#[test]
+fn an_event_costs_the_same_however_many_snapshots_are_loading() {
+    for urgency in [Urgency::Image, Urgency::Directory] {
+        for works in [1, 10, 100, 1000] {
+            let visits = visits_per_event(works, urgency);
+            assert!(visits <= 3, "{visits} for {works} snapshots, {urgency:?}");
+        }
+    }
+}
+
+#[test]
+fn a_group_of_many_snapshots_is_fetched_once_and_leaves_no_trace() {
+    let mut scheduler = scheduler();
+    let shared = |_: u64, number: u32| group(1, number);
+    for id in 0..20 {
+        attach(&mut scheduler, id, Urgency::Image, plan(10, &(0..10).collect::<Vec<_>>()));
+    }
+    let (mut fetched, mut wanted) = (Vec::new(), true);
+    while wanted {
+        wanted = false;
+        while let Some(action) = scheduler.next(NOW) {
+            wanted = true;
+            match action {
+                Action::Fetch(request) => fetched.push(request),
+                Action::Look { work, groups, .. } => {
+                    let missing = groups.into_iter().map(|number| (number, shared(work.0, number)));
+                    let missing = missing
+                        .filter(|(_, want)| {
+                            !fetched.iter().any(|request| request.wants.contains(want))
+                                || scheduler.has(&want.key())
+                        })
+                        .collect();
+                    scheduler.looked(NOW, work, Looked { missing, room: Room::There });
+                }
+                Action::Cancel(_) => {}
+            }
+        }
+        // One of them fails: other snapshots still need it.
+        if fetched.len() == 3 {
+            let request = fetched.remove(0);
+            scheduler.release(request.class, request.buffer_bytes);
+            scheduler.failed(NOW, request.id, Failed::Store);
+        }
+        for request in &fetched {
+            came(&mut scheduler, request);
+        }
+    }
+    let mut numbers: Vec<u32> =
+        fetched.iter().flat_map(|request| &request.wants).map(|want| want.group.ordinal).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), fetched.iter().map(|request| request.wants.len()).sum::<usize>());
+    for id in 0..20 {
+        scheduler.detach(WorkId(id));
+    }
+    assert!(scheduler.waiting.is_empty());
+    assert_eq!(scheduler.wakes_at(), None);
+    assert_eq!(scheduler.gauges(), (0, 0));
 }

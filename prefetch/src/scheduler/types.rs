@@ -1,4 +1,4 @@
-//! What goes into the scheduler and what comes out of it.
+//! Inputs and outputs of the scheduler.
 
 use std::fmt;
 use std::ops::Range;
@@ -8,118 +8,121 @@ use inlay_store::ids::BlobId;
 
 use crate::want::{Class, GroupRef, Key};
 
-/// A point in time: how long after the scheduler's beginning. Only the driver reads a clock.
+/// A point in time, relative to the scheduler's creation. Only the driver reads a clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Moment(pub Duration);
 
 impl Moment {
-    /// The time since `earlier`; nothing if that is later.
+    /// Returns the time since `earlier`, or zero if `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// The moment `later`.
+    /// Returns the moment `later` after this one.
     #[must_use]
     pub fn after(self, later: Duration) -> Self {
         Self(self.0.saturating_add(later))
     }
 }
 
-/// Names what is loaded for one attached snapshot.
+/// Identifies the background loading of one attached snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkId(pub u64);
 
-/// Names one request to the store.
+/// Identifies one request to the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
-/// What a snapshot is to those who wait for it.
+/// Priority of a snapshot's background loading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Urgency {
-    /// A directory snapshot: all of it comes before anything of an image, the newest first.
+    /// A directory snapshot: loaded completely before any image, newest first.
     Directory,
-    /// An image, or the whole root of a sandbox: first what was wanted earlier, then the rest.
+    /// An image, or the whole root of a sandbox: first the groups likely to be needed, then the
+    /// rest.
     Image,
 }
 
-/// How much of a snapshot is loaded without being asked for.
+/// How much of a snapshot is loaded in the background.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Extent {
     /// Nothing.
     Nothing,
-    /// What is likely: the profile, or the guess that stands for one, and what lies beside what was
-    /// read.
+    /// The likely part: the profile, or the guess that replaces it, and the neighbours of groups
+    /// that were read.
     Likely,
-    /// Everything, what is likely first.
+    /// Everything, the likely part first.
     #[default]
     All,
 }
 
-/// A first read of a group.
+/// The first read of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Touched {
-    /// The group.
+    /// Group number.
     pub group: u32,
-    /// The bytes of its stored form.
+    /// Stored length of the group, in bytes.
     pub stored_len: u32,
-    /// The groups of the large file that it belongs to; empty if it holds small files.
+    /// Groups of the large file that the group belongs to; empty if it holds small files.
     pub file: Range<u32>,
 }
 
-/// In which order a snapshot's groups are loaded. Groups are named by their place in its index.
+/// The order in which a snapshot's groups are loaded. Groups are named by their number in its
+/// index.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// How many groups the snapshot has. Numbers from there on are ignored.
+    /// Number of groups in the snapshot. Larger numbers in `first` are ignored.
     pub groups: u32,
-    /// What comes first, in this order. What is named twice counts once.
+    /// Groups to load first, in this order. Duplicates count once.
     pub first: Vec<u32>,
-    /// Whether `first` is what earlier runs have read, not a guess.
+    /// Whether `first` is a recording of earlier runs or a guess.
     pub known: Known,
     /// How much is loaded.
     pub extent: Extent,
 }
 
-/// Where the first groups of a plan are from.
+/// Origin of a plan's first groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Known {
-    /// Earlier runs have read them.
+    /// Earlier runs read them.
     Recorded,
-    /// They are a guess: then what lies beside what is read comes even before them.
+    /// A guess: neighbours of groups that are read come before them.
     #[default]
     Guessed,
 }
 
-/// What a look at this host's cache has shown.
+/// Result of a cache probe.
 #[derive(Debug, Clone, Default)]
 pub struct Looked {
-    /// What is not here, in the order in which it was asked.
+    /// Groups that are not cached, in the order of the probe.
     pub missing: Vec<(u32, GroupRef)>,
-    /// Whether there is room for it.
+    /// Whether the cache has room for them.
     pub room: Room,
 }
 
-/// Whether the cache takes what is loaded ahead.
+/// Whether the cache accepts prefetched groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Room {
-    /// It does.
+    /// The cache accepts them.
     #[default]
     There,
-    /// It would have to evict what others need, or its disk fails: it is asked again later.
+    /// The cache would have to evict data others need, or its disk fails. The same groups are
+    /// probed again later.
     None,
 }
 
-/// Why a request is made, for whoever wants to understand it.
+/// Why a request is made, for logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
-    /// A reader waits.
+    /// A reader is blocked.
     Reader,
     /// A sequential reader comes near.
     Sequential,
-    /// A group was read that lies shortly before it.
+    /// A nearby group was read.
     Beside,
-    /// It is this many places into the order in which the snapshot is to be loaded first.
+    /// Position in the plan's `first` list.
     First(u32),
-    /// It is next in the order of the tree.
+    /// Next in tree order.
     Traversal,
 }
 
@@ -138,43 +141,44 @@ impl fmt::Display for Why {
 /// One request to the store: neighbouring groups of one blob.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
-    /// Names it in later events.
+    /// Identifies the request in later events.
     pub id: RequestId,
-    /// For whom it is made.
+    /// Priority class.
     pub class: Class,
-    /// For which snapshot, unless a reader wants it.
+    /// The snapshot it is made for; `None` for demand and read-ahead.
     pub work: Option<WorkId>,
-    /// Why, as far as its first group is concerned.
+    /// Reason for the request's first group.
     pub why: Why,
-    /// The object.
+    /// The blob.
     pub blob: BlobId,
-    /// The bytes of it.
+    /// Byte range of the blob.
     pub range: Range<u64>,
-    /// The groups in it, sorted by offset.
+    /// The groups in the range, sorted by offset.
     pub wants: Vec<GroupRef>,
-    /// What its buffers take, stored and decoded, in bytes: until [`super::Scheduler::release`].
+    /// Buffer bytes, stored and decoded, held until [`super::Scheduler::release`].
     pub buffer_bytes: u64,
 }
 
-/// What the driver has to do.
+/// An action for the driver.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Make a request. It is answered with `arrived`, and then with `ended` or `failed`.
+    /// Send a request. The driver reports `arrived`, then `ended` or `failed`.
     Fetch(Request),
-    /// See which of these groups this host has. It is answered with `looked`.
+    /// Probe the cache for these groups. The driver reports `looked`.
     Look {
-        /// Of which snapshot.
+        /// The snapshot.
         work: WorkId,
-        /// Which groups.
+        /// Group numbers.
         groups: Vec<u32>,
-        /// For which class: the cache makes no room for the last one.
+        /// Priority class: the cache evicts nothing for [`Class::Rest`].
         class: Class,
     },
-    /// Stop a request. It is answered with `failed` or, if that came too late, as any other.
+    /// Cancel a request. The driver reports `failed`, or the usual result if the request had
+    /// already finished.
     Cancel(RequestId),
 }
 
-/// A reader's place among those who wait for a group.
+/// A reader's registration as a waiter of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ticket {
     pub(super) key: Key,
@@ -182,72 +186,73 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// Which group it is about.
+    /// Returns the group's key.
     pub fn key(&self) -> &Key {
         &self.key
     }
 }
 
-/// What a want has become.
+/// State of a group when a reader requested it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Joined {
-    /// It was on its way, for this class.
+    /// Already demanded or in flight, for this class.
     Flying(Class),
-    /// It was queued for a lower class, and is now a demand.
+    /// Queued for a lower class, now promoted to demand.
     Promoted(Class),
-    /// It is queued.
+    /// Newly queued.
     Queued,
 }
 
-/// What was done about a fetch that did not succeed.
+/// What happened to a group whose fetch did not succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
-    /// It is queued again.
+    /// Queued again.
     Again,
     /// Its readers get the error.
     Failed,
-    /// Nobody waits for it.
+    /// Dropped: no reader waits for it.
     Dropped,
 }
 
-/// What has been done for one snapshot.
+/// Progress of one snapshot's background loading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct WorkFigures {
-    /// Groups of the snapshot.
+    /// Groups in the snapshot.
     pub groups: u32,
-    /// Groups that were named to come first.
+    /// Groups named to come first.
     pub first: u32,
-    /// Groups that were looked at: found here, fetched, on their way or given up.
+    /// Groups probed in the cache: found there, fetched, in flight or given up.
     pub looked: u32,
-    /// Of these, what this host had already.
+    /// Of these, groups the cache already had.
     pub here: u32,
-    /// Groups fetched ahead of readers.
+    /// Groups prefetched.
     pub fetched: u32,
     /// Their stored bytes.
     pub fetched_bytes: u64,
-    /// Of these, what readers have read since.
+    /// Of these, bytes that readers have read since.
     pub used_bytes: u64,
-    /// Groups that could not be had.
+    /// Groups given up after failed fetches.
     pub given_up: u32,
-    /// Groups looked at that wait for their turn.
+    /// Probed groups that are queued.
     pub ready: u32,
-    /// What it is doing.
+    /// Current phase.
     pub phase: Phase,
 }
 
-/// What is being done for a snapshot.
+/// Phase of a snapshot's background loading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// What comes first is not known yet.
+    /// Waiting for the plan.
     #[default]
     Preparing,
-    /// What comes first is being loaded.
+    /// Loading the groups that come first.
     First,
-    /// The rest is being loaded.
+    /// Loading the rest.
     Rest,
-    /// It rests for a while: the store or the cache does not take part.
+    /// Paused: the plan is overdue, the starting program still reads new groups, or the store or
+    /// the cache failed.
     Resting,
-    /// Nothing is left to be loaded.
+    /// Everything is loaded.
     Done,
 }

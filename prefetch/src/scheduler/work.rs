@@ -1,7 +1,7 @@
-//! What is to be loaded for one snapshot, and how far that is.
+//! The load queue and progress of one snapshot.
 //!
-//! A group that waits costs one bit, and four bytes more if it was named to come first. Only the next
-//! few are known by what they are: the driver looks them up, and leaves out what this host has.
+//! A group costs three bits, and four bytes more if it was named to come first. Only the next few
+//! have a full `GroupRef`: the driver probes the cache for them and leaves out those it holds.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,33 +9,36 @@ use std::time::Duration;
 use super::Moment;
 use super::neighbours::Neighbours;
 use super::span::Span;
-use super::types::{Extent, Known, Looked, Phase, Plan, Room, Touched, Urgency, Why, WorkFigures};
+use super::standings::{Standing, State, Waiting};
+use super::types::{
+    Extent, Known, Looked, Phase, Plan, Room, Touched, Urgency, Why, WorkFigures, WorkId,
+};
 use crate::want::{Class, GroupRef, Key};
 
-/// How many groups are looked up at a time, and how few are left when the next are.
+/// Groups per cache probe, and the queue length below which the next probe is issued.
 const LOOK: usize = 64;
 const LOOK_BELOW: usize = 24;
-/// So many groups that were looked up may wait: above that, the oldest neighbours are forgotten until the
-/// rest comes. What is planned to come first is not.
+/// Maximum number of probed groups in the queue. Above that, the oldest neighbours are moved to the
+/// rest; groups that the plan names first stay.
 const READY_MAX: usize = 192;
-/// An image's rest waits until nothing new was read for so long: a start has the link and the host's
-/// cores for itself,
+/// The rest of an image waits until no new group was read for this long, so that a starting program
+/// has the link and the host's cores to itself,
 const CALM: Duration = Duration::from_secs(1);
 /// but for no longer than this.
 const CALM_MAX: Duration = Duration::from_secs(30);
-/// How many reads are remembered until the plan is there.
+/// Maximum number of reads remembered until the plan arrives.
 const EARLY_MAX: usize = 256;
-/// How often one group is tried without a reader.
+/// Attempts per group without a reader.
 const TRIES: u8 = 2;
-/// The pause after a failure doubles from the first to the last.
+/// Pause after a failure; doubles from the first to the last.
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
 const PAUSE_LAST: Duration = Duration::from_secs(30);
-/// The pause when the cache has no room.
+/// Pause when the cache has no room.
 const PAUSE_FULL: Duration = Duration::from_secs(5);
-/// How long what is less urgent waits for a snapshot's plan.
+/// How long lower classes wait for a snapshot's plan.
 const PREPARE: Duration = Duration::from_secs(2);
 
-/// A group that was looked up and is missing.
+/// A probed group that is not cached.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ready {
     pub(super) number: u32,
@@ -43,44 +46,45 @@ pub(super) struct Ready {
     pub(super) class: Class,
     pub(super) why: Why,
     tries: u8,
-    /// Which look has found it.
+    /// Number of the probe that found it missing.
     look: u32,
 }
 
-/// Groups that the driver is looking up.
+/// The probe in progress.
 #[derive(Debug)]
 struct Looking {
     asked: Vec<(u32, Class, Why)>,
 }
 
-/// See the module.
+/// Background loading of one snapshot.
 #[derive(Debug)]
 pub(super) struct Work {
+    id: WorkId,
     pub(super) urgency: Urgency,
-    /// Stored bytes that were asked for, for fairness between snapshots of a class.
+    /// Stored bytes requested, for fairness between snapshots of a class.
     pub(super) served: u64,
     plan: Plan,
-    /// Until when its plan is waited for; `None` once it is there.
+    /// Deadline for the plan; `None` once it has arrived.
     preparing: Option<Moment>,
     taken: Bits,
-    /// Those that were fetched ahead and that no reader has touched yet.
+    /// Prefetched groups that no reader has touched yet.
     unused: Bits,
     touched: Bits,
-    /// The next of `plan.first`, and the next in the order of the tree.
+    /// Next position in `plan.first`, and next group in tree order.
     first_next: u32,
     rest_next: u32,
     neighbours: Neighbours,
-    /// What was read before the plan was there.
+    /// Reads reported before the plan.
     early: Vec<Touched>,
-    /// When the rest may be loaded, and when it is whatever happens.
+    /// When the rest may be loaded: after the last new read, and at the latest.
     calm_at: Moment,
     calm_at_last: Moment,
-    /// Groups that were on their way for somebody else and did not come: looked at again last.
+    /// Groups dropped by another fetch, or displaced from the queue; probed again last.
     again: VecDeque<u32>,
     ready: VecDeque<Ready>,
     looking: Option<Looking>,
     looks: u32,
-    /// What was asked when the cache had no room: asked again first.
+    /// Groups of a probe that found no room; probed again first.
     unanswered: Vec<(u32, Class, Why)>,
     rests_until: Option<Moment>,
     failures: u32,
@@ -88,8 +92,9 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn new(urgency: Urgency, now: Moment, served: u64) -> Self {
+    pub(super) fn new(id: WorkId, urgency: Urgency, now: Moment, served: u64) -> Self {
         Self {
+            id,
             urgency,
             served,
             plan: Plan::default(),
@@ -114,12 +119,13 @@ impl Work {
         }
     }
 
-    /// Sets, or replaces, the order. What is just being looked at keeps its place in the old one.
-    pub(super) fn set(&mut self, plan: Plan) {
+    /// Sets or replaces the plan. Groups of a probe in progress keep their order from the old plan.
+    pub(super) fn set(&mut self, plan: Plan, waiting: &mut Waiting) {
         self.figures.looked = self.figures.looked.saturating_sub(small(self.ready.len()));
+        self.leave_queues(waiting);
         let queued = self.ready.drain(..).map(|ready| ready.number);
         let asked = self.unanswered.drain(..).map(|(number, ..)| number);
-        // What was put off may be named to come first now.
+        // The new plan may name groups first that the old one had queued.
         for number in queued.chain(asked).chain(self.again.drain(..)) {
             self.taken.clear(number);
         }
@@ -136,12 +142,33 @@ impl Work {
         }
     }
 
-    /// For whom the next group is loaded, if one is left.
+    /// Removes the queued groups from the index by key.
+    pub(super) fn leave_queues(&self, waiting: &mut Waiting) {
+        for ready in &self.ready {
+            waiting.remove(&ready.want.key(), self.id);
+        }
+    }
+
+    /// Returns the snapshot's standing; `None` if nothing is left to load.
+    pub(super) fn standing(&mut self, now: Moment) -> Option<Standing> {
+        self.skip_taken();
+        let class = self.class()?;
+        let acts = || self.wants_look(now) || self.first().is_some_and(|next| next.class == class);
+        let state = match self.is_awake(now) {
+            false => State::Asleep,
+            true if acts() => State::Acts,
+            true => State::Waits,
+        };
+        Some(Standing { class, served: self.served, state, wakes: self.wakes_at(now) })
+    }
+
+    /// Returns the class of the next group, if any is left.
     pub(super) fn class(&self) -> Option<Class> {
-        let next = self.ready.iter().map(|ready| ready.class).min();
+        // Both queues are sorted by class.
+        let next = self.ready.front().map(|ready| ready.class);
         let looked =
             self.looking.as_ref().and_then(|l| l.asked.first().map(|(_, class, _)| *class));
-        // What was not looked up yet may be more urgent than what was.
+        // A group not probed yet may be more urgent than the probed ones.
         match next.into_iter().chain(looked).chain(self.peek()).min() {
             Some(class) => Some(class),
             None if self.preparing.is_some() => Some(self.first_class()),
@@ -163,7 +190,7 @@ impl Work {
         }
     }
 
-    /// The class of the next group that was not looked up yet.
+    /// Returns the class of the next group to probe.
     fn peek(&self) -> Option<Class> {
         if let Some((_, class, _)) = self.unanswered.first() {
             return Some(*class);
@@ -179,8 +206,8 @@ impl Work {
         }
     }
 
-    /// Whether it takes part now. One that does not stands in nobody's way.
-    pub(super) fn is_awake(&self, now: Moment) -> bool {
+    /// Returns whether it takes part in scheduling. A sleeping snapshot blocks no other.
+    fn is_awake(&self, now: Moment) -> bool {
         let prepared = self.preparing.is_none_or(|until| now < until);
         let calm = self.is_calm(now) || self.class() != Some(Class::Rest);
         prepared && calm && self.rests_until.is_none_or(|until| now >= until)
@@ -190,15 +217,15 @@ impl Work {
         now >= self.calm_at.min(self.calm_at_last)
     }
 
-    /// When it wakes up, if it rests.
-    pub(super) fn wakes_at(&self, now: Moment) -> Option<Moment> {
+    /// Returns the next time at which `is_awake` may change.
+    fn wakes_at(&self, now: Moment) -> Option<Moment> {
         let calm = self.calm_at.min(self.calm_at_last);
         let moments = [self.rests_until, self.preparing, Some(calm)];
         moments.into_iter().flatten().filter(|at| *at > now).min()
     }
 
-    /// Passes over what was taken already, so that what comes next is certain to be something.
-    pub(super) fn skip_taken(&mut self) {
+    /// Skips groups already taken, so that the next group is valid.
+    fn skip_taken(&mut self) {
         self.neighbours.skip(|number| self.taken.get(number));
         let first = self.plan.first.get(self.first_next as usize..).unwrap_or_default();
         let taken = first.iter().take_while(|number| self.taken.get(**number)).count();
@@ -208,17 +235,17 @@ impl Work {
         }
     }
 
-    /// Whether the driver should look up more groups.
+    /// Returns whether the driver should probe more groups.
     pub(super) fn wants_look(&self, now: Moment) -> bool {
         let Some(class) = self.peek().filter(|_| self.looking.is_none()) else { return false };
         let few = self.ready.len() < LOOK_BELOW;
         let urgent = self.ready.front().is_some_and(|ready| ready.class > class);
-        // What lies beside the last read is more likely than what was looked up before.
+        // Neighbours of the last read are more likely than groups probed earlier.
         (few || urgent || self.neighbours.are_fresh())
             && (class != Class::Rest || self.is_calm(now))
     }
 
-    /// The groups to look up now, all of one class.
+    /// Starts a probe: returns the groups, all of one class.
     pub(super) fn look(&mut self) -> Option<(Vec<u32>, Class)> {
         let class = self.peek()?;
         let mut asked = std::mem::take(&mut self.unanswered);
@@ -254,8 +281,15 @@ impl Work {
         Some((number, Why::Traversal))
     }
 
-    /// The driver has looked. What it left out is here, but for `flying` groups, which are on their way.
-    pub(super) fn looked(&mut self, now: Moment, looked: Looked, flying: usize) {
+    /// Takes the result of a probe. Groups not in `missing` are cached, except `flying` groups,
+    /// which are in flight.
+    pub(super) fn looked(
+        &mut self,
+        now: Moment,
+        looked: Looked,
+        flying: usize,
+        waiting: &mut Waiting,
+    ) {
         let Some(Looking { asked }) = self.looking.take() else { return };
         if looked.room == Room::None {
             self.rest(now, PAUSE_FULL);
@@ -268,16 +302,17 @@ impl Work {
         self.figures.here = self.figures.here.saturating_add(small(here));
         let mut asked = asked.into_iter();
         for (number, want) in looked.missing {
-            // An answer is in the order of the question; what was not asked for is no answer.
+            // Results are in the order of the probe; anything that was not asked for ends the scan.
             let Some((_, class, why)) = asked.find(|(one, ..)| *one == number) else { break };
             self.ready.push_back(Ready { number, want, class, why, tries: 0, look: self.looks });
+            waiting.add(want.key(), self.id);
         }
         self.sort();
-        self.forget_neighbours();
+        self.forget_neighbours(waiting);
     }
 
-    /// Leaves the oldest neighbours to the rest, if there are too many.
-    fn forget_neighbours(&mut self) {
+    /// Moves the oldest neighbours to the rest while the queue is too long.
+    fn forget_neighbours(&mut self, waiting: &mut Waiting) {
         while self.ready.len() > READY_MAX {
             let first = &self.plan.first;
             let oldest = self
@@ -285,12 +320,13 @@ impl Work {
                 .iter()
                 .rposition(|ready| ready.why == Why::Beside && !first.contains(&ready.number));
             let Some(oldest) = oldest.and_then(|place| self.ready.remove(place)) else { return };
+            waiting.remove(&oldest.want.key(), self.id);
             self.later(oldest.number);
         }
     }
 
-    /// What lies beside a read, or has failed once, may have come after what is less likely. Neighbours
-    /// of the last read come first.
+    /// Restores the order: neighbours and retried groups may have been appended behind less urgent
+    /// ones. Neighbours of the last read come first.
     fn sort(&mut self) {
         self.ready.make_contiguous().sort_by_key(|ready| {
             let beside = ready.why == Why::Beside;
@@ -298,23 +334,31 @@ impl Work {
         });
     }
 
-    /// Whether it must be waited for before anything less urgent is done.
+    /// Returns whether lower classes must wait for it.
     pub(super) fn is_looking(&self) -> bool {
         self.looking.is_some() || self.preparing.is_some()
     }
 
-    /// The group whose turn it is.
+    /// Returns the head of the queue.
     pub(super) fn first(&self) -> Option<Ready> {
         self.ready.front().copied()
     }
 
-    /// It is being fetched.
-    pub(super) fn take_first(&mut self) {
-        self.ready.pop_front();
+    /// Removes the head of the queue.
+    pub(super) fn take_first(&mut self, waiting: &mut Waiting) {
+        if let Some(first) = self.ready.pop_front() {
+            waiting.remove(&first.want.key(), self.id);
+        }
     }
 
-    /// Takes out what belongs into one request with `first`, until nothing more fits.
-    pub(super) fn take_beside(&mut self, first: &Ready, span: &mut Span, taken: &mut Vec<Ready>) {
+    /// Removes the groups that fit into one request with `first`, until no more fit.
+    pub(super) fn take_beside(
+        &mut self,
+        first: &Ready,
+        span: &mut Span,
+        taken: &mut Vec<Ready>,
+        waiting: &mut Waiting,
+    ) {
         let mut before = 0;
         while taken.len() > before {
             before = taken.len();
@@ -323,6 +367,7 @@ impl Work {
                     && ready.tries == first.tries
                     && span.add(&ready.want);
                 if takes {
+                    waiting.remove(&ready.want.key(), self.id);
                     taken.push(*ready);
                 }
                 !takes
@@ -330,20 +375,20 @@ impl Work {
         }
     }
 
-    /// Takes out the group with this key.
+    /// Removes the group with this key. The caller has already removed it from the index by key.
     pub(super) fn take(&mut self, key: &Key) -> Option<Ready> {
         let place = self.ready.iter().position(|ready| ready.want.key() == *key)?;
         self.ready.remove(place)
     }
 
-    /// A group's turn comes again last: it was on its way for somebody else and did not come, or others
-    /// are more likely.
+    /// Puts a group back, to be probed last: the fetch it was parked on was dropped, or the queue
+    /// was too long.
     pub(super) fn later(&mut self, number: u32) {
         self.figures.looked = self.figures.looked.saturating_sub(1);
         self.again.push_back(number);
     }
 
-    /// A group of it was read for the first time. What lies beside it will probably be, too.
+    /// Records the first read of a group; its neighbours will probably be read, too.
     pub(super) fn touched(&mut self, now: Moment, touch: &Touched) {
         self.calm_at = now.after(CALM);
         if self.preparing.is_some() && self.early.len() < EARLY_MAX {
@@ -362,7 +407,7 @@ impl Work {
         if again || self.plan.extent == Extent::Nothing || touch.group >= self.plan.groups {
             return;
         }
-        // It is not taken thereby: its reader may give up.
+        // The touched group itself is not marked as taken: its reader may give up.
         let foreseen = self.taken.get(touch.group);
         if self.plan.known == Known::Recorded && foreseen {
             return;
@@ -372,7 +417,7 @@ impl Work {
         self.neighbours.touched(touch, foreseen, self.plan.groups, known);
     }
 
-    /// A group that was asked for ahead has come.
+    /// Records a group prefetched for this snapshot.
     pub(super) fn fetched(&mut self, number: u32, stored_len: u32) {
         if self.touched.get(number) {
             self.figures.used_bytes = self.figures.used_bytes.saturating_add(u64::from(stored_len));
@@ -385,8 +430,13 @@ impl Work {
             self.figures.fetched_bytes.saturating_add(u64::from(stored_len));
     }
 
-    /// Groups of one request have not come. They are tried once more, after a pause.
-    pub(super) fn failed(&mut self, now: Moment, groups: impl IntoIterator<Item = Ready>) {
+    /// Records the failed groups of one request. They are retried once, after a pause.
+    pub(super) fn failed(
+        &mut self,
+        now: Moment,
+        groups: impl IntoIterator<Item = Ready>,
+        waiting: &mut Waiting,
+    ) {
         let pause = PAUSE_FIRST.saturating_mul(1 << self.failures.min(16)).min(PAUSE_LAST);
         self.failures = self.failures.saturating_add(1);
         self.rest(now, pause);
@@ -394,6 +444,7 @@ impl Work {
             ready.tries = ready.tries.saturating_add(1);
             if ready.tries < TRIES {
                 self.ready.push_back(ready);
+                waiting.add(ready.want.key(), self.id);
             } else {
                 self.figures.given_up = self.figures.given_up.saturating_add(1);
             }
@@ -401,7 +452,7 @@ impl Work {
         self.sort();
     }
 
-    /// The cache did not take what came.
+    /// Pauses because the cache rejected a group.
     pub(super) fn no_room(&mut self, now: Moment) {
         self.rest(now, PAUSE_FULL);
     }
@@ -411,7 +462,7 @@ impl Work {
         self.rests_until = Some(self.rests_until.map_or(until, |earlier| earlier.max(until)));
     }
 
-    /// How many groups wait for their turn, by class.
+    /// Returns the classes of the queued groups, one item per group.
     pub(super) fn queued(&self) -> impl Iterator<Item = (Class, usize)> {
         self.ready.iter().map(|ready| (ready.class, 1))
     }
@@ -432,7 +483,7 @@ fn small(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
-/// A bit for each group.
+/// One bit per group.
 #[derive(Debug, Default)]
 struct Bits {
     words: Vec<u64>,
@@ -445,7 +496,7 @@ impl Bits {
         self.words.resize(len.div_ceil(64) as usize, 0);
     }
 
-    /// Sets a bit. Whether it was not set; false for one that there is not.
+    /// Sets a bit. Returns true if it was clear; false if it was set or out of range.
     fn set(&mut self, place: u32) -> bool {
         if place >= self.len {
             return false;
@@ -457,7 +508,7 @@ impl Bits {
         new
     }
 
-    /// Clears a bit. Whether it was set.
+    /// Clears a bit. Returns whether it was set.
     fn clear(&mut self, place: u32) -> bool {
         let Some(word) = self.words.get_mut(place as usize / 64) else { return false };
         let bit = 1 << (place % 64);
@@ -466,7 +517,7 @@ impl Bits {
         was
     }
 
-    /// Whether a bit is set, or there is none.
+    /// Returns whether a bit is set or out of range.
     fn get(&self, place: u32) -> bool {
         let word = self.words.get(place as usize / 64).filter(|_| place < self.len);
         word.is_none_or(|word| word & (1 << (place % 64)) != 0)

@@ -1,5 +1,4 @@
-//! Draws the view. Whatever names contain is shown as text: nothing of it reaches the terminal as a
-//! command.
+//! Draws the view. Control characters in names are escaped, so they cannot act on the terminal.
 
 use std::fmt::{Arguments, Write as _};
 
@@ -12,25 +11,25 @@ use ratatui::widgets::{
 };
 
 use super::super::output::{bytes, shown};
-use super::state::{Link, State, Table};
+use super::state::{Link, Table, ViewState};
 use super::view::{MountRow, SandboxRow, StoreRow, TIERS, View};
 
-/// How many stores have a line of their own.
+/// Number of stores with a separate line.
 const STORES_MAX: usize = 4;
-/// How wide bars are, in columns.
+/// Width of bars, in columns.
 const BAR: usize = 10;
 const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
 const DIM: Style = Style::new().add_modifier(Modifier::DIM);
 const BAD: Style = Style::new().fg(Color::Red).add_modifier(Modifier::BOLD);
 
-/// A column of a table: its head, its width, and how wide the table must be for it to be there.
+/// A column of a table: heading, width, minimum width of the table to show it, and cell text.
 type Column<R> = (&'static str, Constraint, u16, fn(&R) -> String);
 
 const SANDBOXES: [Column<SandboxRow>; 7] = [
     ("NAME", Constraint::Fill(2), 0, |row| shown(row.name.as_bytes())),
     ("STATE", Constraint::Length(8), 0, |row| row.state.clone()),
     ("IMAGE", Constraint::Fill(2), 60, |row| shown(row.image.as_bytes())),
-    ("UP", Constraint::Length(6), 40, |row| age(row.age_s)),
+    ("UP", Constraint::Length(6), 40, |row| row.age_s.map_or_else(|| "-".to_owned(), age)),
     ("CPU", Constraint::Length(6), 30, |row| {
         row.cpu.map_or("-".to_owned(), |cpu| format!("{:.0}%", cpu * 100.0))
     }),
@@ -53,8 +52,8 @@ const MOUNTS: [Column<MountRow>; 7] = [
     ("WAITING", Constraint::Length(7), 100, |row| row.store_readers_waiting.to_string()),
 ];
 
-/// Draws all of it into `area`.
-pub(super) fn draw(view: &View, state: &State, area: Rect, buffer: &mut Buffer) {
+/// Draws the view into `area`.
+pub(super) fn draw(view: &View, state: &ViewState, area: Rect, buffer: &mut Buffer) {
     let header = header(view, state);
     let height = u16::try_from(header.len()).unwrap_or(u16::MAX).min(area.height / 2);
     let rows = |rows: usize| u16::try_from(rows).unwrap_or(u16::MAX).saturating_add(2);
@@ -76,7 +75,7 @@ pub(super) fn draw(view: &View, state: &State, area: Rect, buffer: &mut Buffer) 
     }
 }
 
-fn header(view: &View, state: &State) -> Vec<Line<'static>> {
+fn header(view: &View, state: &ViewState) -> Vec<Line<'static>> {
     let mut lines = vec![daemon(view)];
     if let Link::Gone(why) = &state.link {
         lines.push(Line::styled(format!("{}; waiting for one", shown(why.as_bytes())), BAD));
@@ -109,7 +108,7 @@ fn daemon(view: &View) -> Line<'static> {
 }
 
 fn add(text: &mut String, more: Arguments<'_>) {
-    // Writing to a string does not fail.
+    // Writing to a string never fails.
     let _ = text.write_fmt(more);
 }
 
@@ -183,7 +182,7 @@ fn table<R>(
     which: Table,
     columns: &[Column<R>],
     rows: &[&R],
-    state: &State,
+    state: &ViewState,
     area: Rect,
     buffer: &mut Buffer,
 ) {
@@ -209,7 +208,7 @@ fn table<R>(
     StatefulWidget::render(grid, body, buffer, &mut place);
 }
 
-fn foot_line(state: &State) -> Line<'static> {
+fn foot_line(state: &ViewState) -> Line<'static> {
     let text = "q quit  tab other table  ↑↓ move  s sort  p pause  ? help";
     if state.paused {
         return Line::from(vec![Span::styled("PAUSED  ", BOLD), Span::styled(text, DIM)]);
@@ -244,9 +243,9 @@ CPU: 100% is one processor";
     Paragraph::new(TEXT).block(Block::bordered().title(" keys ")).render(place, buffer);
 }
 
-/// A bar for a part of the whole, 0 to 1.
+/// Formats a bar for a fraction from 0 to 1.
 fn bar(part: f64) -> String {
-    // It is between 0 and BAR.
+    // Between 0 and BAR after the clamp.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
     let full = (part.clamp(0.0, 1.0) * BAR as f64) as usize;
     format!("{}{}", "█".repeat(full), "░".repeat(BAR.saturating_sub(full)))
@@ -257,13 +256,13 @@ fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
-/// Rates are far below 2^52.
+/// Formats a rate. Rates are far below 2^52: the cast only drops the fraction.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn per_second(rate: f64) -> String {
     format!("{}B/s", bytes(rate as u64))
 }
 
-/// `59s`, `12m`, `5h`, `9d`.
+/// Formats a duration as `59s`, `12m`, `5h` or `9d`.
 fn age(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),
@@ -273,20 +272,20 @@ fn age(seconds: u64) -> String {
     }
 }
 
-/// The view as lines of text, `width` columns wide and as long as it must be.
+/// Returns the view as lines of text, `width` columns wide, without the key help.
 pub(super) fn text(view: &View, width: u16) -> Vec<String> {
     let rows = view.sandboxes.len() + view.mounts.len() + view.stores.len() + 16;
     let height = u16::try_from(rows).unwrap_or(u16::MAX).min(u16::MAX / width.max(1));
     let area = Rect { x: 0, y: 0, width, height };
     let mut buffer = Buffer::empty(area);
-    draw(view, &State::default(), area, &mut buffer);
+    draw(view, &ViewState::default(), area, &mut buffer);
     let mut lines: Vec<String> = (0..height)
         .map(|y| {
             let cells = (0..width).filter_map(|x| buffer.cell((x, y)));
             cells.map(ratatui::buffer::Cell::symbol).collect::<String>().trim_end().to_owned()
         })
         .collect();
-    // The last one is about keys.
+    // Drop the key help.
     lines.pop();
     while lines.last().is_some_and(String::is_empty) {
         lines.pop();

@@ -1,4 +1,4 @@
-//! `inlay top`: the daemon, its sandboxes and mounts, live in a terminal, as text or as JSON.
+//! `inlay top`: shows the daemon, its sandboxes and mounts: live, as text, or as JSON.
 
 mod draw;
 mod numbers;
@@ -19,40 +19,40 @@ use super::Global;
 use super::error::CliError;
 use super::{duration, output};
 use crate::daemon::{Client, DaemonError};
-use output::Format;
+use output::OutputFormat;
 use sample::Sample;
 use view::View;
 
-/// How wide a view without a terminal is, in columns.
+/// Width of the text output without a terminal, in columns.
 const WIDTH: u16 = 120;
-/// The shortest interval: the daemon has other things to do.
+/// Minimum interval, to limit the load on the daemon.
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
 
-/// Watch the daemon: cache, links, waits, sandboxes and mounts, live.
+/// Show a live view of the daemon: cache, links, waits, sandboxes and mounts.
 ///
-/// Keys: q quits, Tab goes to the other table, arrows move, s sorts, p stands still, ? helps. It does
-/// not start a daemon. With --json, one object is printed for each interval.
+/// Keys: q quits, Tab switches tables, arrows move, s sorts, p pauses, ? shows help. Does not start a
+/// daemon. With --json, prints one object per interval.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   inlay top
-  inlay top --once                               one view as text, of one second
+  inlay top --once                               one view as text, over one second
   inlay top --json --interval 5s | jq .cache
   inlay top --json --count 1 | jq '.mounts[] | {path, phase, progress}'")]
 pub(super) struct TopArgs {
-    /// Print one view as text and end
+    /// Print one view as text and exit
     #[arg(long)]
     once: bool,
-    /// How long a look is after the one before; at least 100ms
+    /// Time between samples; at least 100ms
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration::parse)]
     interval: Duration,
-    /// End after so many views; with --json only
+    /// Exit after this number of views; only with --json
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 }
 
 pub(super) fn top(global: &Global, args: &TopArgs) -> Result<(), CliError> {
-    let json = global.format() == Format::Json;
+    let json = global.format() == OutputFormat::Json;
     if args.count.is_some() && !json {
         return Err(CliError::Usage("--count is for --json; --once prints one view".into()));
     }
@@ -69,7 +69,7 @@ pub(super) fn top(global: &Global, args: &TopArgs) -> Result<(), CliError> {
     let paths = global.paths()?;
     let state = paths.state().to_owned();
     let client = Client::new(&paths)?;
-    // One that is just ending, or not there, is told as such.
+    // Report a missing or exiting daemon as such.
     if client.status()?.is_none() {
         return Err(DaemonError::NotRunning(state).into());
     }
@@ -81,14 +81,14 @@ pub(super) fn top(global: &Global, args: &TopArgs) -> Result<(), CliError> {
     print(&client, &state, args.interval, first, count, global.format())
 }
 
-/// Prints a view after each interval.
+/// Prints a view after each interval, `count` times or until an error.
 fn print(
     client: &Client,
     state: &Path,
     interval: Duration,
     first: Sample,
     count: Option<u64>,
-    format: Format,
+    format: OutputFormat,
 ) -> Result<(), CliError> {
     let mut before = first;
     let mut left = count;
@@ -98,11 +98,11 @@ fn print(
         let view = View::of(&now, Some(&before));
         let mut out = stdout().lock();
         match format {
-            Format::Json => {
+            OutputFormat::Json => {
                 serde_json::to_writer(&mut out, &view).map_err(std::io::Error::from)?;
                 out.write_all(b"\n")?;
             }
-            Format::Text => {
+            OutputFormat::Text => {
                 for line in draw::text(&view, WIDTH) {
                     writeln!(out, "{line}")?;
                 }

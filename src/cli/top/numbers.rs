@@ -1,17 +1,17 @@
-//! Numbers in the text format of Prometheus, and quantiles of what happened between two of them.
+//! Parses metrics in the Prometheus text format, and computes growth and quantiles.
 
 use std::collections::BTreeMap;
 
 type Labels = BTreeMap<String, String>;
 
-/// All series of one look, by name and labels.
+/// All series of one scrape, by name and labels.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Numbers {
+pub(super) struct Sampled {
     series: BTreeMap<String, Vec<(Labels, f64)>>,
 }
 
-impl Numbers {
-    /// Reads them. Lines that are not as they should be are left out.
+impl Sampled {
+    /// Parses the text format; skips malformed lines.
     pub(super) fn parse(text: &str) -> Self {
         let mut numbers = Self::default();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -22,12 +22,12 @@ impl Numbers {
         numbers
     }
 
-    /// A number that is alone; the first one if there are several.
+    /// Returns the value of a metric with one series; the first if there are several.
     pub(super) fn one(&self, name: &str) -> Option<f64> {
         self.series.get(name)?.first().map(|(_, value)| *value)
     }
 
-    /// The sum of a metric for each value of `label`, of those series that `filter` lets through.
+    /// Sums the series of a metric that pass `filter`, for each value of `label`.
     pub(super) fn by(
         &self,
         name: &str,
@@ -44,7 +44,7 @@ impl Numbers {
     }
 }
 
-/// `name{label="value",…} number`.
+/// Parses `name{label="value",…} number`.
 fn series(line: &str) -> Option<(&str, Labels, f64)> {
     let (head, value) = line.rsplit_once(' ')?;
     let value = value.parse().ok()?;
@@ -62,7 +62,7 @@ fn series(line: &str) -> Option<(&str, Labels, f64)> {
     Some((name, labels, value))
 }
 
-/// Up to the closing quotation mark, and what comes after it.
+/// Parses up to the closing quote. Returns the unescaped text and the rest after the quote.
 fn quoted(text: &str) -> Option<(String, &str)> {
     let mut out = String::new();
     let mut chars = text.char_indices();
@@ -79,13 +79,14 @@ fn quoted(text: &str) -> Option<(String, &str)> {
     None
 }
 
-/// What a counter has grown by; one that is smaller began anew.
+/// Returns the growth of a counter. A smaller value is a counter reset.
 pub(super) fn growth(before: f64, now: f64) -> f64 {
     if now < before { now } else { now - before }
 }
 
-/// The quantile `q` (0 to 1) of what fell into cumulative buckets, by their upper bounds as text: as
-/// Prometheus' `histogram_quantile` has it, linear within a bucket. Nothing if nothing fell.
+/// Computes the quantile `q` (0 to 1) of cumulative buckets, keyed by upper bound, with linear
+/// interpolation within a bucket, as `histogram_quantile` of Prometheus. Returns `None` for an empty
+/// histogram.
 pub(super) fn quantile(q: f64, buckets: &BTreeMap<String, f64>) -> Option<f64> {
     let mut bounds: Vec<(f64, f64)> = buckets
         .iter()
@@ -115,12 +116,16 @@ pub(super) fn quantile(q: f64, buckets: &BTreeMap<String, f64>) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use inlay_prefetch::{BOUNDS_MICROS, Histogram, STEP_MAX};
+
     use super::*;
 
     #[test]
     fn series_are_read_with_their_labels() {
         let text = "# HELP a x\na 1\nb{s=\"x,y=\\\"}\\\\\",c=\"d\"} 2.5\nb{s=\"t\",c=\"d\"} 1\nbad{ 1\nbad\n";
-        let numbers = Numbers::parse(text);
+        let numbers = Sampled::parse(text);
         assert_eq!(numbers.one("a"), Some(1.0));
         let by = numbers.by("b", "c", |_| true);
         assert_eq!(by.into_iter().collect::<Vec<_>>(), [("d".to_owned(), 3.5)]);
@@ -139,6 +144,42 @@ mod tests {
         assert_eq!(quantile(0.99, &of([0.0, 0.0, 7.0])), Some(1.0));
         assert_eq!(quantile(0.99, &of([0.0; 3])), None);
         assert_eq!(quantile(0.5, &BTreeMap::new()), None);
+    }
+
+    /// Returns the quantile of a histogram of `samples`, as Prometheus computes it.
+    fn by_buckets(q: f64, samples: &[Duration]) -> f64 {
+        let histogram = Histogram::default();
+        for sample in samples {
+            histogram.take(*sample);
+        }
+        let counts = histogram.figures().buckets;
+        let mut below = 0.0;
+        let bounds = BOUNDS_MICROS.map(|bound| (Duration::from_micros(bound)).as_secs_f64());
+        let bounds = bounds.map(|bound| bound.to_string()).into_iter().chain(["+Inf".to_owned()]);
+        let cumulative = bounds.zip(counts).map(|(bound, count)| {
+            below += f64::from(u32::try_from(count).unwrap());
+            (bound, below)
+        });
+        quantile(q, &cumulative.collect()).unwrap()
+    }
+
+    #[test]
+    fn quantiles_of_buckets_are_near_those_of_the_samples() {
+        // The error is at most one bucket step, from cache hits (20 us) to slow starts (minutes).
+        for exponent in 0..70 {
+            let seconds = 20e-6 * 1.25_f64.powi(exponent);
+            let samples: Vec<_> = (0..100)
+                .map(|number| Duration::from_secs_f64(seconds * (1.0 + f64::from(number) / 100.0)))
+                .collect();
+            for (q, number) in [(0.5, 49), (0.9, 89), (0.99, 98)] {
+                let exact = samples[number].as_secs_f64();
+                let error = by_buckets(q, &samples) / exact;
+                assert!((1.0 / STEP_MAX..=STEP_MAX).contains(&error), "{q} of {exact} s: {error}");
+            }
+        }
+        // Starts of 1.2 s must not trigger an alert on starts over 5 s.
+        assert!(by_buckets(0.99, &[Duration::from_millis(1200); 50]) < 5.0);
+        assert!(by_buckets(0.99, &[Duration::from_secs(7); 50]) > 5.0);
     }
 
     #[test]

@@ -1,35 +1,35 @@
-//! One look at the daemon: a handful of requests, and the sandboxes' cgroups.
+//! Takes samples of the daemon: five requests, and the cgroups of the sandboxes.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use hyper::Method;
+use inlay_sandbox::{Layout, SandboxId, Usage, usage};
 use serde::de::DeserializeOwned;
 
-use super::numbers::Numbers;
+use super::numbers::Sampled;
 use crate::daemon::{
     Client, DaemonError, MOUNTS, MountShown, PREFETCH, PrefetchAnswer, SANDBOXES, STATUS,
     SandboxShown, SandboxState, StatusAnswer,
 };
-use crate::sandbox::{Layout, SandboxId, Usage, usage};
 
-/// How many sandboxes' cgroups are looked at.
+/// Maximum number of sandboxes with cgroups read per sample.
 const USAGES_MAX: usize = 512;
-/// `USER_HZ`: what proc(5) counts in, the same on every architecture that this runs on.
+/// `USER_HZ`, the clock tick of proc(5), 100 on all supported architectures.
 const TICKS_PER_SECOND: u64 = 100;
 
-/// What was seen.
+/// State of the daemon at one time.
 #[derive(Debug, Clone)]
 pub(super) struct Sample {
-    /// When, on this process's clock.
+    /// Monotonic time of the sample.
     pub(super) taken: Instant,
-    /// When, by the host's clock.
+    /// Wall-clock time of the sample.
     pub(super) at: SystemTime,
     pub(super) status: StatusAnswer,
-    /// How long the daemon has run; nothing if it is not of this host, or has just ended.
+    /// Uptime of the daemon; `None` if it cannot be computed, e.g. for a daemon of another host.
     pub(super) uptime: Option<Duration>,
-    pub(super) numbers: Numbers,
+    pub(super) numbers: Sampled,
     pub(super) loading: PrefetchAnswer,
     pub(super) mounts: Vec<MountShown>,
     pub(super) sandboxes: Vec<SandboxShown>,
@@ -37,10 +37,10 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    /// Looks. Five requests, one after the other.
+    /// Takes a sample with five sequential requests, and reads the cgroups of running sandboxes.
     pub(super) async fn take(client: &Client, state: PathBuf) -> Result<Self, DaemonError> {
         let status: StatusAnswer = get(client, STATUS).await?;
-        let numbers = Numbers::parse(&client.metrics().await?);
+        let numbers = Sampled::parse(&client.metrics().await?);
         let loading = get(client, PREFETCH).await?;
         let mounts = get(client, MOUNTS).await?;
         let sandboxes: Vec<SandboxShown> = get(client, SANDBOXES).await?;
@@ -64,7 +64,7 @@ fn used(state: &Path, sandboxes: &[SandboxShown]) -> HashMap<SandboxId, Usage> {
     usages.collect()
 }
 
-/// The time since a process started, which proc(5) has in clock ticks since the host booted.
+/// Returns the time since a process started; `started` is in clock ticks since boot, as in proc(5).
 fn uptime(started: u64) -> Option<Duration> {
     let text = std::fs::read_to_string("/proc/uptime").ok()?;
     let up: f64 = text.split_ascii_whitespace().next()?.parse().ok()?;

@@ -1,5 +1,5 @@
-//! The live view: keys, signals and the daemon's coming and going. The terminal is as it was before
-//! whatever ends it.
+//! Runs the live view: handles keys, signals and restarts of the daemon, and restores the terminal on
+//! every exit.
 
 use std::io::{self, Stdout, stdout};
 use std::path::Path;
@@ -20,21 +20,21 @@ use tokio::time::timeout;
 use super::super::error::CliError;
 use super::draw::draw;
 use super::sample::Sample;
-use super::state::{Link, State, Then};
+use super::state::{Link, Then, ViewState};
 use super::view::View;
 use crate::daemon::{Client, DaemonError};
 
-/// How soon keys are noticed.
+/// Poll interval for keys.
 const KEYS_WITHIN: Duration = Duration::from_millis(50);
 
 type Sampling<'c> = Pin<Box<dyn Future<Output = Result<Sample, DaemonError>> + 'c>>;
 
-/// The terminal, which is given back when this is dropped: also by a panic.
+/// The terminal in raw mode on the alternate screen; restored on drop and on panic.
 struct Screen(Terminal<CrosstermBackend<Stdout>>);
 
 impl Screen {
     fn new() -> io::Result<Self> {
-        // What a panic says would otherwise be seen on the screen that goes.
+        // Restore before the panic message, which would be lost with the alternate screen.
         let said = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             restore();
@@ -53,17 +53,17 @@ impl Drop for Screen {
     }
 }
 
-/// Nothing helps if it fails: the terminal is gone.
+/// Restores the terminal. Best effort: on failure the terminal is gone.
 fn restore() {
     let _ = execute!(stdout(), LeaveAlternateScreen, Show);
     let _ = disable_raw_mode();
 }
 
-/// Signals that end a program.
+/// Signals that end the live view.
 struct Signals(Vec<Signal>);
 
 impl Signals {
-    /// To be called within [`Client::wait`].
+    /// Must be called within [`Client::wait`]: signals need a runtime.
     fn new() -> io::Result<Self> {
         let kinds = [
             SignalKind::terminate(),
@@ -80,14 +80,15 @@ impl Signals {
     }
 }
 
-/// What happened while nobody looked at keys.
+/// Event that ended one wait between key polls.
 enum Woken {
     Signal,
     Sampled(Box<Result<Sample, DaemonError>>),
     Nothing,
 }
 
-/// Shows the daemon of `state` until the user has seen enough, beginning with `first`.
+/// Shows the daemon of `state_dir` until the user quits or a signal arrives, starting with the sample
+/// `first`.
 pub(super) fn live(
     client: &Client,
     state_dir: &Path,
@@ -96,7 +97,7 @@ pub(super) fn live(
 ) -> Result<(), CliError> {
     let mut signals = client.wait(async { Signals::new() })?;
     let mut screen = Screen::new()?;
-    let mut state = State::default();
+    let mut state = ViewState::default();
     let mut view = View::of(&first, None);
     let mut before = first;
     let mut due = Instant::now() + interval.min(Duration::from_secs(1));
@@ -124,7 +125,7 @@ pub(super) fn live(
             }
         }
         while event::poll(Duration::ZERO)? {
-            // A new size is drawn at the next round.
+            // A resize takes effect with the next draw.
             if let Event::Key(key) = event::read()?
                 && state.key(key, &view) == Then::Quit
             {
@@ -134,7 +135,7 @@ pub(super) fn live(
     }
 }
 
-/// Waits for whatever comes first.
+/// Waits for a signal, a sample, or [`KEYS_WITHIN`], whichever is first.
 async fn wake(signals: &mut Signals, sampling: Option<&mut Sampling<'_>>) -> Woken {
     let sampled = async {
         match sampling {

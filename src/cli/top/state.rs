@@ -1,4 +1,4 @@
-//! What the user of the live view has chosen, and what keys do to it.
+//! State of the live view, and its key bindings.
 
 use std::cmp::Ordering;
 
@@ -14,17 +14,17 @@ pub(super) enum Table {
     Mounts,
 }
 
-/// What a table is sorted by.
+/// Sort key of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Sort {
-    /// As the daemon lists it: the oldest first.
+    /// Order of the daemon: oldest first.
     #[default]
     Age,
     /// By name or path.
     Name,
-    /// What needs most first: processors, or loading that is not done.
+    /// Highest CPU use, or least prefetch progress, first.
     Use,
-    /// What takes most first: memory, or bytes fetched.
+    /// Most memory, or most bytes fetched, first.
     Size,
 }
 
@@ -36,7 +36,7 @@ impl Sort {
         Self::ALL.get(place + 1).copied().unwrap_or_default()
     }
 
-    /// What it is called above a table.
+    /// Name in the title of a table.
     pub(super) fn name(self, of: Table) -> &'static str {
         match (self, of) {
             (Self::Age, _) => "age",
@@ -50,20 +50,20 @@ impl Sort {
     }
 }
 
-/// The daemon, as far as it is known.
+/// Connection to the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) enum Link {
     #[default]
     Up,
-    /// It did not answer, for this reason.
+    /// The daemon did not respond, for this reason.
     Gone(String),
 }
 
-/// What was chosen.
+/// State of the live view.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct State {
+pub(super) struct ViewState {
     pub(super) table: Table,
-    /// The marked row of each table.
+    /// Selected row of each table.
     pub(super) marked: [usize; 2],
     pub(super) sorts: [Sort; 2],
     pub(super) paused: bool,
@@ -71,7 +71,7 @@ pub(super) struct State {
     pub(super) link: Link,
 }
 
-/// What comes of a key.
+/// Effect of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Then {
     Continue,
@@ -87,18 +87,18 @@ impl Table {
     }
 }
 
-impl State {
+impl ViewState {
     pub(super) fn sort(&self, table: Table) -> Sort {
         self.sorts.get(table.place()).copied().unwrap_or_default()
     }
 
-    /// The marked row of a table that has `rows` of them.
+    /// Returns the selected row of a table with `rows` rows; the last row if the table became shorter.
     pub(super) fn mark(&self, table: Table, rows: usize) -> usize {
         let mark = self.marked.get(table.place()).copied().unwrap_or(0);
         mark.min(rows.saturating_sub(1))
     }
 
-    /// A key was pressed.
+    /// Handles a key event.
     pub(super) fn key(&mut self, key: KeyEvent, view: &View) -> Then {
         if key.kind == KeyEventKind::Release {
             return Then::Continue;
@@ -162,7 +162,7 @@ impl State {
 
     pub(super) fn sorted_mounts<'v>(&self, view: &'v View) -> Vec<&'v MountRow> {
         let mut rows: Vec<_> = view.mounts.iter().collect();
-        // What is not loaded at all counts as done.
+        // Snapshots without prefetching have no progress and sort last.
         let left = |row: &MountRow| row.progress.map(|done| 1.0 - done);
         match self.sort(Table::Mounts) {
             Sort::Age => {}
@@ -178,7 +178,7 @@ impl State {
     }
 }
 
-/// The greater first, what is not known last.
+/// Orders descending, unknown values last.
 fn most(one: Option<f64>, other: Option<f64>) -> Ordering {
     other.unwrap_or(-1.0).total_cmp(&one.unwrap_or(-1.0))
 }

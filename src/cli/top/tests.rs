@@ -1,4 +1,4 @@
-//! What is drawn of given views, and what keys do.
+//! Tests of drawing and key bindings.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::layout::Rect;
 
 use super::draw::{draw, text};
-use super::state::{Link, State, Table, Then};
+use super::state::{Link, Table, Then, ViewState};
 use super::view::{CacheRow, DaemonRow, MountRow, SandboxRow, StoreRow, View, WaitRow};
 
 fn sandbox(name: &str, cpu: f64, memory: u64) -> SandboxRow {
@@ -16,7 +16,7 @@ fn sandbox(name: &str, cpu: f64, memory: u64) -> SandboxRow {
         name: name.into(),
         state: "running".into(),
         image: "base".into(),
-        age_s: 125,
+        age_s: Some(125),
         cpu: Some(cpu),
         memory_bytes: Some(memory),
         mounts: 1,
@@ -71,7 +71,7 @@ fn full() -> View {
     }
 }
 
-fn drawn(view: &View, state: &State, width: u16, height: u16) -> Vec<String> {
+fn drawn(view: &View, state: &ViewState, width: u16, height: u16) -> Vec<String> {
     let area = Rect::new(0, 0, width, height);
     let mut buffer = Buffer::empty(area);
     draw(view, state, area, &mut buffer);
@@ -101,13 +101,13 @@ fn everything_is_shown_where_there_is_room() {
 #[test]
 fn narrow_and_low_terminals_show_what_fits() {
     for (width, height) in [(1, 1), (5, 40), (20, 8), (34, 12), (200, 3), (400, 100)] {
-        drawn(&full(), &State { help: true, ..State::default() }, width, height);
-        let lines = drawn(&full(), &State::default(), width, height);
+        drawn(&full(), &ViewState { help: true, ..ViewState::default() }, width, height);
+        let lines = drawn(&full(), &ViewState::default(), width, height);
         if width >= 20 && height > 10 {
             assert!(lines.iter().any(|line| line.contains("NAME")), "{lines:?}");
         }
     }
-    let narrow = drawn(&full(), &State::default(), 34, 20).join("\n");
+    let narrow = drawn(&full(), &ViewState::default(), 34, 20).join("\n");
     assert!(narrow.contains("PHASE") && !narrow.contains("SNAPSHOT"), "{narrow}");
 }
 
@@ -131,7 +131,7 @@ fn hostile_names_are_harmless() {
         ..MountRow::default()
     }];
     view.daemon.state = evil.into();
-    let state = State { link: Link::Gone(evil.into()), ..State::default() };
+    let state = ViewState { link: Link::Gone(evil.into()), ..ViewState::default() };
     for line in drawn(&view, &state, 200, 40).into_iter().chain(text(&view, 200)) {
         assert!(!line.chars().any(char::is_control), "{line:?}");
     }
@@ -141,7 +141,7 @@ fn hostile_names_are_harmless() {
 #[test]
 fn a_daemon_that_is_gone_is_said_so() {
     let gone = Link::Gone("no daemon serves /x; `inlay mount` starts one".into());
-    let lines = drawn(&full(), &State { link: gone, ..State::default() }, 100, 30);
+    let lines = drawn(&full(), &ViewState { link: gone, ..ViewState::default() }, 100, 30);
     assert!(lines[1].contains("no daemon serves /x"), "{lines:?}");
     assert!(lines[1].contains("waiting for one"));
 }
@@ -149,11 +149,13 @@ fn a_daemon_that_is_gone_is_said_so() {
 #[test]
 fn keys_do_what_the_help_says() {
     let view = full();
-    let mut state = State::default();
-    let press = |state: &mut State, code| state.key(KeyEvent::new(code, KeyModifiers::NONE), &view);
-    let names =
-        |state: &State| state.sorted_sandboxes(&view).iter().map(|row| row.name.clone()).collect();
-    let expect = |state: &State, wanted: [&str; 2]| {
+    let mut state = ViewState::default();
+    let press =
+        |state: &mut ViewState, code| state.key(KeyEvent::new(code, KeyModifiers::NONE), &view);
+    let names = |state: &ViewState| {
+        state.sorted_sandboxes(&view).iter().map(|row| row.name.clone()).collect()
+    };
+    let expect = |state: &ViewState, wanted: [&str; 2]| {
         let names: Vec<String> = names(state);
         assert_eq!(names, wanted);
     };
@@ -173,7 +175,7 @@ fn keys_do_what_the_help_says() {
     assert!(state.paused);
     press(&mut state, KeyCode::Char('?'));
     assert!(state.help);
-    // The help goes with any key.
+    // Any key closes the help.
     assert_eq!(press(&mut state, KeyCode::Esc), Then::Continue);
     assert!(!state.help);
     assert_eq!(press(&mut state, KeyCode::Esc), Then::Quit);

@@ -1,32 +1,32 @@
-//! What is shown, worked out from one look or from two: what `--json` prints, and what is drawn.
+//! Computes the view from one or two samples, for the screen and for `--json`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
+use inlay_mounts::View as MountView;
 use serde::Serialize;
 
 use super::numbers::{growth, quantile};
 use super::sample::Sample;
 use crate::daemon::{LoadingShown, MountShown, SandboxShown};
-use crate::mount::View as MountView;
 
-/// The tiers of readers' waits.
+/// Tiers of readers' waits, as the `tier` label.
 pub(super) const TIERS: [&str; 3] = ["cache", "in_flight", "store"];
 const WAITS: &str = "inlay_demand_wait_seconds";
 
-/// All of it. Rates and waits are those since the look before, and absent at the first look.
+/// The view. Rates and waits cover the time since the previous sample, and are absent without one.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub(super) struct View {
-    /// When, in milliseconds since 1970-01-01 00:00 UTC.
+    /// Time of the sample, in milliseconds since 1970-01-01 00:00 UTC.
     pub(super) at_ms: u64,
-    /// How long ago the look before was, in seconds.
+    /// Time since the previous sample, in seconds.
     pub(super) interval_s: Option<f64>,
     pub(super) daemon: DaemonRow,
     pub(super) cache: CacheRow,
     pub(super) stores: Vec<StoreRow>,
-    /// By tier.
+    /// Waits of readers, by tier.
     pub(super) waits: BTreeMap<String, WaitRow>,
-    /// Bytes a second, by class.
+    /// Fetch rate in bytes per second, by class.
     pub(super) fetch: BTreeMap<String, f64>,
     pub(super) sandboxes: Vec<SandboxRow>,
     pub(super) mounts: Vec<MountRow>,
@@ -38,7 +38,7 @@ pub(super) struct DaemonRow {
     pub(super) pid: u32,
     pub(super) state: String,
     pub(super) uptime_s: Option<u64>,
-    /// Snapshots that are not in their stores yet.
+    /// Number of snapshots not in their stores yet.
     pub(super) sealed: usize,
 }
 
@@ -46,7 +46,7 @@ pub(super) struct DaemonRow {
 pub(super) struct CacheRow {
     pub(super) used_bytes: u64,
     pub(super) budget_bytes: u64,
-    /// Of the lookups since the look before, those that were answered: 0 to 1.
+    /// Hit rate of lookups since the previous sample, 0 to 1.
     pub(super) hits: Option<f64>,
     pub(super) disk_failing: bool,
 }
@@ -55,18 +55,18 @@ pub(super) struct CacheRow {
 pub(super) struct StoreRow {
     pub(super) store: String,
     pub(super) round_trip_ms: Option<f64>,
-    /// Bytes a second.
+    /// Bytes per second.
     pub(super) rate: Option<f64>,
-    /// The part of the link that loading ahead takes: 0 to 1.
+    /// Share of the link for prefetching, 0 to 1.
     pub(super) share: f64,
     pub(super) readers_waiting: u64,
-    /// Groups that wait for their turn.
+    /// Number of queued groups.
     pub(super) queued: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub(super) struct WaitRow {
-    /// How many reads there were.
+    /// Number of reads.
     pub(super) reads: u64,
     pub(super) p50_ms: Option<f64>,
     pub(super) p99_ms: Option<f64>,
@@ -78,9 +78,9 @@ pub(super) struct SandboxRow {
     pub(super) name: String,
     pub(super) state: String,
     pub(super) image: String,
-    /// Since it was made.
-    pub(super) age_s: u64,
-    /// Processors in use: 1 is one of them all the time.
+    /// Time since creation.
+    pub(super) age_s: Option<u64>,
+    /// CPU use in processors: 1.0 is one fully used.
     pub(super) cpu: Option<f64>,
     pub(super) memory_bytes: Option<u64>,
     pub(super) mounts: usize,
@@ -92,24 +92,24 @@ pub(super) struct MountRow {
     pub(super) sandbox: Option<String>,
     pub(super) snapshot: String,
     pub(super) writable: bool,
-    /// What loading ahead does: as `inlay prefetch status` has it.
+    /// Phase of prefetching, as in `inlay prefetch status`.
     pub(super) phase: String,
-    /// Groups of the snapshot that were looked at, of all: 0 to 1.
+    /// Share of the snapshot's groups visited by prefetching, 0 to 1.
     pub(super) progress: Option<f64>,
-    /// Stored bytes that were fetched ahead.
+    /// Stored bytes prefetched.
     pub(super) fetched_bytes: u64,
-    /// Of these, what was read.
+    /// Part of the prefetched bytes that was read.
     pub(super) read_bytes: u64,
-    /// Groups that readers have touched.
+    /// Number of groups touched by readers.
     pub(super) touched: u64,
-    /// Readers that wait for the store that it is in, for whatever snapshot.
+    /// Number of readers waiting for the snapshot's store, for any snapshot.
     pub(super) store_readers_waiting: u64,
 }
 
 impl View {
-    /// Of a look, and the one before it.
+    /// Computes the view from a sample and the previous one.
     pub(super) fn of(now: &Sample, before: Option<&Sample>) -> Self {
-        // Another daemon has counted from zero.
+        // Counters of a new daemon start from zero.
         let same = before.filter(|before| before.status.server == now.status.server);
         let seconds = |before: &Sample| now.taken.duration_since(before.taken).as_secs_f64();
         Self {
@@ -137,7 +137,7 @@ fn millis(at: SystemTime) -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A number of Prometheus, which are whole ones here and far below 2^52.
+/// Converts a metric to an integer: the values used here are whole numbers far below 2^52.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 fn whole(number: Option<f64>) -> u64 {
     number.unwrap_or(0.0) as u64
@@ -217,8 +217,8 @@ fn sandbox(shown: &SandboxShown, now: &Sample, before: Option<&Sample>) -> Sandb
         id: shown.id.to_string(),
         name: shown.name.clone(),
         state: format!("{:?}", shown.state).to_lowercase(),
-        image: shown.image.clone(),
-        age_s: millis(now.at).saturating_sub(shown.created_ms) / 1000,
+        image: shown.image.clone().unwrap_or_else(|| "-".to_owned()),
+        age_s: shown.created_ms.map(|made| millis(now.at).saturating_sub(made) / 1000),
         cpu,
         memory_bytes: usage.and_then(|usage| usage.memory),
         mounts: shown.mounts.len(),
@@ -226,19 +226,18 @@ fn sandbox(shown: &SandboxShown, now: &Sample, before: Option<&Sample>) -> Sandb
 }
 
 fn mount(shown: &MountShown, now: &Sample) -> MountRow {
-    let record = &shown.record;
     let loading: Option<&LoadingShown> =
-        now.loading.snapshots.iter().find(|loading| loading.snapshot == record.snapshot);
+        now.loading.snapshots.iter().find(|loading| loading.snapshot == shown.snapshot);
     let store = loading
         .and_then(|loading| now.loading.stores.iter().find(|store| store.store == loading.store));
     let progress = loading.filter(|loading| loading.phase != "off" && loading.groups > 0);
     MountRow {
         path: super::super::output::shown(std::os::unix::ffi::OsStrExt::as_bytes(
-            record.mountpoint.to_path().as_os_str(),
+            shown.mountpoint.to_path().as_os_str(),
         )),
         sandbox: shown.sandbox.clone(),
-        snapshot: record.snapshot.to_string(),
-        writable: matches!(record.view, MountView::Writable { .. }),
+        snapshot: shown.snapshot.to_string(),
+        writable: matches!(shown.view, MountView::Writable { .. }),
         phase: loading.map_or("-", |loading| &loading.phase).to_owned(),
         progress: progress
             .map(|loading| (f64::from(loading.looked) / f64::from(loading.groups)).min(1.0)),

@@ -1,11 +1,11 @@
-//! Ctrl-C and SIGTERM, heard from before there is anything to clear away.
+//! Catches SIGINT and SIGTERM, so that a recording can be cleaned up.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::error::CliError;
 use crate::daemon::Client;
 
-/// The signals that end a recording. As long as it lives they do not end this process.
+/// Signals that end a recording. While it exists, they do not kill this process.
 pub(super) struct Endings {
     interrupted: Signal,
     terminated: Signal,
@@ -13,7 +13,7 @@ pub(super) struct Endings {
 
 impl Endings {
     pub(super) fn heard(client: &Client) -> Result<Self, CliError> {
-        // Within what waits: signals belong to a runtime.
+        // Signal handlers must be registered within the runtime.
         client.wait(async {
             Ok(Self {
                 interrupted: signal(SignalKind::interrupt())?,
@@ -22,7 +22,7 @@ impl Endings {
         })
     }
 
-    /// The next one.
+    /// Waits for the next signal.
     pub(super) async fn next(&mut self) {
         tokio::select! {
             _ = self.interrupted.recv() => {}

@@ -1,4 +1,4 @@
-//! `inlay trace`: where the time of a start goes.
+//! `inlay trace`: records and shows traces of starts.
 
 mod endings;
 mod options;
@@ -15,7 +15,7 @@ use clap::{Args, Subcommand};
 use super::Global;
 use super::error::CliError;
 
-/// Show where the time of a start goes
+/// Record and show traces of starts
 #[derive(Debug, Args)]
 pub(super) struct TraceArgs {
     #[command(subcommand)]
@@ -24,9 +24,9 @@ pub(super) struct TraceArgs {
 
 #[derive(Debug, Subcommand)]
 enum TraceWord {
-    Run(Box<run::RunArgs>),
+    Run(Box<run::TraceRunArgs>),
     Record(record::RecordArgs),
-    Show(show::ShowArgs),
+    Show(show::TraceShowArgs),
 }
 
 pub(super) fn trace(global: &Global, args: &TraceArgs) -> Result<(), CliError> {

@@ -1,21 +1,21 @@
-//! Options that several words of `inlay trace` have.
+//! Options shared by `inlay trace run` and `inlay trace record`.
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::trace::record::{EVENTS_DEFAULT, EVENTS_MAX};
+use inlay_trace::record::{EVENTS_DEFAULT, EVENTS_MAX};
 
-/// Where the trace goes, and how much of it is kept.
+/// Output files of a trace, and its maximum size.
 #[derive(Debug, Args)]
-pub(super) struct Kept {
-    /// Write the trace to this file; '-' is standard output, instead of the table
+pub(super) struct TraceOutputArgs {
+    /// Write the trace to a file; '-' for standard output instead of the table
     #[arg(long, short, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
-    /// Write the page that shows it to this file: it needs nothing but a browser
+    /// Write a self-contained HTML page to a file
     #[arg(long, value_name = "FILE")]
     pub(super) html: Option<PathBuf>,
-    /// How many events are kept. What is more is counted, not recorded
+    /// Maximum number of events to record; further events are only counted
     #[arg(long, value_name = "N", default_value_t = EVENTS_DEFAULT, value_parser = events)]
     pub(super) events: usize,
 }

@@ -1,29 +1,29 @@
-//! `inlay trace record`: whatever the daemon does for a while.
+//! `inlay trace record`: records the daemon's reads and fetches for a while.
 
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use inlay_base::duration;
+use inlay_trace::{Facts, assemble, clock};
 
 use super::endings::Endings;
-use super::options::Kept;
+use super::options::TraceOutputArgs;
 use super::recording::Recording;
 use super::run::utc_now;
 use super::write::write;
 use crate::cli::Global;
 use crate::cli::client::with_daemon;
 use crate::cli::error::CliError;
+use crate::cli::output;
 use crate::cli::sandbox::path_of;
 use crate::daemon::{BeginTrace, MOUNTS, MountShown, SandboxShown};
-use crate::duration;
-use crate::trace::{Facts, assemble, clock};
 
-/// Record what is read and fetched on this host, until it is interrupted.
+/// Record reads and fetches on this host until interrupted.
 ///
-/// Ctrl-C ends it and writes what was recorded. What the kernel has in its page cache is read without
-/// anybody seeing it.
+/// Ctrl-C stops recording and writes the trace. Reads served by the kernel's page cache are not visible
+/// to the daemon.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -31,17 +31,17 @@ Examples:
   inlay trace record --for 30s --sandbox web -o web.json
   inlay trace record --for 10s --mount /mnt/base --html base.html")]
 pub(super) struct RecordArgs {
-    /// How long [default: until Ctrl-C]
+    /// Duration of the recording [default: until Ctrl-C]
     #[arg(long = "for", value_name = "DURATION", value_parser = duration::parse)]
     length: Option<Duration>,
-    /// Only reads of what is mounted there, and wherever else the same snapshot is
+    /// Record only reads of the snapshot mounted at this path, at all its mount points
     #[arg(long, value_name = "PATH", conflicts_with = "sandbox")]
     mount: Option<PathBuf>,
-    /// Only reads of the snapshots that this sandbox sees: name or id
+    /// Record only reads of the snapshots in this sandbox: name or id
     #[arg(long, value_name = "NAME")]
     sandbox: Option<String>,
     #[command(flatten)]
-    kept: Kept,
+    kept: TraceOutputArgs,
 }
 
 pub(super) fn record(global: &Global, args: &RecordArgs) -> Result<(), CliError> {
@@ -53,8 +53,8 @@ pub(super) fn record(global: &Global, args: &RecordArgs) -> Result<(), CliError>
     let began_ns = clock::now();
     let endings = Endings::heard(recording.client())?;
     if !global.quiet {
-        // For people, and for scripts that wait for it.
-        writeln!(std::io::stderr(), "inlay: recording; Ctrl-C ends it")?;
+        // Also a marker for scripts that wait for the start of the recording.
+        output::note("inlay: recording; Ctrl-C ends it");
     }
     wait(&mut recording, endings, args.length)?;
     let events = recording.end()?;
@@ -72,7 +72,7 @@ pub(super) fn record(global: &Global, args: &RecordArgs) -> Result<(), CliError>
     write(global, &args.kept, &assemble(events, facts))
 }
 
-/// Until the time is over, or somebody has had enough.
+/// Waits until `length` has passed or a signal arrives. Fails if the daemon exits.
 fn wait(
     recording: &mut Recording,
     mut endings: Endings,
@@ -96,22 +96,22 @@ fn wait(
     })
 }
 
-/// The ids of the snapshots that are meant.
+/// Returns the ids of the snapshots to record; empty for all.
 fn snapshots(global: &Global, args: &RecordArgs) -> Result<BTreeSet<String>, CliError> {
     if let Some(sandbox) = &args.sandbox {
         let path = path_of(sandbox, "");
         let shown: SandboxShown = with_daemon(global, None, |client, _| Ok(client.get(&path)?))?;
         let mounted = shown.mounts.iter().map(|mounted| mounted.snapshot);
-        return Ok(mounted.chain([shown.snapshot]).map(|id| id.to_string()).collect());
+        return Ok(mounted.chain(shown.snapshot).map(|id| id.to_string()).collect());
     }
     let Some(path) = &args.mount else { return Ok(BTreeSet::new()) };
     let path = std::path::absolute(path)?;
     let mounts: Vec<MountShown> = with_daemon(global, None, |client, _| Ok(client.get(MOUNTS)?))?;
     let there = |mount: &&MountShown| {
-        mount.sandbox.is_none() && mount.record.mountpoint.to_path() == Path::new(&path)
+        mount.sandbox.is_none() && mount.mountpoint.to_path() == Path::new(&path)
     };
     match mounts.iter().find(there) {
-        Some(mount) => Ok(BTreeSet::from([mount.record.snapshot.to_string()])),
+        Some(mount) => Ok(BTreeSet::from([mount.snapshot.to_string()])),
         None => Err(CliError::Trace(format!(
             "nothing is mounted at {}; `inlay mounts` lists what is",
             path.display()

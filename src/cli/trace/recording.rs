@@ -1,19 +1,20 @@
-//! A recording of the daemon, as the command that wants it holds it.
+//! Client side of a recording in the daemon.
 
 use std::time::Duration;
+
+use inlay_trace::record::TraceEvents;
 
 use crate::cli::Global;
 use crate::cli::client::with_daemon;
 use crate::cli::error::CliError;
 use crate::daemon::{BeginTrace, Client, DaemonError, Pieces, TRACES, TraceBegun, trace_end};
-use crate::trace::record::TraceEvents;
 
-/// How long finding the paths of what was recorded may take.
+/// Timeout for ending a recording: the daemon resolves the paths of recorded files.
 const END_LIMIT: Duration = Duration::from_mins(2);
-/// The longest first line.
+/// Maximum length of the first line of the response, in bytes.
 const LINE_LEN_MAX: usize = 64 << 10;
 
-/// A recording. Dropped, it ends, and nothing of it stays.
+/// A recording in progress. Drop ends and discards it.
 pub(super) struct Recording {
     client: Client,
     open: Pieces,
@@ -21,7 +22,7 @@ pub(super) struct Recording {
 }
 
 impl Recording {
-    /// Begins one, with a daemon that is started if there is none.
+    /// Starts a recording, and the daemon if none is running.
     pub(super) fn begin(global: &Global, request: &BeginTrace) -> Result<Self, CliError> {
         let paths = global.paths()?;
         with_daemon(global, None, |_, _| {
@@ -37,19 +38,19 @@ impl Recording {
         })
     }
 
-    /// The daemon that records: it does not end meanwhile by itself.
+    /// Returns the client of the recording daemon, which does not exit when idle while recording.
     pub(super) fn client(&self) -> &Client {
         &self.client
     }
 
-    /// The daemon, and what ends when the recording has ended without having been asked to.
+    /// Returns the client, and a future that completes if the recording ends unexpectedly.
     pub(super) fn parts(&mut self) -> (&Client, impl Future<Output = ()>) {
         let open = &mut self.open;
         let lost = async move { while let Ok(Some(_)) = open.next().await {} };
         (&self.client, lost)
     }
 
-    /// Ends it and gives what was recorded.
+    /// Ends the recording and returns its events.
     pub(super) fn end(self) -> Result<TraceEvents, CliError> {
         let path = trace_end(&self.begun.trace);
         Ok(self.client.wait(self.client.look(&path, &(), END_LIMIT))?)

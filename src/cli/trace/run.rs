@@ -1,16 +1,19 @@
-//! `inlay trace run`: a start, recorded.
+//! `inlay trace run`: runs a program in a new sandbox and records its start.
 
 use std::io::{Write, stderr};
 use std::time::Duration;
 
 use clap::Args;
 use hyper::Method;
+use inlay_base::duration;
+use inlay_sandbox::{FrameKind, Stdin};
+use inlay_trace::{Facts, assemble, clock};
 use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
 use super::endings::Endings;
-use super::options::Kept;
+use super::options::TraceOutputArgs;
 use super::ready::{Port, Ready, ReadyArgs};
 use super::recording::Recording;
 use super::write::write;
@@ -24,14 +27,11 @@ use crate::daemon::{
     AttachTo, BeginTrace, Client, CreateSandbox, IfRunning, SANDBOXES, SandboxShown, StartWhen,
     WhenEnded, word,
 };
-use crate::duration;
-use crate::sandbox::{FrameKind, Stdin};
-use crate::trace::{Facts, assemble, clock};
 
-/// Run a program in a new sandbox, record until it is ready, and show where the time went.
+/// Run a command in a new sandbox and record a trace until it is ready.
 ///
-/// The sandbox is removed afterwards. What the program prints goes to standard error. What else the
-/// daemon does meanwhile is recorded, too, because it shares the way to the store.
+/// The sandbox is removed afterwards. The command's output goes to standard error. Other activity of
+/// the daemon is recorded, too, because it shares the link to the store.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -39,41 +39,41 @@ Examples:
   inlay trace run --ready '^ready' -o start.json --html start.html base -- python3 app.py
   inlay trace run --ready-port 8080 app
   inlay trace run --ready-exit --json base -- true | jq .totals.path")]
-pub(super) struct RunArgs {
+pub(super) struct TraceRunArgs {
     #[command(flatten)]
     ready: ReadyArgs,
-    /// How long it may take until it is ready
+    /// Maximum time until the command is ready
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "5m")]
     timeout: Duration,
     #[command(flatten)]
-    kept: Kept,
+    kept: TraceOutputArgs,
     #[command(flatten)]
     options: OptionArgs,
-    /// The image or filesystem snapshot that is its root: name or id
+    /// Name or id of an image or filesystem snapshot
     snapshot: String,
-    /// The program and its words
+    /// Command and arguments [default: from the image]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
 }
 
-/// What a start came to, as this command saw it.
+/// Results of a start, as observed by this command.
 #[derive(Default)]
-struct Seen {
+struct ObservedStart {
     sandbox: Option<SandboxShown>,
     ready: Option<u64>,
     marks: Vec<(u64, String, String)>,
 }
 
-/// A start under way.
+/// A start in progress.
 struct Start<'c> {
     client: &'c Client,
     endings: Endings,
     ready: Ready,
     timeout: Duration,
-    seen: Seen,
+    seen: ObservedStart,
 }
 
-pub(super) fn run(global: &Global, args: &RunArgs) -> Result<(), CliError> {
+pub(super) fn run(global: &Global, args: &TraceRunArgs) -> Result<(), CliError> {
     let first = args.options.first(&args.command);
     let mut request = create_request(global, &args.snapshot, &args.options, first)?;
     (request.start, request.when_ended) = (StartWhen::Later, WhenEnded::Keep);
@@ -83,7 +83,8 @@ pub(super) fn run(global: &Global, args: &RunArgs) -> Result<(), CliError> {
     let recording = Recording::begin(global, &events)?;
     let (client, timeout) = (recording.client(), args.timeout);
     let endings = Endings::heard(client)?;
-    let mut start = Start { client, endings, ready: ready.clone(), timeout, seen: Seen::default() };
+    let mut start =
+        Start { client, endings, ready: ready.clone(), timeout, seen: ObservedStart::default() };
     let began_ns = clock::now();
     let outcome = start.run(&request);
     let seen = start.seen;
@@ -96,12 +97,12 @@ pub(super) fn run(global: &Global, args: &RunArgs) -> Result<(), CliError> {
     let events = match (events, &outcome) {
         (Ok(events), _) => events,
         (Err(error), Ok(())) => return Err(error),
-        // What went wrong first says more.
+        // The first error is more useful.
         (Err(_), Err(_)) => return outcome,
     };
     let snapshots = seen.sandbox.iter().flat_map(|sandbox| {
         let mounted = sandbox.mounts.iter().map(|mounted| mounted.snapshot);
-        mounted.chain([sandbox.snapshot]).map(|id| id.to_string())
+        mounted.chain(sandbox.snapshot).map(|id| id.to_string())
     });
     let facts = Facts {
         title: title(args),
@@ -118,7 +119,7 @@ pub(super) fn run(global: &Global, args: &RunArgs) -> Result<(), CliError> {
     match outcome {
         Ok(()) => write(global, &args.kept, &trace),
         Err(error) => {
-            // There is nothing to be shown, but what was recorded may say why.
+            // Write the files anyway: the recording may explain the failure.
             if args.kept.output.is_some() || args.kept.html.is_some() {
                 super::write::only_files(&args.kept, &trace)?;
             }
@@ -127,14 +128,14 @@ pub(super) fn run(global: &Global, args: &RunArgs) -> Result<(), CliError> {
     }
 }
 
-/// One line, also of a program that is given in several.
-fn title(args: &RunArgs) -> String {
+/// Returns the title: the command on one line, or the snapshot.
+fn title(args: &TraceRunArgs) -> String {
     let words = args.command.iter().flat_map(|word| word.split_whitespace());
     let line = words.collect::<Vec<_>>().join(" ");
     if line.is_empty() { args.snapshot.clone() } else { line }
 }
 
-/// This moment, as RFC 3339 writes it.
+/// Returns the current time in RFC 3339 format.
 pub(super) fn utc_now() -> String {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let secs = since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(0));
@@ -142,10 +143,10 @@ pub(super) fn utc_now() -> String {
 }
 
 impl Start<'_> {
-    /// Everything from the first request until it is ready.
+    /// Creates and starts the sandbox, and waits until it is ready.
     fn run(&mut self, request: &CreateSandbox) -> Result<(), CliError> {
         let made = self.client.wait(async {
-            // Given up before it is answered, the daemon undoes it.
+            // If the request is dropped before the response, the daemon undoes it.
             let making =
                 self.client.ask::<SandboxShown>(Method::POST, SANDBOXES, request, CREATE_LIMIT);
             tokio::select! {
@@ -166,36 +167,37 @@ impl Start<'_> {
         let id = made.id.as_str();
         let (attach, start) = (path_of(id, word::ATTACH), path_of(id, word::START));
         let wanted = AttachTo { stdin: Stdin::Empty, size: None, shown: None };
-        let mut connection = self.client.upgrade(&attach, &wanted).await?;
+        let mut connection = self.client.upgrade(&attach, &wanted).await?.stream;
         let port = match (&self.ready, made.pid) {
             (Ready::Port(port), Some(pid)) => Some(Port::watch(pid, *port)?),
             _ => None,
         };
         let (_port, answered) = port.map_or((None, None), |(port, sent)| (Some(port), Some(sent)));
         let client = self.client;
-        let starting = client.ask::<SandboxShown>(Method::POST, &start, &(), CREATE_LIMIT);
-        let watching = self.watch(&mut connection, answered);
-        tokio::pin!(starting, watching);
-        // It may be ready before the answer is here that it was started.
-        tokio::select! {
-            started = &mut starting => {
-                started?;
-                watching.await
-            }
-            watched = &mut watching => {
-                starting.await?;
-                watched
-            }
+        let starting = async {
+            let started = client.ask::<SandboxShown>(Method::POST, &start, &(), CREATE_LIMIT).await;
+            started.map(drop).map_err(CliError::from)
+        };
+        tokio::pin!(starting);
+        let deadline = Instant::now() + self.timeout;
+        let watching = self.watch(&mut connection, answered, deadline);
+        match started_or_watched(starting.as_mut(), watching).await {
+            First::Settled(outcome) => outcome,
+            First::Watched(watched) => tokio::select! {
+                started = starting => started.and(watched),
+                () = sleep_until(deadline) => watched,
+                () = self.endings.next() => Err(given_up(&self.ready)),
+            },
         }
     }
 
-    /// Until it is ready, or can't be any more.
+    /// Relays output until the program is ready, exits, times out or a signal arrives.
     async fn watch(
         &mut self,
         connection: &mut (impl AsyncReadExt + Unpin),
         mut answered: Option<oneshot::Receiver<u64>>,
-    ) -> Result<(), CliError> {
-        let deadline = Instant::now() + self.timeout;
+        deadline: Instant,
+    ) -> Result<(), Unready> {
         let mut lines = self.ready.lines();
         loop {
             let frame = tokio::select! {
@@ -209,9 +211,15 @@ impl Start<'_> {
                         "it was not ready ({}) after {:?}; --timeout says how long it may take",
                         self.ready.text(), self.timeout
                     );
-                    return Err(CliError::Trace(text));
+                    return Err(Unready::GivenUp(CliError::Trace(text)));
                 }
-                () = self.endings.next() => return Err(given_up(&self.ready)),
+                () = self.endings.next() => {
+                    return Err(Unready::GivenUp(given_up(&self.ready)));
+                }
+                () = quiet(lines.due()) => {
+                    self.seen.ready = lines.rest();
+                    return Ok(());
+                }
             };
             let now = clock::now();
             match frame.kind {
@@ -219,19 +227,21 @@ impl Start<'_> {
                     if !self.seen.marks.iter().any(|(_, name, _)| name == "first-output") {
                         self.seen.marks.push((now, "first-output".to_owned(), String::new()));
                     }
-                    let found = lines.take(frame.kind, &frame.bytes);
-                    // Where standard error is gone, nobody wants to see it.
+                    let found = lines.take(frame.kind, &frame.bytes, now);
+                    // Best effort: standard error may be closed.
                     drop(stderr().lock().write_all(&frame.bytes));
-                    if found {
-                        self.seen.ready = Some(now);
+                    if found.is_some() {
+                        self.seen.ready = found;
                         return Ok(());
                     }
                 }
-                FrameKind::Exit => return self.ended(frame.exit_code().unwrap_or(1), now),
+                FrameKind::Exit => {
+                    self.seen.ready = lines.rest();
+                    return Ok(self.ended(frame.exit_code().unwrap_or(1), now)?);
+                }
                 FrameKind::Error => {
-                    return Err(CliError::Trace(
-                        String::from_utf8_lossy(&frame.bytes).into_owned(),
-                    ));
+                    let text = String::from_utf8_lossy(&frame.bytes).into_owned();
+                    return Err(CliError::Trace(text).into());
                 }
                 _ => {}
             }
@@ -240,6 +250,9 @@ impl Start<'_> {
 
     fn ended(&mut self, code: i32, now: u64) -> Result<(), CliError> {
         self.seen.marks.push((now, "exit".to_owned(), code.to_string()));
+        if self.seen.ready.is_some() {
+            return Ok(());
+        }
         if matches!(self.ready, Ready::Exit) && code == 0 {
             self.seen.ready = Some(now);
             return Ok(());
@@ -255,11 +268,63 @@ impl Start<'_> {
     }
 }
 
+/// Why a program is not ready.
+enum Unready {
+    /// Interrupted or timed out: nothing else is waited for.
+    GivenUp(CliError),
+    /// Failed. If the start request fails, too, its error is the cause.
+    Failed(CliError),
+}
+
+impl From<CliError> for Unready {
+    fn from(error: CliError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// What ended first.
+enum First {
+    /// The outcome is known.
+    Settled(Result<(), CliError>),
+    /// The program is ready or has failed before the response to the start request.
+    Watched(Result<(), CliError>),
+}
+
+/// Waits until the start request fails, or the program is ready, has failed or is given up.
+async fn started_or_watched(
+    starting: impl Future<Output = Result<(), CliError>>,
+    watching: impl Future<Output = Result<(), Unready>>,
+) -> First {
+    tokio::pin!(starting, watching);
+    let (watched, started) = tokio::select! {
+        started = &mut starting => match started {
+            Ok(()) => (watching.await, true),
+            Err(error) => return First::Settled(Err(error)),
+        },
+        watched = &mut watching => (watched, false),
+    };
+    match watched {
+        Err(Unready::GivenUp(error)) => First::Settled(Err(error)),
+        Err(Unready::Failed(error)) if started => First::Settled(Err(error)),
+        Err(Unready::Failed(error)) => First::Watched(Err(error)),
+        Ok(()) if started => First::Settled(Ok(())),
+        Ok(()) => First::Watched(Ok(())),
+    }
+}
+
+/// Waits until `due`; forever if there is none.
+async fn quiet(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn given_up(ready: &Ready) -> CliError {
     CliError::Trace(format!("interrupted before it was ready ({})", ready.text()))
 }
 
-/// When a port has answered.
+/// Waits for the time when the port accepted a connection; forever if it never does.
 async fn moment(answered: &mut Option<oneshot::Receiver<u64>>) -> u64 {
     if let Some(receiver) = answered
         && let Ok(at) = receiver.await
@@ -268,4 +333,36 @@ async fn moment(answered: &mut Option<oneshot::Receiver<u64>>) -> u64 {
     }
     *answered = None;
     std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    fn error(text: &str) -> CliError {
+        CliError::Trace(text.to_owned())
+    }
+
+    #[tokio::test]
+    async fn an_interrupted_start_does_not_wait_for_the_daemon() {
+        let interrupted = ready(Err(Unready::GivenUp(error("interrupted"))));
+        let first = started_or_watched(pending(), interrupted);
+        let first = tokio::time::timeout(Duration::from_secs(30), first).await.unwrap();
+        assert!(matches!(first, First::Settled(Err(error)) if error.to_string() == "interrupted"));
+    }
+
+    #[tokio::test]
+    async fn a_failed_start_request_is_the_cause() {
+        let refused = ready(Err(error("refused")));
+        let first = started_or_watched(refused, pending()).await;
+        assert!(matches!(first, First::Settled(Err(error)) if error.to_string() == "refused"));
+        // The program may end before the response.
+        let ended = ready(Err(Unready::Failed(error("ended"))));
+        let first = started_or_watched(pending(), ended).await;
+        assert!(matches!(first, First::Watched(Err(error)) if error.to_string() == "ended"));
+        let first = started_or_watched(ready(Ok(())), ready(Ok(()))).await;
+        assert!(matches!(first, First::Settled(Ok(()))));
+    }
 }

@@ -1,22 +1,22 @@
-//! `inlay trace show`: a trace that was written before.
+//! `inlay trace show`: shows a recorded trace, or converts it.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use inlay_trace::{Trace, TraceError, chrome, page};
 
 use super::table;
 use super::write::to_file;
 use crate::cli::Global;
 use crate::cli::error::CliError;
 use crate::cli::output;
-use crate::trace::{Trace, TraceError, chrome, page};
 
-/// The longest trace that is read, in bytes.
+/// Maximum size of a trace file, in bytes.
 const LEN_MAX: u64 = 256 << 20;
 
-/// Show a trace that was recorded before.
+/// Show a recorded trace.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -24,34 +24,34 @@ Examples:
   inlay trace show start.json --format html -o start.html
   inlay trace show start.json --format chrome -o start.chrome.json    for chrome://tracing, Perfetto
   inlay trace show start.json --json | jq .totals")]
-pub(super) struct ShowArgs {
-    /// The trace, as 'trace run' and 'trace record' write it; '-' is standard input
+pub(super) struct TraceShowArgs {
+    /// Trace file from 'trace run' or 'trace record'; '-' for standard input
     file: PathBuf,
-    /// As what it is shown [default: table; json with --json]
+    /// Output format [default: table; json with --json]
     #[arg(long, value_enum, value_name = "FORMAT")]
     format: Option<ShowAs>,
-    /// Write to this file instead of standard output
+    /// Write to a file instead of standard output
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
-/// As what a trace is shown.
+/// Output format of a trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ShowAs {
-    /// What the time went to, and the longest waits
+    /// Summary of the time spent, and the longest waits
     Table,
-    /// A page that needs nothing but a browser
+    /// Self-contained HTML page
     Html,
-    /// The Chrome trace format, which other viewers open
+    /// Chrome trace format, for chrome://tracing and Perfetto
     Chrome,
-    /// The trace itself, after it was checked
+    /// The trace itself, after validation
     Json,
 }
 
-pub(super) fn show(global: &Global, args: &ShowArgs) -> Result<(), CliError> {
+pub(super) fn show(global: &Global, args: &TraceShowArgs) -> Result<(), CliError> {
     let trace = read(&args.file)?;
     let by_default =
-        if global.format() == output::Format::Json { ShowAs::Json } else { ShowAs::Table };
+        if global.format() == output::OutputFormat::Json { ShowAs::Json } else { ShowAs::Table };
     let bytes = match args.format.unwrap_or(by_default) {
         ShowAs::Table => {
             let mut out = Vec::new();

@@ -1,16 +1,17 @@
-//! A trace as text: what the time went to, what was waited for longest, what was fetched and touched.
+//! Formats a trace as text: critical path, longest waits, fetches and touches.
 
 use std::io::{self, Write};
 
-use crate::cli::output::{bytes, shown, table as columns};
-use crate::trace::{FetchClass, SegmentKind, Tier, Totals, TouchRow, Trace, totals};
+use inlay_trace::{FetchClass, SegmentKind, Tier, Totals, TouchRow, Trace, totals};
 
-/// How many of the longest waits are shown.
+use crate::cli::output::{bytes, shown, table as columns};
+
+/// Number of longest waits shown.
 const WAITS: usize = 15;
 
-/// Writes all of it.
+/// Writes all sections.
 pub(super) fn table(out: &mut dyn Write, trace: &Trace) -> io::Result<()> {
-    // What the file says of sums is not asked: it may come from anywhere.
+    // Recompute the totals: those in the file are untrusted.
     let totals = totals(trace);
     head(out, trace)?;
     path(out, trace, &totals)?;
@@ -140,7 +141,7 @@ fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(str::to_owned).to_vec()
 }
 
-/// Microseconds as `12.3 ms`.
+/// Formats microseconds as `12.3 ms`, rounded down.
 fn millis(micros: u64) -> String {
     format!("{}.{} ms", micros / 1000, micros % 1000 / 100)
 }
@@ -157,7 +158,7 @@ fn unsigned(number: i64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::small;
+    use inlay_trace::small;
 
     #[test]
     fn it_says_where_the_time_went() {

@@ -1,18 +1,23 @@
-//! Where traces go.
+//! Writes traces to files and standard output.
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
-use super::options::Kept;
+use inlay_trace::{Trace, page};
+
+use super::options::TraceOutputArgs;
 use super::table;
 use crate::cli::Global;
 use crate::cli::error::CliError;
-use crate::cli::output::{self, Format};
-use crate::trace::{Trace, page};
+use crate::cli::output::{self, OutputFormat};
 
-/// Writes a trace to where it was wanted, and shows it.
-pub(super) fn write(global: &Global, kept: &Kept, trace: &Trace) -> Result<(), CliError> {
+/// Writes a trace to the requested files, and prints it as a table or JSON.
+pub(super) fn write(
+    global: &Global,
+    kept: &TraceOutputArgs,
+    trace: &Trace,
+) -> Result<(), CliError> {
     let json = trace.to_json()?;
     if let Some(path) = &kept.html {
         to_file(path, page(&json).as_bytes())?;
@@ -21,12 +26,12 @@ pub(super) fn write(global: &Global, kept: &Kept, trace: &Trace) -> Result<(), C
     if let Some(path) = kept.output.as_ref().filter(|_| !to_stdout) {
         to_file(path, format!("{json}\n").as_bytes())?;
     }
-    if to_stdout || global.format() == Format::Json {
+    if to_stdout || global.format() == OutputFormat::Json {
         let mut out = io::stdout().lock();
         writeln!(out, "{json}")?;
         return Ok(out.flush()?);
     }
-    output::print(Format::Text, &(), |out| table::table(out, trace))?;
+    output::print(OutputFormat::Text, &(), |out| table::table(out, trace))?;
     Ok(())
 }
 
@@ -41,8 +46,8 @@ pub(super) fn to_file(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
     fs::write(path, bytes).map_err(failed)
 }
 
-/// Writes a trace to files alone.
-pub(super) fn only_files(kept: &Kept, trace: &Trace) -> Result<(), CliError> {
+/// Writes a trace only to the requested files.
+pub(super) fn only_files(kept: &TraceOutputArgs, trace: &Trace) -> Result<(), CliError> {
     let json = trace.to_json()?;
     if let Some(path) = &kept.html {
         to_file(path, page(&json).as_bytes())?;

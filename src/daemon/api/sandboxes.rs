@@ -1,74 +1,76 @@
-//! Sandboxes, what is mounted into them, and snapshots of them.
+//! Wire types for sandboxes, live mounts and snapshots of sandboxes.
 
 use std::collections::BTreeMap;
 
+use inlay_mounts::{Changes, Owner, PathText, Umount};
+use inlay_sandbox::{
+    Confinement, Exit, SandboxId, SandboxOptions, Secret, Shown, Stdin, WindowSize, only_known,
+};
 use inlay_store::ids::SnapshotId;
 use inlay_store::remote::SnapshotRecord;
 use serde::{Deserialize, Serialize};
 
 use super::{CacheUse, LoadOptions, StoreRef};
-use crate::mount::{Changes, Owner, PathText, Umount};
-use crate::sandbox::{Exit, SandboxId, SandboxOptions, Secret, Shown, Stdin, WindowSize};
 
-/// The sandboxes: list, create. Below it, by name or id: inspect, remove, and the words of [`word`].
+/// Sandboxes: list, create. Below it, by name or id: inspect, remove, and the actions of [`word`].
 pub const SANDBOXES: &str = "/v1/sandboxes";
 /// Snapshots of sandboxes: take one.
 pub const SNAPSHOTS: &str = "/v1/snapshots";
 
-/// Waits until what is sealed is in its stores.
+/// Blocks until sealed snapshots are in their stores.
 pub const SYNC: &str = "/v1/sync";
 
-/// What comes after a sandbox's name in a path.
+/// Path segments after a sandbox's name.
 pub mod word {
-    /// Start its first program.
+    /// Starts its first program.
     pub const START: &str = "start";
-    /// End its processes.
+    /// Stops its processes.
     pub const STOP: &str = "stop";
-    /// Wait for the end of its first process.
+    /// Blocks until its first process ends.
     pub const WAIT: &str = "wait";
-    /// Run a program in it: becomes a stream of frames.
+    /// Runs a program in it; upgrades to a stream of frames.
     pub const EXEC: &str = "exec";
-    /// Its first program's input and output: becomes a stream of frames.
+    /// Attaches to its first program; upgrades to a stream of frames.
     pub const ATTACH: &str = "attach";
-    /// Its first program's output so far.
+    /// Output of its first program so far.
     pub const LOGS: &str = "logs";
     /// Files in it, as tar archives.
     pub const FILES: &str = "files";
-    /// What is mounted in it.
+    /// Mounts in it.
     pub const MOUNTS: &str = "mounts";
 }
 
-/// Make a sandbox.
+/// Creates a sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct CreateSandbox {
-    /// The image or filesystem snapshot that is its root: name or id.
+    /// Name or id of the image or filesystem snapshot that becomes its root.
     pub snapshot: String,
-    /// Where that is stored.
+    /// The store that holds the snapshot.
     pub store: StoreRef,
-    /// Where its contents are kept.
+    /// Whether its contents are cached on disk.
     pub cache: CacheUse,
-    /// How it is loaded ahead.
+    /// How it is prefetched.
     #[serde(default)]
     pub load: LoadOptions,
-    /// What people call it [default: its id]. No two have the same.
+    /// Name of the sandbox, unique on this host. Defaults to its id.
     #[serde(default)]
     pub name: Option<String>,
-    /// How it runs. The names of its secrets are those in `secrets`.
-    #[serde(default)]
+    /// Its command, environment, limits and network. Secrets named here must match `secrets`.
+    #[serde(default, deserialize_with = "only_known")]
     pub options: SandboxOptions,
-    /// Files in its /run/secrets, which are on no disk.
+    /// Contents of the files in /run/secrets. They are never written to disk.
     #[serde(default)]
     pub secrets: Vec<Secret>,
     /// When its first program starts.
     #[serde(default)]
     pub start: StartWhen,
-    /// What is done when that has ended.
+    /// What happens when that program ends.
     #[serde(default)]
     pub when_ended: WhenEnded,
-    /// What is mounted in it before its first program starts.
+    /// Snapshots to mount in it before its first program starts.
     #[serde(default)]
     pub mounts: Vec<MountInto>,
-    /// How long the caller waits, in milliseconds.
+    /// Deadline in milliseconds.
     pub deadline_ms: u64,
 }
 
@@ -76,165 +78,174 @@ pub struct CreateSandbox {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum StartWhen {
-    /// At once.
+    /// Immediately.
     #[default]
     Now,
-    /// When somebody says so, who may be attached by then.
+    /// On a separate request, so that a client can attach first.
     Later,
 }
 
-/// What is done with a sandbox whose first program has ended.
+/// What happens to a sandbox when its first program ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum WhenEnded {
-    /// It stays, with all that was changed in it.
+    /// It stays, with its changes.
     #[default]
     Keep,
     /// It is removed.
     Remove,
 }
 
-/// How a live mount is shown.
+/// Access to a live mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum IntoView {
-    /// As it is.
+    /// Read-only.
     ReadOnly,
-    /// Writable. Changes live as long as the mount, or as the sandbox if it ends first.
+    /// Writable. Changes live as long as the mount or the sandbox, whichever ends first.
     #[default]
     Writable,
 }
 
-/// Mount a snapshot into a sandbox.
+/// Mounts a snapshot into a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct MountInto {
-    /// Name or id; `empty`: nothing but a directory.
+    /// Name or id of the snapshot; `empty` mounts an empty directory.
     pub snapshot: String,
-    /// Where it is stored.
+    /// The store that holds it.
     pub store: StoreRef,
-    /// Where its contents are kept.
+    /// Whether its contents are cached on disk.
     pub cache: CacheUse,
-    /// An absolute path, as the sandbox sees it. It is made if it is missing.
+    /// Absolute path in the sandbox. It is created if it is missing.
     pub path: PathText,
-    /// How it is shown.
+    /// Read-only or writable.
     #[serde(default)]
     pub view: IntoView,
-    /// Whose its root directory, and all that has the same owner, is shown to be.
+    /// Owner shown for its root directory and for every file with the same owner. Defaults to the
+    /// owner in the snapshot.
     #[serde(default)]
     pub owner: Option<Owner>,
-    /// How it is loaded ahead.
+    /// How it is prefetched.
     #[serde(default)]
     pub load: LoadOptions,
-    /// How long the caller waits, in milliseconds.
+    /// Deadline in milliseconds.
     pub deadline_ms: u64,
 }
 
-/// Unmount something from a sandbox.
+/// Unmounts a snapshot from a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct UmountFrom {
-    /// An absolute path, as the sandbox sees it.
+    /// Absolute path in the sandbox.
     pub path: PathText,
-    /// What to do if it is in use.
+    /// What to do if the mount is in use.
     pub how: Umount,
-    /// What becomes of what was changed there.
+    /// What to do with changes made below the path.
     pub changes: Changes,
 }
 
-/// What was unmounted from a sandbox.
+/// Result of an unmount from a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct UmountedFrom {
-    /// Where.
+    /// Path that was unmounted.
     pub path: PathText,
-    /// What.
+    /// The snapshot that was mounted there.
     #[schema(value_type = String)]
     pub snapshot: SnapshotId,
     /// Whether programs still use it.
     pub in_use: bool,
-    /// Whether there are changes that are kept, and are there again if the same snapshot is mounted at
-    /// the same path.
+    /// Whether changes were kept; they reappear when the same snapshot is mounted at the same path.
     pub changes_kept: bool,
 }
 
-/// How a sandbox is.
+/// State of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SandboxState {
-    /// It is being made.
+    /// Being created.
     Creating,
     /// Its first process runs.
     Running,
     /// Its first process has ended.
     Stopped,
-    /// It is being removed.
+    /// Being removed.
     Removing,
+    /// One of its records is damaged and was left in place. Its programs keep running, and the only
+    /// operation allowed is to remove it by id, with force.
+    Damaged,
 }
 
-/// A sandbox.
+/// A sandbox. If it is damaged, only `id`, `state` and `damage` are certain to be set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SandboxShown {
     /// Its id.
     #[schema(value_type = String)]
     pub id: SandboxId,
-    /// Its name; if it has none, its id.
+    /// Its name; its id if it has none.
     pub name: String,
-    /// Its root.
-    #[schema(value_type = String)]
-    pub snapshot: SnapshotId,
-    /// What that was called when it was made.
-    pub image: String,
-    /// How it is.
+    /// The snapshot that is its root.
+    #[schema(value_type = Option<String>)]
+    pub snapshot: Option<SnapshotId>,
+    /// Reference that named the snapshot when the sandbox was created.
+    pub image: Option<String>,
+    /// State of the sandbox.
     pub state: SandboxState,
-    /// Its first process, as this host numbers it.
+    /// If it is damaged: which record, how, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damage: Option<String>,
+    /// Process id of its first process on this host.
     pub pid: Option<u32>,
-    /// How that ended.
+    /// How its first process ended.
     pub exit: Option<Exit>,
-    /// When it was made: milliseconds since 1970-01-01 00:00 UTC.
-    pub created_ms: u64,
-    /// How it runs. Secrets are named only.
-    pub options: SandboxOptions,
-    /// What is mounted in it.
+    /// Creation time, in milliseconds since 1970-01-01 00:00 UTC.
+    pub created_ms: Option<u64>,
+    /// Its options. Secrets appear by name only.
+    pub options: Option<SandboxOptions>,
+    /// Confinement of its processes, once known.
+    #[serde(default)]
+    pub confinement: Option<Confinement>,
+    /// Mounts in it.
     pub mounts: Vec<MountedIn>,
 }
 
-/// Something mounted in a sandbox.
+/// A mount in a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct MountedIn {
-    /// Where, as the sandbox sees it.
+    /// Path in the sandbox.
     pub path: PathText,
-    /// What.
+    /// The snapshot.
     #[schema(value_type = String)]
     pub snapshot: SnapshotId,
-    /// How it is shown.
+    /// Read-only or writable.
     pub view: IntoView,
 }
 
-/// End a sandbox's processes.
+/// Stops a sandbox's processes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct StopSandbox {
-    /// How long its first process is given after the first signal, in milliseconds.
+    /// Grace period after the first signal to the first process, in milliseconds.
     pub grace_ms: u64,
-    /// What is captured before.
+    /// Snapshot to take first.
     #[serde(default)]
     pub snapshot: Option<TakeSnapshot>,
 }
 
-/// What a sandbox's end brought.
+/// Result of stopping a sandbox.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct StoppedSandbox {
     /// The sandbox.
     pub sandbox: SandboxShown,
-    /// The snapshot that was wanted.
+    /// The snapshot, if one was requested.
     pub snapshot: Option<SnapshotTaken>,
 }
 
-/// Remove a sandbox, with all that was changed in it.
+/// Removes a sandbox and its changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RemoveSandbox {
     /// What to do if it runs.
     pub if_running: IfRunning,
 }
 
-/// What to do about a sandbox that runs.
+/// What to do about a running sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum IfRunning {
@@ -244,47 +255,50 @@ pub enum IfRunning {
     Kill,
 }
 
-/// Be attached to a sandbox's first program.
+/// Attaches to a sandbox's first program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct AttachTo {
-    /// Whether it can be written to.
+    /// Whether stdin is forwarded.
     #[serde(default)]
     pub stdin: Stdin,
-    /// The size of its terminal, if it has one.
+    /// Size of the terminal, if the program has one.
     #[serde(default)]
     pub size: Option<WindowSize>,
-    /// By who was attached and was cut off: what it has seen. What was printed after that comes first;
-    /// if that is not kept any more, as after some MiB, it is an error.
+    /// For a client that reconnects: the output it has already received. The stream resumes after
+    /// it, and fails if that output is no longer buffered, i.e. after a few MiB.
     #[serde(default)]
     pub shown: Option<Shown>,
 }
 
-/// Wait for the end of a sandbox's first program.
+/// Waits for the end of a sandbox's first program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct WaitForEnd {
-    /// How long the caller waits, in milliseconds; at most a minute counts.
+    /// Deadline in milliseconds; capped at one minute.
     pub deadline_ms: u64,
 }
 
-/// Whether it has ended.
+/// Result of waiting for a sandbox's first program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct EndAnswer {
-    /// How; nothing, if it has not.
+    /// How the program ended. Absent if it still runs.
     pub exit: Option<Exit>,
 }
 
-/// What was copied into a sandbox.
+/// Result of a copy into a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct CopiedInto {
-    /// Objects of all kinds.
+    /// Files of all types that were created.
     pub objects: u64,
     /// Bytes of regular files.
     pub bytes: u64,
-    /// Devices, which are not made.
+    /// Devices and sockets, which are skipped.
     pub left_out: u64,
+    /// Extended attributes that the target file system rejected.
+    #[serde(default)]
+    pub attributes_left_out: u64,
 }
 
-/// When a snapshot that is being taken counts as done.
+/// When a snapshot counts as taken.
 #[derive(
     Debug,
     Clone,
@@ -299,94 +313,160 @@ pub struct CopiedInto {
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum WaitFor {
-    /// When it can be mounted on this host
+    /// Once it can be mounted on this host
     Sealed,
-    /// When it is in the store
+    /// Once it is in the store
     #[default]
     Durable,
 }
 
-/// Take a snapshot of a sandbox.
+/// Takes a snapshot of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct TakeSnapshot {
-    /// Name or id of the sandbox. In a request that names it already it is of no account.
+    /// Name or id of the sandbox. Ignored if the request's path names it.
     #[serde(default)]
     pub sandbox: String,
-    /// A directory, as the sandbox sees it; without one, its whole root.
+    /// Directory in the sandbox. Defaults to its whole root.
     #[serde(default)]
     pub path: Option<PathText>,
-    /// Where the snapshot goes [default: where the sandbox's root is].
+    /// Store that receives the snapshot [default: the store of the sandbox's root].
     #[serde(default)]
     pub store: Option<StoreRef>,
-    /// A name that shall stand for it.
+    /// Name to point at the snapshot.
     #[serde(default)]
     pub name: Option<String>,
-    /// The user's remarks.
+    /// Labels set by the user.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// For how long after its last use it is kept, in seconds [default: by its kind].
+    /// Retention after the last use, in seconds [default: by kind].
     #[serde(default)]
     pub ttl_s: Option<u64>,
-    /// What is left out, in the words of gitignore(5).
+    /// Patterns of files to leave out, in the syntax of gitignore(5).
     #[serde(default)]
     pub exclude: Vec<String>,
-    /// When it counts as done.
+    /// When the snapshot counts as taken.
     #[serde(default)]
     pub wait: WaitFor,
-    /// What it is said to come from: name or id, or `none` [default: what was captured there before,
-    /// or what is mounted there].
+    /// Parent to record: name or id, or `none` [default: the last snapshot taken of this path, or
+    /// the snapshot mounted there].
     #[serde(default)]
     pub parent: Option<String>,
-    /// How long the caller waits, in milliseconds.
+    /// Deadline in milliseconds.
     pub deadline_ms: u64,
 }
 
-/// Wait until snapshots that are sealed on this host are in their stores.
+/// Waits until snapshots sealed on this host are in their stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SyncRequest {
-    /// How long the caller waits, in milliseconds; at most a minute counts.
+    /// Deadline in milliseconds; capped at one minute.
     pub deadline_ms: u64,
+    /// What to do about names that were not moved because they had been moved elsewhere.
+    #[serde(default)]
+    pub names: ConflictingNames,
 }
 
-/// How far they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+/// What to do about names that could not be moved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConflictingNames {
+    /// Report them until this host sets them.
+    #[default]
+    Report,
+    /// Leave them as they are and stop reporting them.
+    Leave,
+}
+
+/// Snapshots sealed on this host and not yet in their stores, and problems among them. Each list
+/// has at most 100 entries.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SyncAnswer {
-    /// How many are not there yet.
+    /// Number of snapshots that wait.
     pub waiting: usize,
+    /// Waiting snapshots with failed upload attempts. They are retried.
+    #[serde(default)]
+    pub failing: Vec<NotShipped>,
+    /// Damaged files on this host. They are left in place, and their snapshots are not uploaded.
+    #[serde(default)]
+    pub damaged: Vec<DamagedFile>,
+    /// Names that were not moved to snapshots that are in their stores.
+    #[serde(default)]
+    pub name_conflicts: Vec<NameConflict>,
+}
+
+/// A snapshot with failed upload attempts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct NotShipped {
+    /// The snapshot.
+    #[schema(value_type = String)]
+    pub snapshot: SnapshotId,
+    /// Name that will point at it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The store it goes to.
+    pub store: StoreRef,
+    /// Error of the last attempt.
+    pub error: String,
+    /// Number of failed attempts.
+    pub attempts: u32,
+}
+
+/// A damaged file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DamagedFile {
+    /// Its path.
+    pub path: PathText,
+    /// Reason that it counts as damaged.
+    pub why: String,
+}
+
+/// A name that was not moved to a sealed snapshot because it had been moved elsewhere since.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct NameConflict {
+    /// The name.
+    pub name: String,
+    /// The snapshot it should point at.
+    #[schema(value_type = String)]
+    pub snapshot: SnapshotId,
+    /// The snapshot it points at. Absent if the name had been removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub stands_for: Option<SnapshotId>,
+    /// The store.
+    pub store: StoreRef,
 }
 
 /// A snapshot that was taken.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct SnapshotTaken {
-    /// What is known of it.
+    /// Its record.
     #[serde(flatten)]
     #[schema(value_type = Object)]
     pub record: SnapshotRecord,
     /// Whether it is in the store.
     pub durable: bool,
-    /// Whether it is what an earlier snapshot was.
+    /// Whether it is identical to an earlier snapshot.
     pub unchanged: bool,
-    /// For how long the sandbox stood still, in milliseconds.
+    /// How long the sandbox was frozen, in milliseconds.
     pub frozen_ms: f64,
-    /// For how long it took in all, in milliseconds.
+    /// Total duration, in milliseconds.
     pub took_ms: f64,
-    /// Files that were read for it.
+    /// Files read for it.
     pub read_files: u64,
-    /// Their bytes.
+    /// Bytes read for it.
     pub read_bytes: u64,
-    /// Bytes of the blobs that were made for it.
+    /// Bytes of the blobs created for it.
     pub stored_bytes: u64,
-    /// What is not in it, and why.
+    /// Files left out, with reasons.
     pub left_out: Vec<LeftOutShown>,
-    /// How much else is not, because of patterns.
+    /// Number of further files left out by patterns.
     pub left_out_more: u64,
 }
 
-/// Something that a snapshot does not have.
+/// A file that is not in the snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct LeftOutShown {
-    /// Where, as the sandbox sees it.
+    /// Path in the sandbox.
     pub path: PathText,
-    /// Why.
+    /// Why it was left out.
     pub why: String,
 }

@@ -1,35 +1,35 @@
-//! Recordings of what is read and fetched.
+//! Wire types for traces of reads and fetches.
 
 use serde::{Deserialize, Serialize};
 
-/// The recordings: begin one.
+/// Traces: begin one.
 pub const TRACES: &str = "/v1/traces";
-/// Ends a recording and gives what was recorded.
+/// Ends a trace and returns its events.
 pub const TRACE_END: &str = "/v1/traces/{trace}/end";
 
-/// Begin to record.
+/// Begins a trace.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct BeginTrace {
-    /// The ids of the snapshots whose reads are recorded; all, if there are none.
+    /// Ids of the snapshots to trace. Empty: all.
     #[serde(default)]
     pub snapshots: Vec<String>,
-    /// How many events are kept, 400,000 at most [default: 200,000].
+    /// Number of events to keep, at most 400,000 [default: 200,000].
     #[serde(default)]
     pub events: Option<usize>,
 }
 
-/// It is being recorded.
+/// A trace that has begun.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct TraceBegun {
-    /// Names the recording.
+    /// Id of the trace.
     pub trace: String,
-    /// When it began: nanoseconds of the host's monotonic clock.
+    /// Start time, in nanoseconds of the host's monotonic clock.
     pub began_ns: u64,
-    /// How many events are kept.
+    /// Number of events kept.
     pub events: usize,
 }
 
-/// Where the recording with this name is ended.
+/// Returns the path that ends `trace`.
 pub fn trace_end(trace: &str) -> String {
     TRACE_END.replace("{trace}", trace)
 }

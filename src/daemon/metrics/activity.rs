@@ -1,4 +1,4 @@
-//! What the daemon was asked to do: how often, how long it took, and how often it failed.
+//! Counts and times the daemon's operations, and counts their failures.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 use inlay_prefetch::{Histogram, HistogramFigures};
 use parking_lot::Mutex;
 
-use crate::capture::Captured;
+use inlay_capture::Captured;
 
-/// All of it, since the daemon's start.
+/// Counters since the daemon's start.
 #[derive(Debug, Default)]
 pub(in crate::daemon) struct Activity {
     /// Mounts for users.
     pub(in crate::daemon) mounts: Timed,
     /// Mounts into sandboxes.
     pub(in crate::daemon) live_mounts: Timed,
-    /// Attaching a snapshot, as part of these and of sandboxes.
+    /// Attaching a snapshot, as part of mounts and sandbox starts.
     pub(in crate::daemon) attaches: Timed,
-    /// Sandboxes, from the request until the first program runs.
+    /// Sandbox starts, from the request until the first program runs.
     pub(in crate::daemon) sandbox_starts: Timed,
     /// Snapshots of sandboxes.
     pub(in crate::daemon) captures: Timed,
@@ -29,21 +29,21 @@ pub(in crate::daemon) struct Activity {
     routes: Mutex<BTreeMap<String, HistogramFigures>>,
 }
 
-/// Something that takes time and may fail.
+/// Durations and failures of one operation.
 #[derive(Debug, Default)]
 pub(in crate::daemon) struct Timed {
     took: Histogram,
     failed: AtomicU64,
 }
 
-/// One that is under way. Dropped before it is done, it counts as failed: it was given up.
+/// An operation in flight. Dropped before it is done, i.e. abandoned, it counts as failed.
 pub(in crate::daemon) struct Timing<'a> {
     of: &'a Timed,
     began: Instant,
     done: bool,
 }
 
-/// Requests that are counted together.
+/// Labels by which requests are counted.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Request {
     pub(super) route: String,
@@ -52,7 +52,7 @@ pub(super) struct Request {
 }
 
 impl Timed {
-    /// Does `work`, and counts it.
+    /// Runs `work` and counts it.
     pub(in crate::daemon) async fn of<T, E>(
         &self,
         work: impl Future<Output = Result<T, E>>,
@@ -63,12 +63,12 @@ impl Timed {
         Ok(done)
     }
 
-    /// How long those took that were done.
+    /// Durations of operations that succeeded.
     pub(super) fn took(&self) -> HistogramFigures {
         self.took.figures()
     }
 
-    /// How many were not.
+    /// Number of operations that failed.
     pub(super) fn failed(&self) -> u64 {
         self.failed.load(Relaxed)
     }
@@ -90,14 +90,14 @@ impl Drop for Timing<'_> {
 }
 
 impl Activity {
-    /// A snapshot was taken.
+    /// Counts a snapshot that was taken.
     pub(in crate::daemon) fn captured(&self, captured: &Captured) {
         self.frozen.take(captured.frozen);
         self.read_bytes.fetch_add(captured.stats.bytes_read, Relaxed);
         self.stored_bytes.fetch_add(captured.stats.stored_bytes, Relaxed);
     }
 
-    /// A request was answered. Of routes there are as many as the API has.
+    /// Counts an answered request. `route` is a pattern of the API, so cardinality is bounded.
     pub(in crate::daemon) fn answered(
         &self,
         route: &str,
@@ -116,7 +116,7 @@ impl Activity {
         self.frozen.figures()
     }
 
-    /// Bytes that captures have read, and those that they have stored.
+    /// Bytes that captures have read and stored.
     pub(super) fn capture_bytes(&self) -> (u64, u64) {
         (self.read_bytes.load(Relaxed), self.stored_bytes.load(Relaxed))
     }

@@ -13,14 +13,14 @@ use crate::daemon::error::DaemonError;
 use crate::daemon::server::Server;
 use crate::daemon::service::Service;
 
-/// Where the numbers are.
-pub(super) struct Numbers {
+/// Prometheus collector of the daemon's counters.
+pub(super) struct MetricSources {
     service: Service,
     server: Server,
     descriptions: Vec<Desc>,
 }
 
-impl Numbers {
+impl MetricSources {
     pub(super) fn new(service: Service, server: Server) -> Result<Self, DaemonError> {
         let describe = |definition: &super::Definition| {
             let labels = definition.labels.iter().map(|label| (*label).to_owned()).collect();
@@ -35,7 +35,7 @@ impl Numbers {
         to.number(Metric::Build, &[env!("CARGO_PKG_VERSION")], 1);
         to.number(Metric::Mounts, &[], wide(self.service.mounted()));
         to.number(Metric::Attached, &[], wide(self.service.snapshots().count()));
-        // Not when the daemon is about to end.
+        // Fails while the daemon is stopping; then the metric is omitted.
         if let Ok(files) = self.server.open_files() {
             let served = files.open.saturating_sub(files.passthrough);
             to.number(Metric::OpenFiles, &["kernel"], wide(files.passthrough));
@@ -103,7 +103,7 @@ impl Numbers {
     }
 }
 
-impl Collector for Numbers {
+impl Collector for MetricSources {
     fn desc(&self) -> Vec<&Desc> {
         self.descriptions.iter().collect()
     }
@@ -184,7 +184,7 @@ fn cache(to: &mut Families, figures: &CacheFigures) {
     }
 }
 
-/// What is not counted by class.
+/// Fetch counters without a class label.
 fn plain(figures: &FetchFigures) -> [(Metric, u64); 12] {
     [
         (Metric::FetchCoalesced, figures.coalesced),
@@ -211,7 +211,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    /// Whole numbers of one family, by their labels.
+    /// Returns the samples of one family, by label values.
     fn numbers(families: Families, metric: Metric) -> BTreeMap<Vec<String>, u64> {
         let name = metric.definition().name;
         let family = families.finish().into_iter().find(|family| family.name() == name).unwrap();

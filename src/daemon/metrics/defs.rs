@@ -1,18 +1,18 @@
-//! The table of all metrics: what `docs/METRICS.md` lists, and what is registered.
+//! Table of all metrics, from which `docs/METRICS.md` is checked and the registry is filled.
 
-/// How a metric moves.
+/// Type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetricKind {
-    /// Only up, from 0 when the daemon starts.
+    /// Monotonic; starts at 0 with the daemon.
     Counter,
-    /// Up and down.
+    /// Goes up and down.
     Gauge,
-    /// Counted by how long things took.
+    /// Durations in buckets.
     Histogram,
 }
 
 impl MetricKind {
-    /// As Prometheus calls it.
+    /// Returns the Prometheus name of the type.
     pub fn name(self) -> &'static str {
         match self {
             Self::Counter => "counter",
@@ -22,18 +22,18 @@ impl MetricKind {
     }
 }
 
-/// What a metric is.
+/// Definition of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Definition {
-    /// Its name.
+    /// Name.
     pub name: &'static str,
-    /// How it moves.
+    /// Type.
     pub kind: MetricKind,
-    /// What is counted.
+    /// Unit.
     pub unit: &'static str,
-    /// What tells its series apart.
+    /// Label names.
     pub labels: &'static [&'static str],
-    /// What it says.
+    /// Help text.
     pub help: &'static str,
 }
 

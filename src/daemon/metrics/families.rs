@@ -1,4 +1,4 @@
-//! Numbers as Prometheus wants them: families of series with labels.
+//! Builds Prometheus metric families: series with labels.
 
 use std::collections::BTreeMap;
 
@@ -9,19 +9,19 @@ use prometheus::proto::{
 
 use super::defs::{Metric, MetricKind};
 
-/// What is being gathered for one scrape.
+/// Families gathered for one scrape.
 #[derive(Debug, Default)]
 pub(super) struct Families {
     series: BTreeMap<Metric, Vec<Series>>,
 }
 
 impl Families {
-    /// A number of `metric`, whose labels have these values.
+    /// Adds an integer sample of `metric` with these label values.
     pub(super) fn number(&mut self, metric: Metric, labels: &[&str], number: u64) {
         self.value(metric, labels, float(number));
     }
 
-    /// The same, for what is no whole number.
+    /// Adds a floating-point sample of `metric` with these label values.
     pub(super) fn value(&mut self, metric: Metric, labels: &[&str], value: f64) {
         let mut series = labelled(metric, labels);
         if metric.definition().kind == MetricKind::Counter {
@@ -36,7 +36,7 @@ impl Families {
         self.series.entry(metric).or_default().push(series);
     }
 
-    /// Durations, in seconds.
+    /// Adds a histogram of durations; exported in seconds.
     pub(super) fn histogram(
         &mut self,
         metric: Metric,
@@ -90,7 +90,7 @@ fn labelled(metric: Metric, values: &[&str]) -> Series {
     Series::from_label(names.iter().zip(values).map(pair).collect())
 }
 
-/// Prometheus knows no other numbers.
+/// Prometheus samples are f64.
 #[allow(clippy::cast_precision_loss)]
 fn float(number: u64) -> f64 {
     number as f64

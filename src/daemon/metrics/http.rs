@@ -1,4 +1,4 @@
-//! Metrics on TCP, for who scrapes from outside: this one page, for a bounded number of clients.
+//! Serves metrics on TCP for external scrapers: one page, a bounded number of clients.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -22,43 +22,43 @@ use tokio_util::sync::CancellationToken;
 
 use super::{CONTENT_TYPE, Metrics, PATH};
 
-/// How many may be connected at once; more wait until somebody leaves.
+/// Maximum number of connections; others wait until one closes.
 const CONNECTIONS_MAX: usize = 16;
-/// How long a client may take for its request, or stay without one.
+/// Deadline for the head of a request, and idle timeout.
 const HEAD_WITHIN: Duration = Duration::from_secs(30);
-/// After so long a connection is closed; a client makes another one.
+/// Maximum lifetime of a connection; clients reconnect.
 const CONNECTION_MAX: Duration = Duration::from_mins(2);
-/// The longest request head, in bytes.
+/// Maximum length of a request head, in bytes.
 const HEAD_LEN_MAX: usize = 16 << 10;
-/// The pause between two tries to listen: mostly the daemon before this one has the address still.
+/// Pause between attempts to listen: usually the previous daemon still holds the address.
 const AGAIN: Duration = Duration::from_secs(1);
-/// The pause after a failure to accept: mostly too many open files.
+/// Pause after accept(2) fails, mostly because of too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The server, until it is ended or dropped.
+/// The metrics server, until ended or dropped.
 pub(in crate::daemon) struct Scrapes {
     enough: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Scrapes {
-    /// Serves at `address`. Should the address be taken, that is logged, and tried again every
-    /// second: what is mounted matters more.
+    /// Serves at `address`. If the address is in use, logs that and retries every second rather
+    /// than failing: serving mounts matters more.
     pub(in crate::daemon) fn start(address: SocketAddr, metrics: Metrics) -> Self {
         let enough = CancellationToken::new();
         let work = enough.clone().run_until_cancelled_owned(serve(address, metrics));
         let task = tokio::spawn(async move {
-            // Cancelled, it has nothing to say.
+            // `None` if cancelled.
             let _ = work.await;
         });
         Self { enough, task }
     }
 
-    /// Closes all connections, and the address is free.
+    /// Closes all connections and the listening socket.
     pub(in crate::daemon) async fn end(mut self) {
         self.enough.cancel();
         if (&mut self.task).await.is_err() {
-            tracing::warn!("the metrics' server has failed after a defect of this program");
+            tracing::warn!("the metrics server panicked");
         }
     }
 }
@@ -72,14 +72,14 @@ impl Drop for Scrapes {
 async fn serve(address: SocketAddr, metrics: Metrics) {
     let listener = listen(address).await;
     let turns = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    // Several scrapes at once see the same: they take turns.
+    // Concurrent scrapes are serialized.
     let one = Arc::new(Mutex::new(metrics));
     let mut connections = JoinSet::new();
     loop {
         let turn = async {
             match Arc::clone(&turns).acquire_owned().await {
                 Ok(turn) => (listener.accept().await, turn),
-                // Nobody closes it.
+                // The semaphore is never closed.
                 Err(_) => pending().await,
             }
         };
@@ -88,7 +88,7 @@ async fn serve(address: SocketAddr, metrics: Metrics) {
                 Ok((stream, _)) => {
                     let metrics = Arc::clone(&one);
                     connections.spawn(async move {
-                        // Too slow: the client is gone, or up to no good.
+                        // A timeout means that the client is gone or stalling.
                         let _ = timeout(CONNECTION_MAX, talk(stream, metrics)).await;
                         drop(turn);
                     });
@@ -108,12 +108,12 @@ async fn listen(address: SocketAddr) -> TcpListener {
     loop {
         match TcpListener::bind(address).await {
             Ok(listener) => {
-                tracing::info!(%address, "metrics are served");
+                tracing::info!(%address, "serving metrics");
                 return listener;
             }
             Err(error) if !told => {
                 told = true;
-                tracing::warn!(%address, %error, "metrics can't be served yet; tried every second");
+                tracing::warn!(%address, %error, "can't serve metrics yet; retrying every second");
             }
             Err(_) => {}
         }
@@ -129,7 +129,7 @@ async fn talk(stream: TcpStream, metrics: Arc<Mutex<Metrics>>) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN).max_buf_size(HEAD_LEN_MAX);
     if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
-        tracing::debug!(%error, "a client of the metrics has left");
+        tracing::debug!(%error, "a metrics client disconnected");
     }
 }
 
@@ -146,7 +146,7 @@ async fn answer(request: &Request<Incoming>, metrics: &Mutex<Metrics>) -> Respon
     match metrics.scrape().await {
         Ok(text) => said(StatusCode::OK, CONTENT_TYPE, text.into()),
         Err(error) => {
-            tracing::warn!(%error, "a scrape has failed");
+            tracing::warn!(%error, "a scrape failed");
             said(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", Bytes::new())
         }
     }

@@ -1,5 +1,5 @@
-//! The daemon's metrics: one table of what there is, and what gathers the numbers at each scrape.
-//! Nothing is counted here that is not counted where it happens.
+//! Metrics of the daemon: one table of definitions, and a collector that reads existing counters at
+//! each scrape. This module counts nothing itself.
 
 mod activity;
 mod books;
@@ -14,7 +14,7 @@ use tokio::task::spawn_blocking;
 
 pub(super) use activity::Activity;
 pub(super) use books::{Books, Entry};
-use collect::Numbers;
+use collect::MetricSources;
 pub use defs::{Definition, METRICS, MetricKind};
 pub(super) use http::Scrapes;
 pub(super) use starts::{Loaded, Recorded, StartTotals};
@@ -23,12 +23,12 @@ use super::error::DaemonError;
 use super::server::Server;
 use super::service::Service;
 
-/// Where metrics are.
+/// Path of the metrics.
 pub(super) const PATH: &str = "/metrics";
-/// The format of the answer: Prometheus' text.
+/// Content type of the answer: the Prometheus text format.
 pub(super) const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
-/// What a daemon tells of itself. Clones share everything.
+/// The daemon's metrics registry. Clones share state.
 #[derive(Clone)]
 pub(super) struct Metrics {
     registry: Registry,
@@ -37,11 +37,11 @@ pub(super) struct Metrics {
 impl Metrics {
     pub(super) fn new(service: Service, server: Server) -> Result<Self, DaemonError> {
         let registry = Registry::new();
-        registry.register(Box::new(Numbers::new(service, server)?))?;
+        registry.register(Box::new(MetricSources::new(service, server)?))?;
         Ok(Self { registry })
     }
 
-    /// All metrics as they are now, as text. Takes locks that readers take, each for a moment.
+    /// Returns all metrics as text. Briefly takes locks that readers take, too.
     pub(super) async fn scrape(&self) -> Result<String, DaemonError> {
         let registry = self.registry.clone();
         let text = move || TextEncoder::new().encode_to_string(&registry.gather());

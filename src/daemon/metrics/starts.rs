@@ -1,4 +1,4 @@
-//! What was loaded ahead and what was recorded, for snapshots that are attached no more, too.
+//! Totals of prefetching and of recorded starts, including snapshots detached since.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -13,30 +13,30 @@ pub(in crate::daemon) struct StartTotals {
     failed: AtomicU64,
 }
 
-/// What was loaded ahead.
+/// Prefetch totals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(in crate::daemon) struct Loaded {
-    /// Stored bytes.
+    /// Stored bytes fetched.
     pub(in crate::daemon) fetched: u64,
-    /// Of these, what was read.
+    /// Of these, bytes that were read.
     pub(in crate::daemon) used: u64,
-    /// Of these, what can't be read any more and was not.
+    /// Of these, bytes that were not read before their snapshot was detached.
     pub(in crate::daemon) wasted: u64,
 }
 
-/// How a start's recording ended.
+/// Outcome of recording a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::daemon) enum Recorded {
-    /// It is in the store.
+    /// Saved in the store.
     Saved,
-    /// The store did not take it.
+    /// The store rejected it.
     Failed,
 }
 
 impl StartTotals {
-    /// The loading of a snapshot ends as `end` says, which gives what was loaded.
+    /// Ends the prefetching of a snapshot with `end`, and adds the stats it returns to the totals.
     pub(in crate::daemon) fn end(&self, end: impl FnOnce() -> Option<WorkFigures>) {
-        // Under the lock, so that nobody sees it gone and not counted.
+        // Under the lock, so that no scrape sees it ended and not yet counted.
         let mut ended = self.ended.lock();
         if let Some(work) = end() {
             ended.fetched += work.fetched_bytes;
@@ -45,7 +45,7 @@ impl StartTotals {
         }
     }
 
-    /// What was loaded, with what `going_on` says of those that have not ended.
+    /// Returns the totals, including the stats of prefetches in progress from `going_on`.
     pub(in crate::daemon) fn loaded(&self, going_on: impl FnOnce() -> Vec<WorkFigures>) -> Loaded {
         let ended = self.ended.lock();
         let mut all = *ended;
@@ -56,7 +56,7 @@ impl StartTotals {
         all
     }
 
-    /// A start was recorded, or should have been.
+    /// Counts a recorded start.
     pub(in crate::daemon) fn recorded(&self, how: Recorded) {
         match how {
             Recorded::Saved => &self.recorded,
@@ -65,7 +65,7 @@ impl StartTotals {
         .fetch_add(1, Relaxed);
     }
 
-    /// How many starts were recorded, and how many could not be.
+    /// Returns the numbers of starts recorded and failed to record.
     pub(in crate::daemon) fn recordings(&self) -> (u64, u64) {
         (self.recorded.load(Relaxed), self.failed.load(Relaxed))
     }

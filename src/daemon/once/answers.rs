@@ -1,237 +1,399 @@
-//! Answers that were given, in files that the next daemon reads: `STATE/answers/<digest of key>.json`.
+//! Persists answers of mutating requests, in `STATE/answers/<digest of key>.json`.
 //!
-//! They are not synced: after a crash of the host, what they tell of has to be looked at anyway. What
-//! is not as this program writes it is removed.
+//! An answer is on disk before it is returned, so that no request runs twice; it is durable unless
+//! the effect of its request ends with the boot. Ages are measured on a monotonic clock, so setting
+//! the wall clock neither discards an answer nor revives one. A damaged file is left in place, and
+//! requests with its key are refused.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use axum::http::StatusCode;
+use inlay_base::durable::{self, Volatile};
+use inlay_base::record::{self, Extra, Record};
 use inlay_store::ids::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::mount::{make_private_dirs, write_whole};
+use crate::daemon::moment::Moment;
 
-/// How many answers are kept; the oldest go first.
+/// Maximum number of answers kept; the oldest are evicted first.
 const ANSWERS_MAX: usize = 4096;
+/// Maximum total length of their files, in bytes.
+const BYTES_MAX: u64 = 256 << 20;
 /// How long an answer is kept.
 const KEEP: Duration = Duration::from_hours(24);
-/// The longest answer that is kept, in bytes.
-pub(super) const BODY_LEN_MAX: usize = 256 << 10;
-/// The longest file that is read, in bytes: each byte of an answer may take six in JSON.
-const FILE_LEN_MAX: u64 = 6 * (256 << 10) + 4096;
+/// Longest answer body that is kept, in bytes. A longer answer is recorded without its body.
+pub(super) const BODY_LEN_MAX: usize = 4 << 20;
+/// Number of answers in memory, because they could not be written, at which new requests are
+/// refused. Requests in flight at that moment may exceed it.
+pub(super) const UNWRITTEN_MAX: usize = 64;
 
-/// An answer as it was given.
+const SUFFIX: &str = ".json";
+
+/// How long the effect of a request lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Lasts {
+    /// Across reboots, so the answer must survive them.
+    Forever,
+    /// Until the host reboots; after that the same request must run again.
+    UntilBoot,
+}
+
+/// A stored answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Given {
+pub(super) struct GivenAnswer {
+    #[serde(default = "first_version")]
+    version: u32,
     /// Digest of the key.
     key: Digest,
     /// Digest of the request.
-    pub(super) request: Digest,
+    request: Digest,
     pub(super) status: u16,
     /// JSON.
     pub(super) body: String,
-    /// When, in seconds since 1970.
+    /// Set if the answer was too long; `body` is empty then.
+    #[serde(default)]
+    pub(super) cut: bool,
+    /// Time of the answer in seconds since 1970, for people and older versions.
     at: u64,
+    #[serde(default)]
+    stamp: Option<Stamp>,
+    #[serde(default = "forever")]
+    lasts: Lasts,
+    #[serde(flatten)]
+    extra: Extra,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Kept {
+fn first_version() -> u32 {
+    1
+}
+
+fn forever() -> Lasts {
+    Lasts::Forever
+}
+
+impl Record for GivenAnswer {
+    const VERSION: u32 = 1;
+    /// JSON may need six bytes for each byte of an answer.
+    const LEN_MAX: u64 = 6 * (BODY_LEN_MAX as u64) + 4096;
+}
+
+/// A timestamp on the monotonic clock of answers, which counts across daemons and reboots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Stamp {
+    /// Milliseconds since this clock was started.
+    counted_ms: u64,
+    moment: Moment,
+}
+
+impl Stamp {
+    /// Returns the clock's reading at `now`.
+    fn later(&self, now: &Moment) -> Self {
+        let counted_ms = self.counted_ms.saturating_add(now.millis_since(&self.moment));
+        Self { counted_ms, moment: now.clone() }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct StoredAnswer {
     request: Digest,
-    at: u64,
+    counted_ms: u64,
+    bytes: u64,
 }
 
-/// The answers of one state directory. The bodies stay on disk.
+/// What becomes of an answer that can't be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unwritten {
+    /// It is kept in memory.
+    Kept,
+    /// It is kept in memory while fewer than [`UNWRITTEN_MAX`] are: its request may run twice.
+    KeptWithRoom,
+}
+
+/// A completed request to keep.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Done<'a> {
+    pub(super) key: Digest,
+    pub(super) request: Digest,
+    pub(super) status: StatusCode,
+    /// `None` if it is too long.
+    pub(super) body: Option<&'a str>,
+    pub(super) lasts: Lasts,
+    pub(super) unwritten: Unwritten,
+}
+
+/// Answers of one state directory. Bodies stay on disk.
 #[derive(Debug)]
 pub(super) struct Answers {
     dir: PathBuf,
-    kept: HashMap<Digest, Kept>,
+    kept: HashMap<Digest, StoredAnswer>,
+    bytes: u64,
+    /// Unreadable answers, with reasons.
+    damaged: HashMap<Digest, String>,
+    /// Answers that could not be written, kept in memory.
+    unwritten: HashMap<Digest, GivenAnswer>,
+    clock: Stamp,
 }
 
-/// What is known of a key.
+/// Result of looking up a key.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
     Nothing,
-    /// It was for another request.
+    /// Nothing, and there is no room for an answer: the request must not run.
+    NoRoom,
+    /// The key was used for a different request.
     Other,
-    Answer(Given),
+    Answer(GivenAnswer),
+    /// An answer was stored, and is unreadable.
+    Damaged(String),
 }
 
 impl Answers {
-    /// Those in `state`.
-    pub(super) fn open(state: &Path) -> io::Result<Self> {
+    /// Opens the answers in `state`, evicting expired ones and those over the limits.
+    pub(super) fn open(state: &Path, now: &Moment) -> io::Result<Self> {
         let dir = state.join("answers");
-        make_private_dirs(&dir).map_err(io::Error::other)?;
-        let mut answers = Self { dir, kept: HashMap::new() };
-        let now = now();
-        for entry in fs::read_dir(&answers.dir)? {
-            let path = entry?.path();
-            match read(&path) {
-                Some(given) if path == answers.path(&given.key) && is_fresh(given.at, now) => {
-                    answers.kept.insert(given.key, Kept { request: given.request, at: given.at });
-                }
-                _ => remove(&path),
-            }
+        durable::create_dirs(&dir)?;
+        let mut answers = Self {
+            dir,
+            kept: HashMap::new(),
+            bytes: 0,
+            damaged: HashMap::new(),
+            unwritten: HashMap::new(),
+            clock: Stamp { counted_ms: 0, moment: now.clone() },
+        };
+        let found = answers.read_all()?;
+        let last = found.iter().filter_map(|(given, _)| given.stamp.as_ref());
+        if let Some(last) = last.max_by_key(|stamp| stamp.counted_ms) {
+            answers.clock = last.later(now);
         }
-        answers.make_room(ANSWERS_MAX);
+        for (given, bytes) in found {
+            answers.load(&given, bytes, now);
+        }
+        answers.expire();
+        answers.make_room(ANSWERS_MAX, BYTES_MAX);
         Ok(answers)
     }
 
-    /// What was answered to the request with this key.
-    pub(super) fn find(&mut self, key: &Digest, request: &Digest) -> Found {
-        let Some(kept) = self.kept.get(key).copied() else { return Found::Nothing };
-        if !is_fresh(kept.at, now()) {
-            self.forget(key);
-            return Found::Nothing;
+    fn read_all(&mut self) -> io::Result<Vec<(GivenAnswer, u64)>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default();
+            if durable::is_unfinished(name) {
+                durable::remove(&path)?;
+                continue;
+            }
+            let name = name.to_string_lossy();
+            let Some(key) = name.strip_suffix(SUFFIX).and_then(|hex| hex.parse().ok()) else {
+                let path = path.display();
+                tracing::warn!(%path, "ignoring an unknown file among the answers");
+                continue;
+            };
+            match read(&path, &key) {
+                Ok(None) => {}
+                Ok(Some(given)) => {
+                    let bytes = fs::symlink_metadata(&path)?.len();
+                    // Bodies are read again on demand.
+                    found.push((GivenAnswer { body: String::new(), ..given }, bytes));
+                }
+                Err(why) => {
+                    tracing::error!(
+                        why,
+                        "can't read a stored answer; requests with its key are refused"
+                    );
+                    self.damaged.insert(key, why);
+                }
+            }
         }
+        Ok(found)
+    }
+
+    fn load(&mut self, given: &GivenAnswer, bytes: u64, now: &Moment) {
+        if given.lasts == Lasts::UntilBoot
+            && given.stamp.as_ref().is_none_or(|stamp| stamp.moment.boot != now.boot)
+        {
+            self.remove_file(&given.key);
+            return;
+        }
+        // Written by a version without the clock: its age starts now.
+        let counted_ms =
+            given.stamp.as_ref().map_or(self.clock.counted_ms, |stamp| stamp.counted_ms);
+        self.kept.insert(given.key, StoredAnswer { request: given.request, counted_ms, bytes });
+        self.bytes += bytes;
+    }
+
+    /// Looks up the answer to the request with this key.
+    pub(super) fn find(&mut self, key: &Digest, request: &Digest, now: &Moment) -> Found {
+        self.clock = self.clock.later(now);
+        self.expire();
+        if let Some(why) = self.damaged.get(key) {
+            return Found::Damaged(why.clone());
+        }
+        if let Some(given) = self.unwritten.get(key) {
+            let same = given.request == *request;
+            return if same { Found::Answer(given.clone()) } else { Found::Other };
+        }
+        let Some(kept) = self.kept.get(key) else { return self.room() };
         if kept.request != *request {
             return Found::Other;
         }
-        let given = read(&self.path(key));
-        if let Some(given) = given.filter(|given| given.key == *key && given.request == *request) {
-            return Found::Answer(given);
-        }
-        // Somebody has meddled with it.
-        self.forget(key);
-        Found::Nothing
+        let why = match read(&self.path(key), key) {
+            Ok(Some(given)) if given.request == *request => return Found::Answer(given),
+            Ok(Some(_)) => "it is about another request now".to_owned(),
+            Ok(None) => "its file has been removed".to_owned(),
+            Err(why) => why,
+        };
+        tracing::error!(why, "can't read a stored answer; requests with its key are refused");
+        self.damaged.insert(*key, why.clone());
+        Found::Damaged(why)
     }
 
-    /// Keeps an answer.
-    pub(super) fn keep(
-        &mut self,
-        key: Digest,
-        request: Digest,
-        status: StatusCode,
-        body: &str,
-    ) -> io::Result<()> {
-        let at = now();
-        let given = Given { key, request, status: status.as_u16(), body: body.to_owned(), at };
-        let json = serde_json::to_vec(&given).map_err(io::Error::other)?;
-        self.make_room(ANSWERS_MAX - 1);
-        write_whole(&self.dir, &self.path(&key), &json)?;
-        self.kept.insert(key, Kept { request, at });
+    /// Whether a new request may run: its answer must be kept even if the disk is still full.
+    fn room(&mut self) -> Found {
+        if self.unwritten.len() >= UNWRITTEN_MAX {
+            self.write_rest();
+        }
+        if self.unwritten.len() < UNWRITTEN_MAX { Found::Nothing } else { Found::NoRoom }
+    }
+
+    /// Stores an answer. If writing fails, it is kept in memory, and the error is returned.
+    pub(super) fn keep(&mut self, done: Done<'_>, now: &Moment) -> io::Result<()> {
+        self.clock = self.clock.later(now);
+        let Done { key, request, status, body, lasts, unwritten } = done;
+        let given = GivenAnswer {
+            version: GivenAnswer::VERSION,
+            key,
+            request,
+            status: status.as_u16(),
+            body: body.unwrap_or_default().to_owned(),
+            cut: body.is_none(),
+            at: now.unix_s,
+            stamp: Some(self.clock.clone()),
+            lasts,
+            extra: Extra::new(),
+        };
+        let written = self.write(&given);
+        match &written {
+            Ok(()) => self.write_rest(),
+            Err(_)
+                if unwritten == Unwritten::KeptWithRoom
+                    && self.unwritten.len() >= UNWRITTEN_MAX => {}
+            Err(_) => {
+                self.unwritten.insert(key, given);
+            }
+        }
+        written
+    }
+
+    /// Writes the answers that could not be written before, until one fails again.
+    fn write_rest(&mut self) {
+        let keys: Vec<Digest> = self.unwritten.keys().copied().collect();
+        for key in keys {
+            let Some(given) = self.unwritten.remove(&key) else { continue };
+            if let Err(error) = self.write(&given) {
+                tracing::debug!(%error, "answers still can't be written");
+                self.unwritten.insert(key, given);
+                return;
+            }
+        }
+    }
+
+    fn write(&mut self, given: &GivenAnswer) -> io::Result<()> {
+        let json = serde_json::to_vec(given).map_err(io::Error::other)?;
+        let bytes = json.len() as u64;
+        self.make_room(ANSWERS_MAX - 1, BYTES_MAX.saturating_sub(bytes));
+        let path = self.path(&given.key);
+        match given.lasts {
+            Lasts::Forever => durable::write(&path, &json)?,
+            Lasts::UntilBoot => {
+                let reason = Volatile("after a power cut, the effect is gone, too");
+                durable::write_volatile(&path, &json, reason)?;
+            }
+        }
+        let counted_ms =
+            given.stamp.as_ref().map_or(self.clock.counted_ms, |stamp| stamp.counted_ms);
+        let kept = StoredAnswer { request: given.request, counted_ms, bytes };
+        self.bytes += bytes;
+        if let Some(before) = self.kept.insert(given.key, kept) {
+            self.bytes = self.bytes.saturating_sub(before.bytes);
+        }
         Ok(())
     }
 
-    fn make_room(&mut self, keep: usize) {
-        while self.kept.len() > keep {
-            let Some(oldest) = self.kept.iter().min_by_key(|(_, kept)| kept.at) else { return };
-            let key = *oldest.0;
+    /// Forgets expired answers.
+    fn expire(&mut self) {
+        let keep_ms = u64::try_from(KEEP.as_millis()).unwrap_or(u64::MAX);
+        let Some(limit) = self.clock.counted_ms.checked_sub(keep_ms) else { return };
+        let old: Vec<Digest> = self
+            .kept
+            .iter()
+            .filter(|(_, kept)| kept.counted_ms <= limit)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in old {
+            self.forget(&key);
+        }
+        self.unwritten
+            .retain(|_, given| given.stamp.as_ref().is_some_and(|stamp| stamp.counted_ms > limit));
+    }
+
+    /// Evicts the oldest answers until at most `count` files with `bytes` bytes remain.
+    fn make_room(&mut self, count: usize, bytes: u64) {
+        let mut oldest: Vec<(u64, Digest)> = Vec::new();
+        if self.kept.len() > count || self.bytes > bytes {
+            oldest.extend(self.kept.iter().map(|(key, kept)| (kept.counted_ms, *key)));
+            oldest.sort_unstable_by_key(|(counted_ms, key)| {
+                (std::cmp::Reverse(*counted_ms), key.to_hex())
+            });
+        }
+        while self.kept.len() > count || self.bytes > bytes {
+            let Some((_, key)) = oldest.pop() else { return };
             self.forget(&key);
         }
     }
 
     fn forget(&mut self, key: &Digest) {
-        self.kept.remove(key);
-        remove(&self.path(key));
+        if let Some(kept) = self.kept.remove(key) {
+            self.bytes = self.bytes.saturating_sub(kept.bytes);
+        }
+        // A damaged file stays.
+        if !self.damaged.contains_key(key) {
+            self.remove_file(key);
+        }
+    }
+
+    fn remove_file(&self, key: &Digest) {
+        let path = self.path(key);
+        if let Err(error) = fs::remove_file(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, path = %path.display(), "can't remove an expired answer");
+        }
     }
 
     fn path(&self, key: &Digest) -> PathBuf {
-        self.dir.join(format!("{}.json", key.to_hex()))
+        self.dir.join(format!("{}{SUFFIX}", key.to_hex()))
     }
 }
 
-fn is_fresh(at: u64, now: u64) -> bool {
-    // One from the future is of a clock that was wrong.
-    at <= now && now - at < KEEP.as_secs()
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-fn read(path: &Path) -> Option<Given> {
-    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    let flags = flags | rustix::fs::OFlags::CLOEXEC;
-    let file = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).ok()?;
-    let file = File::from(file);
-    if !file.metadata().ok()?.is_file() {
-        return None;
+/// Reads the answer at `path`, which must be that of `key`.
+fn read(path: &Path, key: &Digest) -> Result<Option<GivenAnswer>, String> {
+    let given = record::read::<GivenAnswer>(path).map_err(|error| error.to_string())?;
+    let Some(given) = given else { return Ok(None) };
+    let damaged = |why: &str| format!("the record {} is damaged: {why}", path.display());
+    if given.key != *key {
+        return Err(damaged("its name does not match its contents"));
     }
-    let mut bytes = Vec::new();
-    file.take(FILE_LEN_MAX).read_to_end(&mut bytes).ok()?;
-    let given: Given = serde_json::from_slice(&bytes).ok()?;
-    StatusCode::from_u16(given.status).ok().map(|_| given)
-}
-
-fn remove(path: &Path) {
-    if let Err(error) = fs::remove_file(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::warn!(%error, path = %path.display(), "an old answer stays behind");
+    if StatusCode::from_u16(given.status).is_err() {
+        return Err(damaged("its status is none"));
     }
+    Ok(Some(given))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn digest(text: &str) -> Digest {
-        Digest::of(text.as_bytes())
-    }
-
-    fn keep(answers: &mut Answers, key: &str) {
-        answers.keep(digest(key), digest("r"), StatusCode::CONFLICT, "{\"a\":1}").unwrap();
-    }
-
-    #[test]
-    fn answers_outlive_a_daemon() {
-        let state = tempfile::tempdir().unwrap();
-        let mut answers = Answers::open(state.path()).unwrap();
-        keep(&mut answers, "k");
-        let mut next = Answers::open(state.path()).unwrap();
-        let Found::Answer(given) = next.find(&digest("k"), &digest("r")) else { panic!() };
-        assert_eq!((given.status, &*given.body), (409, "{\"a\":1}"));
-        assert_eq!(next.find(&digest("k"), &digest("other")), Found::Other);
-        assert_eq!(next.find(&digest("l"), &digest("r")), Found::Nothing);
-    }
-
-    #[test]
-    fn files_that_are_none_of_its_own_are_removed() {
-        let state = tempfile::tempdir().unwrap();
-        let dir = state.path().join("answers");
-        let mut answers = Answers::open(state.path()).unwrap();
-        keep(&mut answers, "good");
-        keep(&mut answers, "cut");
-        let cut = answers.path(&digest("cut"));
-        let text = fs::read_to_string(&cut).unwrap();
-        fs::write(&cut, &text[..text.len() / 2]).unwrap();
-        // Under another's name, in another time, without a status, no file at all.
-        fs::write(dir.join("x.json"), &text).unwrap();
-        let at = now();
-        for (name, from, to) in [
-            ("old", format!("\"at\":{at}"), "\"at\":5".to_owned()),
-            ("new", format!("\"at\":{at}"), format!("\"at\":{}", at + 9999)),
-            ("odd", "409".into(), "9".into()),
-        ] {
-            keep(&mut answers, name);
-            let path = answers.path(&digest(name));
-            let text = fs::read_to_string(&path).unwrap();
-            fs::write(path, text.replace(&from, &to)).unwrap();
-        }
-        std::os::unix::fs::symlink("/dev/zero", dir.join("link.json")).unwrap();
-        let mut next = Answers::open(state.path()).unwrap();
-        assert_eq!(next.kept.len(), 1);
-        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
-        // One that is damaged while it is known.
-        fs::write(next.path(&digest("good")), "{").unwrap();
-        assert_eq!(next.find(&digest("good"), &digest("r")), Found::Nothing);
-        assert!(next.kept.is_empty());
-    }
-
-    #[test]
-    fn there_are_only_so_many_and_the_oldest_go() {
-        let state = tempfile::tempdir().unwrap();
-        let mut answers = Answers::open(state.path()).unwrap();
-        for number in 0..5 {
-            keep(&mut answers, &number.to_string());
-        }
-        answers.kept.get_mut(&digest("3")).unwrap().at -= 7;
-        answers.make_room(4);
-        assert!(!answers.kept.contains_key(&digest("3")));
-        assert_eq!(fs::read_dir(&answers.dir).unwrap().count(), 4);
-    }
-}
+#[path = "answers_tests.rs"]
+mod tests;

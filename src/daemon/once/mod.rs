@@ -1,57 +1,70 @@
-//! Requests with a key are carried out once: who asks again gets the answer that was given.
+//! Makes mutating requests idempotent by key: a repeated request is answered from its first
+//! execution.
 //!
-//! The header `Idempotency-Key` names a request to change something. While the first with a key runs,
-//! others wait for its outcome; if it was given up, because its caller has gone, the next one runs.
+//! The header `Idempotency-Key` names a mutating request. While the first request with a key runs,
+//! others wait for its outcome; if its caller gives up, the next one runs. Only answers of requests
+//! that took effect are kept: a refused request changed nothing and may succeed later.
 
 mod answers;
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use answers::{Answers, BODY_LEN_MAX, Done, Found, Lasts, UNWRITTEN_MAX, Unwritten};
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use inlay_base::inject::{self, Step};
 use inlay_store::ids::Digest;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
-use super::api::{ErrorKind, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, REQUEST_LEN_MAX};
+use super::api::{
+    COMMAND_REQUEST_LEN_MAX, ErrorKind, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, MOUNTS, word,
+};
 use super::error::DaemonError;
+use super::moment::Moment;
 use super::routes::ApiError;
-use crate::inject::{self, Step};
-use answers::{Answers, BODY_LEN_MAX, Found};
 
-/// The longest key, in bytes.
+/// Maximum length of a key, in bytes.
 const KEY_LEN_MAX: usize = 128;
 const JSON: &str = "application/json";
+/// How long a request waits for a concurrent one with its key. Shorter than the limit of any
+/// request.
+const WAIT_MAX: Duration = Duration::from_mins(5);
 
-/// Requests with keys, those under way and those that were answered. Clones share everything.
+/// Requests with keys: in flight, and answered. Clones share state.
 #[derive(Debug, Clone)]
 pub(super) struct Once {
-    inner: Arc<Inner>,
+    inner: Arc<RequestTable>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    /// By the digests of their keys; with each, the request's digest, and who waits for its end.
+struct RequestTable {
+    /// In flight, by digest of the key: the request's digest, and a receiver that closes when it
+    /// ends.
     running: Mutex<HashMap<Digest, (Digest, watch::Receiver<()>)>>,
     answers: Mutex<Answers>,
+    wait_max: Duration,
 }
 
-/// The key of a request, for those who carry it out: a digest, in hexadecimal digits.
+/// Key of a request for its handler: a digest in hexadecimal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RequestKey(pub(super) String);
 
-/// The only request with its key. Others go on when this is dropped.
+/// Exclusive right to run the request with its key. Dropping it wakes the waiters.
 struct Turn {
     once: Once,
     key: Digest,
     request: Digest,
+    twice: Twice,
     _done: watch::Sender<()>,
 }
 
@@ -61,32 +74,92 @@ impl Drop for Turn {
     }
 }
 
-/// What a request with a key has to do.
+/// Effect of running a request a second time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Twice {
+    /// It takes effect again, e.g. creates a second sandbox.
+    Again,
+    /// It changes nothing: it removes, unmounts or stops what it names.
+    NoChange,
+}
+
+impl Twice {
+    fn of(method: &Method, path: &str) -> Self {
+        let ends = *method == Method::DELETE || path.rsplit('/').next() == Some(word::STOP);
+        if ends { Self::NoChange } else { Self::Again }
+    }
+}
+
+/// Next step of a request with a key.
 enum Begin {
     Run(Turn),
     Wait(watch::Receiver<()>),
-    Answered(Response),
+    /// The key is in use for a different request.
+    Reused,
 }
 
 impl Once {
-    /// For the daemon of `state`. Blocks.
+    /// Opens the answers in `state`. Blocks.
     pub(super) fn open(state: &Path) -> Result<Self, DaemonError> {
-        let answers = Answers::open(state).map_err(DaemonError::io("read answers in", state))?;
-        let inner = Inner { running: Mutex::default(), answers: Mutex::new(answers) };
+        Self::waiting_at_most(WAIT_MAX, state)
+    }
+
+    fn waiting_at_most(wait_max: Duration, state: &Path) -> Result<Self, DaemonError> {
+        let answers = Answers::open(state, &Moment::now());
+        let answers = answers.map_err(DaemonError::io("read answers in", state))?;
+        let inner =
+            RequestTable { running: Mutex::default(), answers: Mutex::new(answers), wait_max };
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    fn begin(&self, key: Digest, request: Digest) -> Begin {
+    /// Waits until the request may run. An `Err` is the answer to return instead.
+    async fn turn(
+        &self,
+        key: Digest,
+        request: Digest,
+        twice: Twice,
+    ) -> Result<Turn, Box<Response>> {
+        loop {
+            match self.begin(key, request, twice) {
+                Begin::Run(turn) => return turn.unless_answered().await,
+                Begin::Reused => return Err(Box::new(reused())),
+                // Never sent to: the channel closes when the running request drops its turn.
+                Begin::Wait(mut done) => while done.changed().await.is_ok() {},
+            }
+        }
+    }
+
+    fn begin(&self, key: Digest, request: Digest, twice: Twice) -> Begin {
         let mut running = self.inner.running.lock();
         if let Some((other, done)) = running.get(&key) {
-            return if *other == request {
-                Begin::Wait(done.clone())
-            } else {
-                Begin::Answered(reused())
-            };
+            return if *other == request { Begin::Wait(done.clone()) } else { Begin::Reused };
         }
-        // Not looked for before: the one that ran may have ended in between.
-        match self.inner.answers.lock().find(&key, &request) {
+        let (sender, done) = watch::channel(());
+        running.insert(key, (request, done));
+        Begin::Run(Turn { once: self.clone(), key, request, twice, _done: sender })
+    }
+}
+
+impl Turn {
+    /// Returns the turn unless the request was executed before. The previous holder of the turn has
+    /// stored its answer by now, because it does so before dropping the turn.
+    async fn unless_answered(self) -> Result<Self, Box<Response>> {
+        let found = spawn_blocking(move || {
+            let mut answers = self.once.inner.answers.lock();
+            let found = answers.find(&self.key, &self.request, &Moment::now());
+            drop(answers);
+            (self, found)
+        });
+        let Ok((turn, found)) = found.await else {
+            let error = ApiError::from(DaemonError::Panicked);
+            return Err(Box::new(error.into_response()));
+        };
+        Err(Box::new(match found {
+            Found::Nothing => return Ok(turn),
+            // Only what ends something can make room on the disk.
+            Found::NoRoom if turn.twice == Twice::NoChange => return Ok(turn),
+            Found::NoRoom => no_room(),
+            Found::Answer(given) if given.cut => cut(),
             Found::Answer(given) => {
                 let status = StatusCode::from_u16(given.status).unwrap_or_default();
                 let replayed = HeaderValue::from_static("true");
@@ -95,19 +168,15 @@ impl Once {
                     (CONTENT_TYPE, json),
                     (HeaderName::from_static(IDEMPOTENCY_REPLAYED), replayed),
                 ];
-                Begin::Answered((status, headers, given.body).into_response())
+                (status, headers, given.body).into_response()
             }
-            Found::Other => Begin::Answered(reused()),
-            Found::Nothing => {
-                let (sender, done) = watch::channel(());
-                running.insert(key, (request, done));
-                Begin::Run(Turn { once: self.clone(), key, request, _done: sender })
-            }
-        }
+            Found::Other => reused(),
+            Found::Damaged(why) => damaged(&why),
+        }))
     }
 }
 
-/// The middleware.
+/// Middleware that applies idempotency keys.
 pub(super) async fn once(State(once): State<Once>, request: Request, next: Next) -> Response {
     if !matches!(*request.method(), Method::POST | Method::PUT | Method::DELETE) {
         return next.run(request).await;
@@ -121,55 +190,74 @@ pub(super) async fn once(State(once): State<Once>, request: Request, next: Next)
     }
     let key = Digest::of(key.as_bytes());
     let (mut parts, body) = request.into_parts();
-    let Ok(body) = to_bytes(body, REQUEST_LEN_MAX).await else {
-        let text = format!("a request with an {IDEMPOTENCY_KEY} may have {REQUEST_LEN_MAX} bytes");
+    let Ok(body) = to_bytes(body, COMMAND_REQUEST_LEN_MAX).await else {
+        let text =
+            format!("a request with an {IDEMPOTENCY_KEY} may have {COMMAND_REQUEST_LEN_MAX} bytes");
         return refuse(StatusCode::PAYLOAD_TOO_LARGE, ErrorKind::Request, &text);
     };
     let digest = digest(&parts.method, &parts.uri.to_string(), &body);
-    let turn = loop {
-        match once.begin(key, digest) {
-            Begin::Run(turn) => break turn,
-            Begin::Answered(answer) => return answer,
-            // It only ever ends: with the turn of the one that runs.
-            Begin::Wait(mut done) => while done.changed().await.is_ok() {},
+    let lasts = lasts(&parts.method, parts.uri.path());
+    let wait_max = once.inner.wait_max;
+    let twice = Twice::of(&parts.method, parts.uri.path());
+    let turn = match timeout(wait_max, once.turn(key, digest, twice)).await {
+        Ok(Ok(turn)) => turn,
+        Ok(Err(answer)) => return *answer,
+        Err(_) => {
+            let text = format!(
+                "a request with this {IDEMPOTENCY_KEY} is still under way after {wait_max:?}; ask \
+                 again with the same key"
+            );
+            return refuse(StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Busy, &text);
         }
     };
     parts.extensions.insert(RequestKey(key.to_hex()));
     let answer = next.run(Request::from_parts(parts, Body::from(body))).await;
-    if is_decided(&answer) { remember(turn, answer).await } else { answer }
+    if took_effect(&answer) { remember(turn, lasts, answer).await } else { answer }
 }
 
-/// Keeps an answer before it is given.
-async fn remember(turn: Turn, answer: Response) -> Response {
+/// Stores an answer before it is returned.
+async fn remember(turn: Turn, lasts: Lasts, answer: Response) -> Response {
     let (parts, body) = answer.into_parts();
-    let Ok(body) = to_bytes(body, super::api::ANSWER_LEN_MAX).await else {
-        let text = "the answer is too long";
-        return refuse(StatusCode::INTERNAL_SERVER_ERROR, ErrorKind::Failed, text);
-    };
+    let body = to_bytes(body, super::api::ANSWER_LEN_MAX).await.ok();
     let (status, kept) = (parts.status, body.clone());
-    let keep = spawn_blocking(move || keep(&turn, status, &kept));
+    let keep = spawn_blocking(move || keep(&turn, lasts, status, kept.as_ref()));
     if let Ok(Err(error)) = keep.await {
-        // The work is done all the same.
-        tracing::warn!(%error, "an answer is not remembered");
+        // The request took effect nonetheless. This daemon knows the answer.
+        tracing::warn!(%error, "can't store an answer; the next daemon will not know it");
     }
-    Response::from_parts(parts, Body::from(body))
+    body.map_or_else(cut, |body| Response::from_parts(parts, Body::from(body)))
 }
 
-fn keep(turn: &Turn, status: StatusCode, body: &Bytes) -> std::io::Result<()> {
-    if body.len() > BODY_LEN_MAX {
-        return Ok(());
-    }
-    let text = std::str::from_utf8(body).map_err(std::io::Error::other)?;
-    turn.once.inner.answers.lock().keep(turn.key, turn.request, status, text)?;
+fn keep(
+    turn: &Turn,
+    lasts: Lasts,
+    status: StatusCode,
+    body: Option<&Bytes>,
+) -> std::io::Result<()> {
+    let text = body.map(|body| std::str::from_utf8(body)).transpose();
+    let body = text.map_err(std::io::Error::other)?.filter(|text| text.len() <= BODY_LEN_MAX);
+    let unwritten = match turn.twice {
+        Twice::Again => Unwritten::Kept,
+        Twice::NoChange => Unwritten::KeptWithRoom,
+    };
+    let done = Done { key: turn.key, request: turn.request, status, body, lasts, unwritten };
+    turn.once.inner.answers.lock().keep(done, &Moment::now())?;
     inject::point(Step::AnswerKept)
 }
 
-/// Whether the same request can have no other outcome, and the answer is one that can be kept.
-fn is_decided(answer: &Response) -> bool {
-    let status = answer.status();
-    let passing = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
-    let decided = status.is_success() || (status.is_client_error() && !passing.contains(&status));
-    decided && answer.headers().get(CONTENT_TYPE).is_some_and(|found| found == JSON)
+/// Whether the request changed state, so that it must not run again. Any other answer is a refusal
+/// or a failure, and partial work was undone. An answer that is not JSON is a stream.
+fn took_effect(answer: &Response) -> bool {
+    answer.status().is_success()
+        && answer.headers().get(CONTENT_TYPE).is_some_and(|found| found == JSON)
+}
+
+/// Host mounts and sandbox processes end with the boot, and a repetition after it wants them again.
+/// The effects of all other requests are on disk.
+fn lasts(method: &Method, path: &str) -> Lasts {
+    let last = path.rsplit('/').next();
+    let until_boot = *method == Method::POST && (path == MOUNTS || last == Some(word::START));
+    if until_boot { Lasts::UntilBoot } else { Lasts::Forever }
 }
 
 fn is_key(key: &HeaderValue) -> bool {
@@ -192,6 +280,30 @@ fn reused() -> Response {
         "this {IDEMPOTENCY_KEY} was used for another request; take a new key for each request"
     );
     refuse(StatusCode::UNPROCESSABLE_ENTITY, ErrorKind::KeyReused, &text)
+}
+
+fn cut() -> Response {
+    let text = format!(
+        "the request with this {IDEMPOTENCY_KEY} was carried out, and its answer was too long to be \
+         kept; look at what it has done"
+    );
+    refuse(StatusCode::CONFLICT, ErrorKind::Conflict, &text)
+}
+
+fn damaged(why: &str) -> Response {
+    let text = format!(
+        "a request with this {IDEMPOTENCY_KEY} may have been carried out, but its answer can't be read \
+         ({why}); look at what it has done, then use a new key"
+    );
+    refuse(StatusCode::CONFLICT, ErrorKind::Conflict, &text)
+}
+
+fn no_room() -> Response {
+    let text = format!(
+        "{UNWRITTEN_MAX} answers could not be written to the state directory, so a repeated request could run \
+         twice; make room on its disk, e.g. remove a sandbox, then retry"
+    );
+    refuse(StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Busy, &text)
 }
 
 fn refuse(status: StatusCode, kind: ErrorKind, text: &str) -> Response {

@@ -1,4 +1,4 @@
-//! Counts requests by what was asked for and how it was answered.
+//! Middleware that counts and times requests by route, method and status.
 
 use std::time::Instant;
 
@@ -9,10 +9,10 @@ use axum::response::Response;
 
 use crate::daemon::service::Service;
 
-/// What stands for paths that lead to nothing.
+/// Route label of unknown paths.
 const OTHER: &str = "other";
 
-/// The middleware. A request whose caller is gone before its answer is not counted.
+/// The middleware. A request whose caller is gone before the answer is not counted.
 pub(super) async fn counted(
     State(service): State<Service>,
     request: Request,
@@ -27,7 +27,7 @@ pub(super) async fn counted(
     answer
 }
 
-/// Callers can make methods up: those that no endpoint knows are one.
+/// Returns the method's label. Unknown methods share one, because callers can make them up.
 fn named(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

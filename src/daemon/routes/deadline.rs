@@ -1,5 +1,5 @@
-//! How long a caller waits: the header `Inlay-Deadline`. When that is over, what it asked for is given
-//! up, as it is when the caller goes.
+//! Middleware for the `Inlay-Deadline` header: when the deadline passes, the request is cancelled,
+//! as if the caller had disconnected.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use inlay_base::duration;
 
 use super::{ApiError, DEADLINE_MAX};
 use crate::daemon::api::{DEADLINE, ErrorKind};
 use crate::daemon::error::DaemonError;
-use crate::duration;
 
-/// The middleware.
+/// The middleware. Without the header, the deadline is [`DEADLINE_MAX`].
 pub(super) async fn deadline(request: Request, next: Next) -> Response {
     let limit = match request.headers().get(DEADLINE).map(limit) {
         None => DEADLINE_MAX,

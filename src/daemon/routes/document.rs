@@ -1,4 +1,4 @@
-//! The description of the API.
+//! Serves the OpenAPI document.
 
 use std::sync::OnceLock;
 

@@ -1,5 +1,4 @@
-//! Endpoints and the document that describes them, put together from the same places, so that there is
-//! none without a description.
+//! Combines endpoints with their OpenAPI descriptions, so that none lacks a description.
 
 use std::collections::BTreeSet;
 
@@ -9,35 +8,36 @@ use utoipa::OpenApi;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::schema::{Object, Schema, SchemaType, Type};
 use utoipa::openapi::{
-    ContentBuilder, Header, InfoBuilder, OpenApiBuilder, Ref, RefOr, Required, ResponseBuilder,
+    ContentBuilder, Header, InfoBuilder, OpenApiBuilder, Ref, RefOr, Required, Response,
+    ResponseBuilder,
 };
 
 use super::Described;
 use crate::daemon::api::{DEADLINE, ErrorAnswer, ErrorKind, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED};
 use crate::daemon::service::Service;
 
-/// Some endpoints and their description.
+/// A set of endpoints and their description.
 pub(super) struct Endpoints {
     pub(super) router: Router<Service>,
     pub(super) document: utoipa::openapi::OpenApi,
-    /// The paths of `router`.
+    /// The paths in `router`.
     pub(super) paths: BTreeSet<String>,
 }
 
 impl Endpoints {
-    /// None yet, with the description `D` of those to come.
+    /// Returns an empty set; `D` describes the endpoints to come.
     pub(super) fn of<D: OpenApi>() -> Self {
         Self { router: Router::new(), document: D::openapi(), paths: BTreeSet::new() }
     }
 
-    /// What is asked for at `path`.
+    /// Adds the methods of `path`.
     pub(super) fn route(mut self, path: &str, methods: MethodRouter<Service>) -> Self {
         self.paths.insert(path.to_owned());
         self.router = self.router.route(path, methods);
         self
     }
 
-    /// These and others.
+    /// Adds the endpoints of `other`.
     pub(super) fn merge(mut self, other: Self) -> Self {
         self.router = self.router.merge(other.router);
         self.document.merge(other.document);
@@ -46,7 +46,7 @@ impl Endpoints {
     }
 }
 
-/// What all endpoints have in common, said of each.
+/// Adds to each operation what all have in common.
 pub(super) fn finish(document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
     let info = InfoBuilder::new()
         .title("inlay")
@@ -61,19 +61,21 @@ pub(super) fn finish(document: utoipa::openapi::OpenApi) -> utoipa::openapi::Ope
         components.schemas.extend(more.schemas);
     }
     let mut paths = document.paths;
-    for item in paths.paths.values_mut() {
+    for (path, item) in &mut paths.paths {
         let PathItem { get, put, post, delete, .. } = item;
-        for operation in [get].into_iter().flatten() {
-            common(operation, Changes::Nothing);
-        }
-        for operation in [put, post, delete].into_iter().flatten() {
-            common(operation, Changes::Something);
+        for (method, operation) in [("get", get), ("put", put), ("post", post), ("delete", delete)]
+        {
+            let Some(operation) = operation else { continue };
+            operation.operation_id = Some(operation_id(method, path));
+            let changes = if method == "get" { Changes::Nothing } else { Changes::Something };
+            common(operation, changes);
         }
     }
+    components.responses.insert(ERROR.to_owned(), error_response().into());
     OpenApiBuilder::new().info(info).paths(paths).components(Some(components)).build()
 }
 
-/// What a request does.
+/// Whether a request mutates state.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Changes {
     Nothing,
@@ -90,10 +92,10 @@ fn common(operation: &mut Operation, changes: Changes) {
     if changes == Changes::Something {
         parameters.push(header(
             IDEMPOTENCY_KEY,
-            "A name for this request, 1 to 128 visible ASCII characters. A request that is sent again \
-             with the same key is not carried out again: it gets the answer that was given, for 24 \
-             hours, with `idempotency-replayed: true`. Another request with the key of an earlier one \
-             is refused with 422.",
+            "A name for this request, 1 to 128 visible ASCII characters. A request that took effect and \
+             is sent again with the same key is not carried out again: it gets the answer that was \
+             given, for 24 hours, with `idempotency-replayed: true`. A request that was refused runs \
+             again. Another request with the key of an earlier one is refused with 422.",
         ));
         let replayed =
             Header::new(Schema::Object(Object::with_type(SchemaType::Type(Type::String))));
@@ -103,6 +105,30 @@ fn common(operation: &mut Operation, changes: Changes) {
             }
         }
     }
+    let is_path = |parameter: &&mut RefOr<Parameter>| matches!(parameter, RefOr::T(one) if one.parameter_in == ParameterIn::Path);
+    let mut named = parameters.iter_mut().filter(is_path).peekable();
+    let mut statuses = vec!["400", "500", "503", "504"];
+    if named.peek().is_some() {
+        statuses.extend(["404", "409"]);
+    }
+    for parameter in named {
+        if let RefOr::T(parameter) = parameter {
+            parameter.schema = Some(Object::with_type(SchemaType::Type(Type::String)).into());
+        }
+    }
+    if changes == Changes::Something {
+        statuses.extend(["404", "408", "409", "413", "415", "422"]);
+    }
+    let error = || RefOr::Ref(Ref::new(format!("#/components/responses/{ERROR}")));
+    for status in statuses.into_iter().chain(["default"]) {
+        operation.responses.responses.entry(status.to_owned()).or_insert_with(error);
+    }
+}
+
+/// Name of the shared error response.
+const ERROR: &str = "Error";
+
+fn error_response() -> Response {
     let mut json = ContentBuilder::new().schema(Some(Ref::from_schema_name("ErrorAnswer")));
     if let Ok(example) = serde_json::to_value(ErrorAnswer::new(
         ErrorKind::Conflict,
@@ -110,11 +136,17 @@ fn common(operation: &mut Operation, changes: Changes) {
     )) {
         json = json.example(Some(example));
     }
-    let error = ResponseBuilder::new()
+    ResponseBuilder::new()
         .description("Refused or failed: what happened, to what, and what to do")
         .content("application/json", json.build())
-        .build();
-    operation.responses.responses.insert("default".to_owned(), error.into());
+        .build()
+}
+
+/// Returns a unique operation id: the method and the segments of the path.
+fn operation_id(method: &str, path: &str) -> String {
+    let words = path.split('/').filter(|word| !word.is_empty() && *word != "v1");
+    let words = words.map(|word| word.trim_matches(['{', '}']).replace('.', "_"));
+    std::iter::once(method.to_owned()).chain(words).collect::<Vec<_>>().join("_")
 }
 
 fn header(name: &str, description: &str) -> RefOr<Parameter> {
@@ -148,6 +180,43 @@ mod tests {
             let found = &value["components"]["schemas"][name];
             assert!(found.is_object(), "{name}");
         }
+    }
+
+    #[test]
+    fn tools_find_what_they_need() {
+        let document: serde_json::Value =
+            serde_json::from_str(&document().to_pretty_json().unwrap()).unwrap();
+        let mut ids = std::collections::BTreeSet::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for (method, operation) in item.as_object().unwrap() {
+                let id = operation["operationId"].as_str().unwrap();
+                assert!(ids.insert(id.to_owned()), "two operations are called {id}");
+                let parameters = operation["parameters"].as_array().unwrap();
+                for parameter in parameters {
+                    assert!(parameter["schema"].is_object(), "{method} {path}: {parameter}");
+                }
+                let named = |name: &str| {
+                    let fits =
+                        |one: &&serde_json::Value| one["name"] == name && one["in"] == "path";
+                    parameters.iter().filter(fits).count()
+                };
+                for word in path.split('/').filter_map(|word| word.strip_prefix('{')) {
+                    assert_eq!(named(word.trim_end_matches('}')), 1, "{method} {path}");
+                }
+                let responses = operation["responses"].as_object().unwrap();
+                for status in ["400", "500", "503", "504", "default"] {
+                    assert!(responses.contains_key(status), "{method} {path}: {status}");
+                }
+                for (status, response) in responses {
+                    let refers = response["$ref"] == "#/components/responses/Error";
+                    assert!(
+                        refers || response["description"].is_string(),
+                        "{method} {path} {status}"
+                    );
+                }
+            }
+        }
+        assert!(document["components"]["responses"]["Error"]["content"].is_object());
     }
 
     #[test]

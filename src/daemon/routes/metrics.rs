@@ -1,4 +1,4 @@
-//! Numbers for Prometheus.
+//! Endpoint of metrics.
 
 use axum::Extension;
 use axum::http::header::CONTENT_TYPE;
@@ -11,13 +11,13 @@ use crate::daemon::metrics::{self, Metrics};
 
 #[derive(OpenApi)]
 #[openapi(paths(scrape))]
-struct Docs;
+struct MetricsDocs;
 
 pub(super) fn routes() -> Endpoints {
-    Endpoints::of::<Docs>().route(metrics::PATH, get(scrape))
+    Endpoints::of::<MetricsDocs>().route(metrics::PATH, get(scrape))
 }
 
-/// Numbers for Prometheus
+/// Get metrics in the Prometheus text format
 #[utoipa::path(
     get, path = metrics::PATH, tag = "daemon",
     responses((status = 200, description = "In the text format of Prometheus",

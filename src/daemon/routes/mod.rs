@@ -1,5 +1,7 @@
-//! The API: which path leads to what. Each file has the endpoints of one sort of thing.
+//! HTTP routes of the API: one file per kind of endpoint.
 
+mod admission;
+mod body;
 mod counted;
 mod deadline;
 mod document;
@@ -12,37 +14,36 @@ mod streams;
 mod traces;
 mod views;
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::connect_info::Connected;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, Request};
 use axum::http::StatusCode;
-use axum::middleware::{self, Next};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::serve::IncomingStream;
 use axum::{Extension, Router};
-use rustix::process::Pid;
-use tokio::sync::Semaphore;
+use endpoints::Endpoints;
+use inlay_mounts::Process;
 use utoipa::OpenApi;
 
-use super::api::{ErrorAnswer, ErrorKind, REQUEST_LEN_MAX};
+use super::api::{ErrorAnswer, ErrorKind};
 use super::error::DaemonError;
-use super::listener::Listener;
+use super::limits::Limits;
 use super::metrics::Metrics;
 use super::once::{Once, once};
 use super::service::Service;
-use endpoints::Endpoints;
 
-/// How many requests may be under way at once.
-const REQUESTS_MAX: usize = 128;
-/// No request takes longer, whatever its caller says.
+/// Upper bound of every request's deadline.
 const DEADLINE_MAX: Duration = Duration::from_mins(10);
 
-/// All endpoints.
-pub(super) fn router(service: Service, metrics: Metrics, requests: Once) -> Router {
-    let turns = Arc::new(Semaphore::new(REQUESTS_MAX));
+/// Builds the router of all endpoints.
+pub(super) fn router(
+    service: Service,
+    metrics: Metrics,
+    requests: Once,
+    limits: &Limits,
+) -> Router {
+    let admission = admission::Admission::new(limits);
     endpoints()
         .router
         .layer(Extension(metrics))
@@ -50,10 +51,12 @@ pub(super) fn router(service: Service, metrics: Metrics, requests: Once) -> Rout
             ApiError::new(StatusCode::NOT_FOUND, ErrorKind::NotFound, "there is no such endpoint")
         })
         .layer(middleware::from_fn_with_state(requests, once))
+        .layer(middleware::from_fn(body::whole))
         .layer(middleware::from_fn(deadline::deadline))
-        .layer(middleware::from_fn_with_state(turns, bounded))
+        .layer(middleware::from_fn_with_state(admission, admission::admitted))
         .layer(middleware::from_fn_with_state(service.clone(), counted::counted))
-        .layer(DefaultBodyLimit::max(REQUEST_LEN_MAX))
+        // Bodies read as a whole have their own limits.
+        .layer(DefaultBodyLimit::disable())
         .with_state(service)
 }
 
@@ -68,7 +71,7 @@ fn endpoints() -> Endpoints {
         .merge(document::routes())
 }
 
-/// Types that every endpoint has.
+/// Schemas shared by all endpoints.
 #[derive(OpenApi)]
 #[openapi(components(schemas(ErrorAnswer)))]
 struct Described;
@@ -77,41 +80,31 @@ fn document() -> utoipa::openapi::OpenApi {
     endpoints::finish(endpoints().document)
 }
 
-/// The description of all endpoints: an OpenAPI document.
+/// Returns the OpenAPI document of all endpoints.
 pub fn openapi() -> Result<String, DaemonError> {
     let json = document().to_pretty_json();
     json.map(|json| json + "\n").map_err(|error| DaemonError::Request(error.to_string()))
 }
 
-async fn bounded(State(turns): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
-    let Ok(_turn) = turns.try_acquire() else {
-        let text = "too many requests at once; try again";
-        return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, ErrorKind::Busy, text)
-            .into_response();
-    };
-    next.run(request).await
-}
-
-/// The process at the other end.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Peer(Option<Pid>);
+/// The process that connected; `None` if it can't be determined.
+#[derive(Debug, Clone)]
+pub(super) struct Peer(Option<Process>);
 
 impl Peer {
-    fn pid(self) -> Result<Pid, ApiError> {
+    pub(super) fn new(process: Option<Process>) -> Self {
+        Self(process)
+    }
+
+    fn process(self) -> Result<Process, ApiError> {
         self.0.ok_or_else(|| {
-            let text = "the caller is in a process namespace that the daemon can't see";
+            let text =
+                "the caller has ended, or is in a process namespace that the daemon can't see";
             ApiError::new(StatusCode::FORBIDDEN, ErrorKind::Failed, text)
         })
     }
 }
 
-impl Connected<IncomingStream<'_, Listener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
-        Self(*stream.remote_addr())
-    }
-}
-
-/// A body that is JSON; what is wrong with one that is not is said as JSON, too.
+/// Extracts a JSON body; unlike axum's, rejects with a JSON error.
 struct Json<T>(T);
 
 impl<T, S> FromRequest<S> for Json<T>
@@ -129,7 +122,7 @@ where
     }
 }
 
-/// An error as it is answered.
+/// An error answer.
 #[derive(Debug)]
 pub(super) struct ApiError {
     status: StatusCode,

@@ -1,4 +1,4 @@
-//! Mounts: list, make, end, wait for the end.
+//! Endpoints of mounts: list, create, delete, wait until gone.
 
 use std::time::Duration;
 
@@ -15,15 +15,15 @@ use crate::daemon::api::{
 use crate::daemon::once::RequestKey;
 use crate::daemon::service::Service;
 
-/// The longest wait for the end of a mount: then its caller asks again.
+/// Maximum duration of a wait for a mount; callers poll again.
 const WAIT_MAX: Duration = Duration::from_mins(1);
 
 #[derive(OpenApi)]
 #[openapi(paths(list, mount, umount, gone))]
-struct Docs;
+struct MountsDocs;
 
 pub(super) fn routes() -> Endpoints {
-    Endpoints::of::<Docs>()
+    Endpoints::of::<MountsDocs>()
         .route(MOUNTS, get(list).post(mount).delete(umount))
         .route(GONE, post(gone))
 }
@@ -39,8 +39,8 @@ async fn list(State(service): State<Service>) -> Result<axum::Json<Vec<MountShow
 
 /// Mount a snapshot
 ///
-/// Where the caller's process is: paths are as it sees them, in its mount namespace. Should the
-/// caller go before the answer, nothing of the mount stays.
+/// The mount point is resolved in the mount namespace of the calling process. If the caller
+/// disconnects before the answer, the mount is undone.
 #[utoipa::path(
     post, path = MOUNTS, tag = "mounts",
     request_body(content = MountRequest, example = json!({
@@ -56,7 +56,9 @@ async fn mount(
     Json(request): Json<MountRequest>,
 ) -> Result<axum::Json<MountShown>, ApiError> {
     let limit = Duration::from_millis(request.deadline_ms).min(DEADLINE_MAX);
-    Ok(axum::Json(service.mount(peer.pid()?, request, key.map(|Extension(key)| key), limit).await?))
+    Ok(axum::Json(
+        service.mount(peer.process()?, request, key.map(|Extension(key)| key), limit).await?,
+    ))
 }
 
 /// Unmount a directory
@@ -72,7 +74,7 @@ async fn umount(
     ConnectInfo(peer): ConnectInfo<Peer>,
     Json(request): Json<UmountRequest>,
 ) -> Result<axum::Json<UmountAnswer>, ApiError> {
-    Ok(axum::Json(service.umount(peer.pid()?, request).await?))
+    Ok(axum::Json(service.umount(peer.process()?, request).await?))
 }
 
 /// Wait until a mount is gone

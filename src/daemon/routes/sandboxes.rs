@@ -1,38 +1,39 @@
-//! Sandboxes: list, make, look at, start, stop, wait for, remove; what is mounted in them; snapshots of
-//! them.
+//! Endpoints of sandboxes: lifecycle, live mounts and snapshots.
 
 use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::{Path, State};
 use axum::routing::{get, post};
+use tokio::task::spawn_blocking;
 
 use utoipa::OpenApi;
 
 use super::{ApiError, DEADLINE_MAX, Endpoints, Json};
 use crate::daemon::api::{
-    CreateSandbox, EndAnswer, MountInto, MountedIn, RemoveSandbox, SANDBOXES, SNAPSHOTS, SYNC,
-    SandboxShown, SnapshotTaken, StopSandbox, StoppedSandbox, SyncAnswer, SyncRequest,
-    TakeSnapshot, UmountFrom, UmountedFrom, WaitForEnd, word,
+    ConflictingNames, CreateSandbox, EndAnswer, MountInto, MountedIn, RemoveSandbox, SANDBOXES,
+    SNAPSHOTS, SYNC, SandboxShown, SnapshotTaken, StopSandbox, StoppedSandbox, SyncAnswer,
+    SyncRequest, TakeSnapshot, UmountFrom, UmountedFrom, WaitForEnd, word,
 };
+use crate::daemon::error::DaemonError;
 use crate::daemon::once::RequestKey;
 use crate::daemon::service::Service;
 
-/// The longest wait for the end of a sandbox: then its caller asks again.
+/// Maximum duration of a wait for a sandbox; callers poll again.
 const WAIT_MAX: Duration = Duration::from_mins(1);
 
-type Answer<T> = Result<axum::Json<T>, ApiError>;
-type Key = Option<Extension<RequestKey>>;
+type SandboxAnswer<T> = Result<axum::Json<T>, ApiError>;
+type IdempotencyKey = Option<Extension<RequestKey>>;
 
 #[derive(OpenApi)]
 #[openapi(paths(
     list, create, inspect, remove, start, stop, wait, mounts, mount, umount, snapshot, sync
 ))]
-struct Docs;
+struct SandboxesDocs;
 
 pub(super) fn routes() -> Endpoints {
     let of = |word| format!("{SANDBOXES}/{{sandbox}}/{word}");
-    Endpoints::of::<Docs>()
+    Endpoints::of::<SandboxesDocs>()
         .route(SANDBOXES, get(list).post(create))
         .route(&format!("{SANDBOXES}/{{sandbox}}"), get(inspect).delete(remove))
         .route(&of(word::START), post(start))
@@ -43,18 +44,18 @@ pub(super) fn routes() -> Endpoints {
         .route(SYNC, post(sync))
 }
 
-/// List the sandboxes
+/// List sandboxes
 #[utoipa::path(
     get, path = "/v1/sandboxes", tag = "sandboxes",
     responses((status = 200, description = "The oldest first", body = Vec<SandboxShown>))
 )]
-async fn list(State(service): State<Service>) -> Answer<Vec<SandboxShown>> {
+async fn list(State(service): State<Service>) -> SandboxAnswer<Vec<SandboxShown>> {
     Ok(axum::Json(service.sandbox_list().await?))
 }
 
-/// Make a sandbox
+/// Create a sandbox
 ///
-/// Should the caller go before the answer, nothing of it stays.
+/// If the caller disconnects before the answer, the sandbox is removed.
 #[utoipa::path(
     post, path = "/v1/sandboxes", tag = "sandboxes",
     request_body(content = CreateSandbox, example = json!({
@@ -65,15 +66,15 @@ async fn list(State(service): State<Service>) -> Answer<Vec<SandboxShown>> {
 )]
 async fn create(
     State(service): State<Service>,
-    key: Key,
+    key: IdempotencyKey,
     Json(request): Json<CreateSandbox>,
-) -> Answer<SandboxShown> {
+) -> SandboxAnswer<SandboxShown> {
     let limit = Duration::from_millis(request.deadline_ms).min(DEADLINE_MAX);
     let key = key.map(|Extension(key)| key);
     Ok(axum::Json(service.create_sandbox(request, key, limit).await?))
 }
 
-/// Look at a sandbox
+/// Inspect a sandbox
 #[utoipa::path(
     get, path = "/v1/sandboxes/{sandbox}", tag = "sandboxes",
     params(("sandbox", description = "Name or id")),
@@ -82,13 +83,13 @@ async fn create(
 async fn inspect(
     State(service): State<Service>,
     Path(sandbox): Path<String>,
-) -> Answer<SandboxShown> {
+) -> SandboxAnswer<SandboxShown> {
     Ok(axum::Json(service.sandbox(&sandbox).await?))
 }
 
 /// Remove a sandbox
 ///
-/// With all that was changed in it.
+/// Its changes are removed with it.
 #[utoipa::path(
     delete, path = "/v1/sandboxes/{sandbox}", tag = "sandboxes",
     params(("sandbox", description = "Name or id")),
@@ -99,11 +100,11 @@ async fn remove(
     State(service): State<Service>,
     Path(sandbox): Path<String>,
     Json(request): Json<RemoveSandbox>,
-) -> Answer<SandboxShown> {
+) -> SandboxAnswer<SandboxShown> {
     Ok(axum::Json(service.remove_sandbox(&sandbox, request.if_running).await?))
 }
 
-/// Start the first program of a sandbox that was made to start later
+/// Start the first program of a sandbox created with `start: later`
 #[utoipa::path(
     post, path = "/v1/sandboxes/{sandbox}/start", tag = "sandboxes",
     params(("sandbox", description = "Name or id")),
@@ -112,14 +113,14 @@ async fn remove(
 async fn start(
     State(service): State<Service>,
     Path(sandbox): Path<String>,
-) -> Answer<SandboxShown> {
+) -> SandboxAnswer<SandboxShown> {
     service.start_sandbox(&sandbox).await?;
     Ok(axum::Json(service.sandbox(&sandbox).await?))
 }
 
-/// End a sandbox's processes
+/// Stop a sandbox's processes
 ///
-/// Before that, a snapshot is taken, if one is wanted; if that fails, the sandbox goes on.
+/// First takes a snapshot, if one is requested; if that fails, the sandbox keeps running.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{sandbox}/stop", tag = "sandboxes",
     params(("sandbox", description = "Name or id")),
@@ -130,7 +131,7 @@ async fn stop(
     State(service): State<Service>,
     Path(sandbox): Path<String>,
     Json(request): Json<StopSandbox>,
-) -> Answer<StoppedSandbox> {
+) -> SandboxAnswer<StoppedSandbox> {
     Ok(axum::Json(service.stop_sandbox(&sandbox, request).await?))
 }
 
@@ -145,12 +146,12 @@ async fn wait(
     State(service): State<Service>,
     Path(sandbox): Path<String>,
     Json(request): Json<WaitForEnd>,
-) -> Answer<EndAnswer> {
+) -> SandboxAnswer<EndAnswer> {
     let limit = Duration::from_millis(request.deadline_ms).min(WAIT_MAX);
     Ok(axum::Json(EndAnswer { exit: service.wait_for_sandbox(&sandbox, limit).await? }))
 }
 
-/// List what is mounted in a sandbox
+/// List the mounts in a sandbox
 #[utoipa::path(
     get, path = "/v1/sandboxes/{sandbox}/mounts", tag = "live mounts",
     params(("sandbox", description = "Name or id")),
@@ -159,14 +160,14 @@ async fn wait(
 async fn mounts(
     State(service): State<Service>,
     Path(sandbox): Path<String>,
-) -> Answer<Vec<MountedIn>> {
+) -> SandboxAnswer<Vec<MountedIn>> {
     Ok(axum::Json(service.sandbox(&sandbox).await?.mounts))
 }
 
-/// Mount a snapshot into a sandbox that runs
+/// Mount a snapshot into a running sandbox
 ///
-/// It replaces what is at the path, which is made if it is missing. Should the caller go before the
-/// answer, nothing of the mount stays.
+/// The mount covers the path, which is created if it is missing. If the caller disconnects before
+/// the answer, the mount is undone.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{sandbox}/mounts", tag = "live mounts",
     params(("sandbox", description = "Name or id")),
@@ -179,17 +180,17 @@ async fn mounts(
 async fn mount(
     State(service): State<Service>,
     Path(sandbox): Path<String>,
-    key: Key,
+    key: IdempotencyKey,
     Json(request): Json<MountInto>,
-) -> Answer<MountedIn> {
+) -> SandboxAnswer<MountedIn> {
     let limit = Duration::from_millis(request.deadline_ms).min(DEADLINE_MAX);
     let key = key.map(|Extension(key)| key);
     Ok(axum::Json(service.mount_into(&sandbox, request, key, limit).await?))
 }
 
-/// Unmount something from a sandbox
+/// Unmount a snapshot from a sandbox
 ///
-/// What was there before is seen again.
+/// Reveals again what the mount covered.
 #[utoipa::path(
     delete, path = "/v1/sandboxes/{sandbox}/mounts", tag = "live mounts",
     params(("sandbox", description = "Name or id")),
@@ -200,13 +201,14 @@ async fn umount(
     State(service): State<Service>,
     Path(sandbox): Path<String>,
     Json(request): Json<UmountFrom>,
-) -> Answer<UmountedFrom> {
+) -> SandboxAnswer<UmountedFrom> {
     Ok(axum::Json(service.umount_from(&sandbox, request).await?))
 }
 
 /// Take a snapshot of a sandbox
 ///
-/// Of a directory as it sees it, or of its whole root. It stands still for a moment.
+/// Captures a directory as the sandbox sees it, or the whole root. The sandbox is frozen for a
+/// moment.
 #[utoipa::path(
     post, path = SNAPSHOTS, tag = "snapshots",
     request_body(content = TakeSnapshot),
@@ -215,20 +217,28 @@ async fn umount(
 async fn snapshot(
     State(service): State<Service>,
     Json(request): Json<TakeSnapshot>,
-) -> Answer<SnapshotTaken> {
+) -> SandboxAnswer<SnapshotTaken> {
     Ok(axum::Json(service.take_snapshot(request).await?))
 }
 
 /// Wait until sealed snapshots are in their stores
 #[utoipa::path(
     post, path = SYNC, tag = "snapshots", request_body = SyncRequest,
-    responses((status = 200, description = "How many are not yet", body = SyncAnswer))
+    responses((status = 200, description = "What is not there yet, and why", body = SyncAnswer))
 )]
 async fn sync(
     State(service): State<Service>,
     Json(request): Json<SyncRequest>,
-) -> axum::Json<SyncAnswer> {
+) -> SandboxAnswer<SyncAnswer> {
     let limit = Duration::from_millis(request.deadline_ms).min(WAIT_MAX);
-    let outboxes = service.snapshots().stores().outboxes();
-    axum::Json(SyncAnswer { waiting: outboxes.drained(limit).await })
+    let outboxes = service.snapshots().stores().outboxes().clone();
+    let marked = outboxes.drained(limit).await;
+    let report = spawn_blocking(move || {
+        if request.names == ConflictingNames::Leave {
+            let dir = std::path::Path::new("outbox");
+            outboxes.leave_names().map_err(DaemonError::io("forget name conflicts in", dir))?;
+        }
+        Ok::<_, DaemonError>(outboxes.report_before(marked))
+    });
+    Ok(axum::Json(report.await.map_err(|_| DaemonError::Panicked)??))
 }

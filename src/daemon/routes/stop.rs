@@ -1,4 +1,4 @@
-//! The end of the daemon.
+//! Endpoint that stops the daemon.
 
 use axum::extract::State;
 use axum::routing::post;
@@ -10,15 +10,15 @@ use crate::daemon::service::Service;
 
 #[derive(OpenApi)]
 #[openapi(paths(stop))]
-struct Docs;
+struct StopDocs;
 
 pub(super) fn routes() -> Endpoints {
-    Endpoints::of::<Docs>().route(STOP, post(stop))
+    Endpoints::of::<StopDocs>().route(STOP, post(stop))
 }
 
-/// End the daemon
+/// Stop the daemon
 ///
-/// Its keeper and the FUSE mounts end, too. It ends after this answer.
+/// The keeper and the FUSE mounts end as well. The daemon exits after this answer.
 #[utoipa::path(
     post, path = STOP, tag = "daemon", request_body = StopRequest,
     responses((status = 200, description = "It will end", body = StopAnswer))

@@ -1,41 +1,42 @@
-//! What goes on as long as it does: programs in sandboxes with their input and output, logs, files.
+//! Endpoints of streams: exec, attach, logs, file copies.
 
 use std::io;
 use std::path::PathBuf;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
-use axum::http::{StatusCode, Uri};
+use axum::http::{HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use hyper::upgrade::OnUpgrade;
+use futures::StreamExt;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use inlay_mounts::Owner;
+use inlay_sandbox::copy::{FilePrivileges, Holes, Keep, Owners};
+use inlay_sandbox::{ExecOptions, Output, StdinFlow, Stream};
 use percent_encoding::percent_decode;
 use serde::de::DeserializeOwned;
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncWriteExt, copy, split};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
 use utoipa::OpenApi;
 
+use super::admission::Admitted;
 use super::{ApiError, Endpoints, Json};
-use crate::copy::Owners;
-use crate::daemon::api::{AttachTo, CopiedInto, ErrorKind, SANDBOXES, word};
+use crate::daemon::api::{AttachTo, CopiedInto, ErrorKind, SANDBOXES, STDIN_WINDOW, word};
 use crate::daemon::error::DaemonError;
 use crate::daemon::sandboxes::{LogWanted, Pieces};
 use crate::daemon::service::Service;
 use crate::daemon::streams::UPGRADE as PROTOCOL;
-use crate::mount::Owner;
-use crate::sandbox::{ExecOptions, Output, Stream};
 
 #[derive(OpenApi)]
 #[openapi(paths(exec, attach, logs, files, put_files))]
-struct Docs;
+struct StreamsDocs;
 
 pub(super) fn routes() -> Endpoints {
     let of = |word| format!("{SANDBOXES}/{{sandbox}}/{word}");
     let files = get(files).put(put_files).layer(DefaultBodyLimit::disable());
-    Endpoints::of::<Docs>()
+    Endpoints::of::<StreamsDocs>()
         .route(&of(word::EXEC), post(exec))
         .route(&of(word::ATTACH), post(attach))
         .route(&of(word::LOGS), get(logs))
@@ -44,10 +45,20 @@ pub(super) fn routes() -> Endpoints {
 
 /// Run a program in a sandbox
 ///
-/// The connection becomes a stream: send `Upgrade: inlay-stream`.
-/// Frames follow both ways: one byte, which kind (0 what it reads, 1 what it prints, 2 what it says
-/// besides, 3 the end of what it reads, 4 the size of its terminal, 5 a signal, 6 its exit code, 7 what
-/// went wrong), the length in four bytes, the lowest first, and the bytes.
+/// Send `Upgrade: inlay-stream`: the connection becomes a stream of frames in both directions. A
+/// frame is its kind (one byte), the length of its payload (four bytes, little-endian), and the
+/// payload.
+///
+/// Kinds: 0 stdin, 1 stdout, 2 stderr, 3 stdin EOF, 4 terminal size, 5 signal, 6 exit code, 7
+/// error, 8 stdin acknowledgement (how many bytes of stdin were consumed).
+///
+/// Flow control of stdin: a client that sends the header `inlay-stdin-window: 1` gets its window in
+/// the same header of the answer, i.e. how many bytes of stdin it may have in flight: sent, but not
+/// yet acknowledged by a frame of kind 8. Each frame counts as at least 64 bytes. For such a
+/// client, signals are always delivered, whether or not the program reads its stdin.
+///
+/// The stream ends shortly after the program, even if processes that it started still hold its
+/// stdout or stderr.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{sandbox}/exec", tag = "streams",
     params(("sandbox", description = "Name or id")),
@@ -62,19 +73,20 @@ async fn exec(
     Path(sandbox): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let (upgrade, options): (_, ExecOptions) = upgrading(request).await?;
+    let Upgrading { upgrade, admitted, flow, asked: options } =
+        upgrading::<ExecOptions>(request).await?;
     if options.output == Output::Discard {
-        service.exec_in(&sandbox, options).await?;
+        service.exec_in(&sandbox, options, flow).await?;
         return Ok(axum::Json(serde_json::json!({ "started": true })).into_response());
     }
     let upgrade = upgrade.ok_or_else(not_upgraded)?;
-    let stream = service.exec_in(&sandbox, options).await?;
-    joined(&service, upgrade, stream)
+    let stream = service.exec_in(&sandbox, options, flow).await?;
+    joined(&service, upgrade, admitted, stream)
 }
 
-/// Join a sandbox's first program
+/// Attach to a sandbox's first program
 ///
-/// As with a program that is run in it.
+/// The connection becomes a stream of frames, as for exec.
 #[utoipa::path(
     post, path = "/v1/sandboxes/{sandbox}/attach", tag = "streams",
     params(("sandbox", description = "Name or id")),
@@ -86,22 +98,38 @@ async fn attach(
     Path(sandbox): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let (upgrade, wanted): (_, AttachTo) = upgrading(request).await?;
+    let Upgrading { upgrade, admitted, flow, asked: wanted } =
+        upgrading::<AttachTo>(request).await?;
     let upgrade = upgrade.ok_or_else(not_upgraded)?;
-    let stream = service.attach_to(&sandbox, wanted).await?;
-    joined(&service, upgrade, stream)
+    let stream = service.attach_to(&sandbox, wanted, flow).await?;
+    joined(&service, upgrade, admitted, stream)
 }
 
-/// The connection that may become something else, and what was asked for.
-async fn upgrading<T>(mut request: Request) -> Result<(Option<OnUpgrade>, T), ApiError>
+/// A request whose connection may be upgraded.
+struct Upgrading<T> {
+    /// `None`: the client did not request an upgrade.
+    upgrade: Option<OnUpgrade>,
+    /// The request's permit, which the stream keeps.
+    admitted: Option<Admitted>,
+    flow: StdinFlow,
+    asked: T,
+}
+
+async fn upgrading<T>(mut request: Request) -> Result<Upgrading<T>, ApiError>
 where
     T: DeserializeOwned + 'static,
 {
     let wanted = request.headers().get(UPGRADE).is_some_and(|protocol| protocol == PROTOCOL);
     let upgrade = request.extensions_mut().remove::<OnUpgrade>().filter(|_| wanted);
+    let admitted = request.extensions_mut().remove::<Admitted>();
+    let flow = if request.headers().contains_key(STDIN_WINDOW) {
+        StdinFlow::Windowed
+    } else {
+        StdinFlow::Unbounded
+    };
     let Json(asked) =
         <Json<T> as axum::extract::FromRequest<()>>::from_request(request, &()).await?;
-    Ok((upgrade, asked))
+    Ok(Upgrading { upgrade, admitted, flow, asked })
 }
 
 fn not_upgraded() -> ApiError {
@@ -110,17 +138,21 @@ fn not_upgraded() -> ApiError {
     ApiError::new(StatusCode::UPGRADE_REQUIRED, ErrorKind::Request, &text)
 }
 
-/// Joins the caller's connection with the sandbox's.
-fn joined(service: &Service, upgrade: OnUpgrade, stream: Stream) -> Result<Response, ApiError> {
-    let socket = stream.socket;
+/// Connects the upgraded client connection with the sandbox's monitor.
+fn joined(
+    service: &Service,
+    upgrade: OnUpgrade,
+    admitted: Option<Admitted>,
+    stream: Stream,
+) -> Result<Response, ApiError> {
+    let (socket, window) = (stream.socket, stream.started.stdin_window);
     let opened = socket.set_nonblocking(true).and_then(|()| UnixStream::from_std(socket));
-    let mut inside = opened.map_err(DaemonError::io("talk to", "a monitor".as_ref()))?;
+    let inside = opened.map_err(DaemonError::io("talk to", "a monitor".as_ref()))?;
     service.while_serving(async move {
+        let _admitted = admitted;
         match upgrade.await {
             Ok(outside) => {
-                // Whoever leaves first ends it.
-                let ended = copy_bidirectional(&mut TokioIo::new(outside), &mut inside).await;
-                if let Err(error) = ended {
+                if let Err(error) = pass(TokioIo::new(outside), inside).await {
                     tracing::debug!(%error, "a stream to a sandbox broke");
                 }
             }
@@ -128,12 +160,39 @@ fn joined(service: &Service, upgrade: OnUpgrade, stream: Stream) -> Result<Respo
         }
     });
     let headers = [(CONNECTION, "upgrade"), (UPGRADE, PROTOCOL)];
-    Ok((StatusCode::SWITCHING_PROTOCOLS, headers).into_response())
+    let mut answer = (StatusCode::SWITCHING_PROTOCOLS, headers).into_response();
+    if let Some(window) = window {
+        answer.headers_mut().insert(STDIN_WINDOW, HeaderValue::from(window));
+    }
+    Ok(answer)
 }
 
-/// Read what a sandbox's first program has printed
+/// Copies bytes both ways until the monitor closes its side, i.e. the program has ended or the
+/// monitor noticed that the client is gone. A program that no longer reads stdin does not cut that
+/// off.
+async fn pass(outside: TokioIo<Upgraded>, mut inside: UnixStream) -> io::Result<()> {
+    let (mut from_client, mut to_client) = split(outside);
+    let (mut from_inside, mut to_inside) = inside.split();
+    let inward = async {
+        // An error means that the program has ended or the client is gone; the shutdown tells the
+        // monitor.
+        let _ = copy(&mut from_client, &mut to_inside).await;
+        let _ = to_inside.shutdown().await;
+        std::future::pending::<()>().await;
+    };
+    let outward = async {
+        copy(&mut from_inside, &mut to_client).await?;
+        to_client.shutdown().await
+    };
+    tokio::select! {
+        ended = outward => ended,
+        () = inward => Ok(()),
+    }
+}
+
+/// Read the output of a sandbox's first program
 ///
-/// A line of JSON for each line.
+/// One line of JSON per entry.
 #[utoipa::path(
     get, path = "/v1/sandboxes/{sandbox}/logs", tag = "streams",
     params(
@@ -165,12 +224,16 @@ async fn logs(
 
 /// Read a file or a directory of a sandbox
 ///
-/// As a tar archive, whose first entry has the name of the object.
+/// Returns a tar archive (POSIX `pax`). Its first entry is named after the file, or `.` if the path
+/// ends in `/.`. Further names of a file are hard links; timestamps have fractions of seconds;
+/// extended attributes are `SCHILY.xattr` records.
 #[utoipa::path(
     get, path = "/v1/sandboxes/{sandbox}/files", tag = "streams",
     params(
         ("sandbox", description = "Name or id"),
-        ("path" = String, Query, description = "An absolute path, percent-encoded")
+        ("path" = String, Query, description = "An absolute path, percent-encoded"),
+        ("holes" = Option<String>, Query,
+            description = "`kept`: sparse files in GNU tar's form 1.0, else holes are zeros")
     ),
     responses((status = 200, description = "The archive", content_type = "application/x-tar"))
 )]
@@ -179,13 +242,18 @@ async fn files(
     Path(sandbox): Path<String>,
     uri: Uri,
 ) -> Result<Response, ApiError> {
-    let pieces = service.copy_out(&sandbox, path(&uri)?).await?;
+    let holes = match parameter(&uri, "holes").as_deref() {
+        None => Holes::Filled,
+        Some(b"kept") => Holes::Kept,
+        Some(_) => return Err(bad("holes can only be 'kept'")),
+    };
+    let pieces = service.copy_out(&sandbox, path(&uri)?, holes).await?;
     Ok(([(CONTENT_TYPE, "application/x-tar")], body(pieces)).into_response())
 }
 
 /// Copy files into a sandbox
 ///
-/// Into the path, if that is a directory, else to that name.
+/// Unpacks into the path if it is a directory, and to that name otherwise.
 #[utoipa::path(
     put, path = "/v1/sandboxes/{sandbox}/files", tag = "streams",
     params(
@@ -193,7 +261,10 @@ async fn files(
         ("path" = String, Query, description = "An absolute path, percent-encoded"),
         ("owners" = Option<String>, Query, description = "`kept`: those of the archive, else root")
     ),
-    request_body(content_type = "application/x-tar", description = "A tar archive"),
+    request_body(
+        content_type = "application/x-tar",
+        description = "A tar archive, plain or compressed with gzip or zstd"
+    ),
     responses((status = 200, description = "They are there", body = CopiedInto))
 )]
 async fn put_files(
@@ -207,28 +278,17 @@ async fn put_files(
         Some(b"kept") => Owners::Kept,
         Some(_) => return Err(bad("owners can only be 'kept'")),
     };
-    let (sender, receiver) = mpsc::channel(4);
-    let copying = service.copy_in(&sandbox, path(&uri)?, owners, receiver);
-    let feeding = async {
-        let mut body = body.into_data_stream();
-        while let Some(piece) = futures::StreamExt::next(&mut body).await {
-            let piece: io::Result<Bytes> = piece.map_err(io::Error::other);
-            if sender.send(piece).await.is_err() {
-                // What is left is not wanted, and the answer says why.
-                break;
-            }
-        }
-        drop(sender);
-    };
-    let (copied, ()) = tokio::join!(copying, feeding);
-    Ok(axum::Json(copied?))
+    // Setuid bits and file capabilities are kept: the user of this host supplies the files.
+    let keep = Keep { owners, privileges: FilePrivileges::Kept };
+    let archive = body.into_data_stream().map(|piece| piece.map_err(io::Error::other));
+    Ok(axum::Json(service.copy_in(&sandbox, path(&uri)?, keep, archive).await?))
 }
 
 fn body(mut pieces: Pieces) -> Body {
     Body::from_stream(futures::stream::poll_fn(move |context| pieces.poll_recv(context)))
 }
 
-/// The path in the query: absolute, and any bytes.
+/// Returns the path in the query, which must be absolute and may contain any bytes.
 fn path(uri: &Uri) -> Result<PathBuf, ApiError> {
     use std::os::unix::ffi::OsStringExt;
     let bytes = parameter(uri, "path").filter(|path| path.starts_with(b"/"));

@@ -1,4 +1,4 @@
-//! Recordings: begin one, end it.
+//! Endpoints of traces: begin, end.
 
 use std::convert::Infallible;
 
@@ -7,6 +7,7 @@ use axum::extract::{Path, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use inlay_trace::record::TraceEvents;
 use tokio::sync::mpsc;
 use utoipa::OpenApi;
 
@@ -14,21 +15,20 @@ use super::{ApiError, Endpoints, Json};
 use crate::daemon::api::{BeginTrace, TRACE_END, TRACES, TraceBegun};
 use crate::daemon::error::DaemonError;
 use crate::daemon::service::Service;
-use crate::trace::record::TraceEvents;
 
 #[derive(OpenApi)]
 #[openapi(paths(begin, end), components(schemas(TraceBegun)))]
-struct Docs;
+struct TracesDocs;
 
 pub(super) fn routes() -> Endpoints {
-    Endpoints::of::<Docs>().route(TRACES, post(begin)).route(TRACE_END, post(end))
+    Endpoints::of::<TracesDocs>().route(TRACES, post(begin)).route(TRACE_END, post(end))
 }
 
-/// Begin to record
+/// Begin a trace
 ///
-/// What is read of snapshots and fetched for them, in memory, until it is ended. The answer is one line
-/// of JSON (`TraceBegun`), and then stays open: the recording lives as long as the connection. Should the
-/// client go, it is dropped. There are four at most.
+/// Records reads of snapshots and the fetches for them, in memory, until the trace is ended. The
+/// answer is one line of JSON (`TraceBegun`) and stays open: the trace lives as long as the
+/// connection, and is discarded if the client disconnects. At most four traces run concurrently.
 #[utoipa::path(
     post, path = TRACES, tag = "traces",
     request_body(content = BeginTrace, example = json!({ "snapshots": [], "events": 200_000 })),
@@ -45,7 +45,7 @@ async fn begin(
     let mut line =
         serde_json::to_vec(&begun).map_err(|error| DaemonError::Conversation(error.to_string()))?;
     line.push(b'\n');
-    // There is room for it.
+    // The channel has capacity for this line.
     drop(sender.try_send(Ok(line.into())));
     let watching = service.clone();
     service.while_serving(async move {
@@ -58,9 +58,9 @@ async fn begin(
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
 
-/// End a recording
+/// End a trace
 ///
-/// And get what was recorded. Nothing of it stays.
+/// Returns the recorded events and discards the trace.
 #[utoipa::path(
     post, path = TRACE_END, tag = "traces",
     params(("trace", description = "As it was named when it began")),

@@ -1,37 +1,37 @@
-//! What can be looked at: the daemon itself, and what is attached.
+//! Read-only endpoints: status, attached snapshots, prefetching.
 
 use axum::Json;
 use axum::extract::State;
 use axum::routing::get;
 use utoipa::OpenApi;
 
-use super::Endpoints;
+use super::{ApiError, Endpoints};
 use crate::daemon::api::{ATTACHED, AttachedShown, PREFETCH, PrefetchAnswer, STATUS, StatusAnswer};
 use crate::daemon::service::Service;
 
 #[derive(OpenApi)]
 #[openapi(paths(status, attached, prefetch))]
-struct Docs;
+struct ViewsDocs;
 
 pub(super) fn routes() -> Endpoints {
-    Endpoints::of::<Docs>()
+    Endpoints::of::<ViewsDocs>()
         .route(STATUS, get(status))
         .route(ATTACHED, get(attached))
         .route(PREFETCH, get(prefetch))
 }
 
-/// How the daemon is
+/// Get the daemon's status
 #[utoipa::path(
     get, path = STATUS, tag = "daemon",
     responses((status = 200, description = "How it is", body = StatusAnswer))
 )]
-async fn status(State(service): State<Service>) -> Json<StatusAnswer> {
-    Json(service.status())
+async fn status(State(service): State<Service>) -> Result<Json<StatusAnswer>, ApiError> {
+    Ok(Json(service.status().await?))
 }
 
-/// What is attached
+/// List attached snapshots
 ///
-/// Each snapshot that somebody sees something of, with its slot below the host's FUSE mounts.
+/// Each snapshot that is mounted or still in use, with its slot below the host's FUSE mounts.
 #[utoipa::path(
     get, path = ATTACHED, tag = "snapshots",
     responses((status = 200, description = "By slot", body = Vec<AttachedShown>))
@@ -40,7 +40,7 @@ async fn attached(State(service): State<Service>) -> Json<Vec<AttachedShown>> {
     Json(service.attached())
 }
 
-/// What is loaded ahead of readers
+/// Get the progress of prefetching
 #[utoipa::path(
     get, path = PREFETCH, tag = "snapshots",
     responses((status = 200, description = "By store and by snapshot", body = PrefetchAnswer))

@@ -3,26 +3,29 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use inlay_store::ids::Kind;
-use inlay_store::remote::Name;
+use inlay_base::inject::Step;
+use inlay_capture::{
+    Cancel, CaptureError, CaptureOptions, CaptureParent, Captured, Promise, capture,
+};
+use inlay_images::import::NoProgress;
+use inlay_mounts::PathText;
+use inlay_snapshots::host::Site;
+use inlay_snapshots::resolve;
+use inlay_store::ids::{Digest, Kind};
+use inlay_store::remote::{Name, Remote};
 use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::plan::{InSandbox, Wanted};
 use super::{Sandbox, Service, injected};
-use crate::capture::{Cancel, CaptureOptions, CaptureParent, Captured, capture};
-use crate::daemon::api::{CacheUse, LeftOutShown, SnapshotTaken, TakeSnapshot, WaitFor};
+use crate::daemon::api::{CacheUse, LeftOutShown, SnapshotTaken, StoreRef, TakeSnapshot, WaitFor};
 use crate::daemon::error::DaemonError;
-use crate::host::Site;
-use crate::import::NoProgress;
-use crate::inject::Step;
-use crate::mount::PathText;
-use crate::snapshots::resolve;
 
-/// What stands for no parent.
+/// Reference that stands for no parent.
 const NO_PARENT: &str = "none";
 
-/// Tells a capture to stop when whoever wanted it is gone.
+/// Cancels a capture when its caller is gone.
 struct UntilGone(Cancel);
 
 impl Drop for UntilGone {
@@ -63,7 +66,6 @@ impl Service {
             Some(store) => store.clone(),
             None => sandbox.origin()?.store,
         };
-        let opened = self.snapshots().stores().get(&store, CacheUse::Kept)?;
         let wanted = match &request.path {
             None => Wanted::Root,
             Some(path) if path.to_path().is_absolute() => Wanted::Directory(path.to_path()),
@@ -72,68 +74,144 @@ impl Service {
                 return Err(DaemonError::Request(text.to_owned()));
             }
         };
-        let parent = match request.parent.as_deref() {
-            None => CaptureParent::Automatic,
-            Some(NO_PARENT) => CaptureParent::None,
-            Some(reference) => CaptureParent::Given(resolve(&opened.remote, reference).await?),
-        };
         let name: Option<Name> = request.name.as_deref().map(str::parse).transpose().map_err(
             |error: inlay_store::remote::NameError| DaemonError::Request(error.to_string()),
         )?;
         let options = CaptureOptions {
             name,
-            parent,
             cancel,
             labels: request.labels,
             ttl: request.ttl_s.map(Duration::from_secs),
             exclude: request.exclude,
-            ..options(sandbox, &wanted)
+            ..options(sandbox, &wanted, &store)
         };
-        let (service, runtime) = (self.clone(), Handle::current());
+        let taking = TakingSnapshot {
+            service: self.clone(),
+            store,
+            wanted,
+            parent: request.parent,
+            options,
+            runtime: Handle::current(),
+        };
         let wait = request.wait;
-        let taken = sandbox.in_turn(move |sandbox| {
-            let _under_way = under_way;
-            let stores = service.snapshots().stores();
-            let sealing = match wait {
-                WaitFor::Sealed => Some(stores.outboxes().seal(&store)?),
-                WaitFor::Durable => None,
+        let lease = sandbox.lease(taking.options.cancel.clone());
+        let lease = timeout(limit, lease).await.map_err(|_| DaemonError::Deadline(limit))??;
+        let sandbox = Arc::clone(sandbox);
+        let taken = spawn_blocking(move || {
+            // Both are released when nothing of the sandbox is read any more, even if the client is
+            // gone.
+            let (_under_way, _lease) = (under_way, lease);
+            let taken = match wait {
+                WaitFor::Sealed => taking.seal(&sandbox)?,
+                WaitFor::Durable => taking.store(&sandbox)?,
             };
-            let near =
-                sealing.as_ref().map(|sealing| stores.sealing(&store, sealing)).transpose()?;
-            let site = Site {
-                remote: near.as_ref().unwrap_or(&opened.remote),
-                state: service.snapshots().state(),
-                runtime: &runtime,
-            };
-            let subject = InSandbox::new(&service, Arc::clone(sandbox), wanted, site, store);
-            let captured = capture(site, &subject, &options, &NoProgress)?;
-            if let Some(sealing) = &sealing {
-                sealing.done();
-            }
             injected(Step::SnapshotTaken)?;
-            Ok(captured)
+            Ok::<_, DaemonError>(taken)
         });
-        let captured = timeout(limit, taken).await.map_err(|_| DaemonError::Deadline(limit))??;
+        let left = limit.saturating_sub(began.elapsed());
+        let taken = timeout(left, taken).await.map_err(|_| DaemonError::Deadline(limit))?;
+        let (captured, kept) = taken.map_err(|_| DaemonError::Panicked)??;
         self.activity().captured(&captured);
-        Ok(shown(captured, request.path.as_ref(), wait, began.elapsed()))
+        Ok(shown(captured, request.path.as_ref(), kept, began.elapsed()))
     }
 }
 
-/// What follows from where the snapshot is of.
-fn options(sandbox: &Sandbox, wanted: &Wanted) -> CaptureOptions {
+/// Location of a finished snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SnapshotHome {
+    InStore,
+    OnThisHost,
+}
+
+/// A capture in progress. Its methods block.
+struct TakingSnapshot {
+    service: Service,
+    store: StoreRef,
+    wanted: Wanted,
+    parent: Option<String>,
+    options: CaptureOptions,
+    runtime: Handle,
+}
+
+impl TakingSnapshot {
+    /// Captures into the store.
+    fn store(self, sandbox: &Arc<Sandbox>) -> Result<(Captured, SnapshotHome), DaemonError> {
+        let opened = self.service.snapshots().stores().get(&self.store, CacheUse::Kept)?;
+        let parent = match self.parent.as_deref() {
+            None => CaptureParent::Automatic,
+            Some(NO_PARENT) => CaptureParent::None,
+            Some(reference) => {
+                CaptureParent::Given(self.runtime.block_on(resolve(&opened.remote, reference))?)
+            }
+        };
+        let options = CaptureOptions { parent, ..self.options.clone() };
+        let captured = self.capture(sandbox, &opened.remote, &options)?;
+        Ok((captured, SnapshotHome::InStore))
+    }
+
+    /// Captures into the outbox, without a request to the store.
+    fn seal(mut self, sandbox: &Arc<Sandbox>) -> Result<(Captured, SnapshotHome), DaemonError> {
+        let outboxes = self.service.snapshots().stores().outboxes().clone();
+        let sealing = outboxes.seal(&self.store, &self.runtime)?;
+        let parent = match self.parent.as_deref() {
+            None => CaptureParent::Automatic,
+            Some(NO_PARENT) => CaptureParent::None,
+            Some(reference) => CaptureParent::Given(sealing.resolve(reference)?),
+        };
+        // The name is set when the snapshot is committed.
+        let name = self.options.name.take();
+        let promise = Promise::Sealed;
+        let options = CaptureOptions { parent, promise, ..self.options.clone() };
+        let captured = self.capture(sandbox, sealing.remote(), &options)?;
+        let id = captured.record.id;
+        if self.options.cancel.is_cancelled() {
+            return Err(CaptureError::Cancelled.into());
+        }
+        let kept = if name.is_some() || sealing.has_record(id) {
+            sealing.commit(id, name.as_ref())?;
+            SnapshotHome::OnThisHost
+        } else if sealing.waits(id) {
+            SnapshotHome::OnThisHost
+        } else {
+            // Nothing has changed since a snapshot that was shipped.
+            SnapshotHome::InStore
+        };
+        Ok((captured, kept))
+    }
+
+    fn capture(
+        &self,
+        sandbox: &Arc<Sandbox>,
+        remote: &Remote,
+        options: &CaptureOptions,
+    ) -> Result<Captured, DaemonError> {
+        let state = self.service.snapshots().state();
+        let site = Site { remote, state, runtime: &self.runtime };
+        let (wanted, store) = (self.wanted.clone(), self.store.clone());
+        let cancel = options.cancel.clone();
+        let subject =
+            InSandbox::new(&self.service, Arc::clone(sandbox), wanted, (site, store), cancel);
+        Ok(capture(site, &subject, options, &NoProgress)?)
+    }
+}
+
+/// Returns the options that follow from the captured path.
+fn options(sandbox: &Sandbox, wanted: &Wanted, store: &StoreRef) -> CaptureOptions {
     let name = sandbox.record.lock().name.clone();
     let (kind, source) = match wanted {
         Wanted::Root => (Kind::Filesystem, name),
         Wanted::Directory(path) => (Kind::Directory, format!("{name}:{}", path.display())),
     };
-    let seen_dir = Some(sandbox.layout().root().join("seen"));
+    // The record of files seen refers to a snapshot, which is in one store.
+    let store = Digest::of(store.url.as_deref().unwrap_or_default().as_bytes()).to_hex();
+    let seen_dir = Some(sandbox.layout().root().join("seen").join(store));
     CaptureOptions { seen_dir, ..CaptureOptions::new(kind, source) }
 }
 
 fn shown(
     captured: Captured,
     at: Option<&PathText>,
-    wait: WaitFor,
+    kept: SnapshotHome,
     took: Duration,
 ) -> SnapshotTaken {
     let base = at.map_or_else(|| "/".into(), PathText::to_path);
@@ -142,7 +220,7 @@ fn shown(
         why: left.why.to_string(),
     });
     SnapshotTaken {
-        durable: wait == WaitFor::Durable,
+        durable: kept == SnapshotHome::InStore,
         unchanged: captured.unchanged,
         frozen_ms: captured.frozen.as_secs_f64() * 1e3,
         took_ms: took.as_secs_f64() * 1e3,

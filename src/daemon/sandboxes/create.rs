@@ -1,31 +1,31 @@
-//! Makes a sandbox: all of it, or nothing of it stays.
+//! Creates sandboxes, all or nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use inlay_base::inject::Step;
+use inlay_mounts::{Caller, MakePath, PathText, UpperPlace, WantedView};
+use inlay_sandbox::{
+    Bundle, Layout, Monitor, Phase, SandboxId, SandboxRecord, prepare, write_bundle,
+};
 use inlay_store::ids::Kind;
+use inlay_trace::{FIRST_EXEC, STARTING};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::{Origin, Sandbox, Service, injected};
-use crate::daemon::api::{CreateSandbox, SandboxShown, StartWhen};
+use super::{Origin, Sandbox, Sandboxes, Service, injected};
+use crate::daemon::api::{CreateSandbox, MountOrigin, SandboxShown, StartWhen};
 use crate::daemon::error::DaemonError;
 use crate::daemon::given_up::unless_given_up;
 use crate::daemon::once::RequestKey;
 use crate::daemon::service::{Attach, LOOK_AGAIN, UnderWay};
 use crate::daemon::snapshots::{Attached, Shape};
-use crate::inject::Step;
-use crate::mount::{Caller, MakePath, PathText, UpperPlace, WantedView};
-use crate::sandbox::{
-    Bundle, Layout, Monitor, Phase, SandboxId, SandboxRecord, prepare, write_bundle,
-};
-use crate::trace::{FIRST_EXEC, STARTING};
 
-/// The longest name.
+/// Maximum length of a name, in bytes.
 const NAME_LEN_MAX: usize = 63;
-/// How often a name is tried whose sandbox is going: half a minute.
+/// Attempts to register a name that is held by a sandbox on its way out: half a minute in all.
 const TRIES_OF_NAME: u32 = 3000;
 
-/// A sandbox that is not finished. Dropped without being taken, all of it is removed.
+/// An unfinished sandbox. Unless taken, all of it is removed on drop.
 struct HalfMade {
     service: Service,
     sandbox: Option<Arc<Sandbox>>,
@@ -33,17 +33,20 @@ struct HalfMade {
 }
 
 impl HalfMade {
-    fn take(mut self) -> Option<Arc<Sandbox>> {
-        self.sandbox.take()
+    /// The sandbox stays.
+    fn take(mut self) {
+        if let Some(sandbox) = self.sandbox.take() {
+            sandbox.confirm();
+        }
     }
 
-    /// Has all of it removed, when the step that is under way is done.
+    /// Removes all of it, after the step in progress is done.
     fn clear(&mut self) -> Option<JoinHandle<()>> {
         let sandbox = self.sandbox.take()?;
         let (service, under_way) = (self.service.clone(), self.under_way.take());
         Some(tokio::spawn(async move {
             if let Err(error) = service.clear_sandbox(&sandbox).await {
-                tracing::warn!(%error, "a sandbox that could not be made is not cleared away");
+                tracing::warn!(%error, "can't clean up a sandbox whose creation failed");
             }
             drop(under_way);
         }))
@@ -56,9 +59,45 @@ impl Drop for HalfMade {
     }
 }
 
+impl Sandboxes {
+    /// Finds the sandbox that an earlier attempt with this key created. One that is being created
+    /// or removed, or may still be undone, is no answer.
+    fn made_with(&self, key: Option<&str>) -> Option<Arc<Sandbox>> {
+        let key = key?;
+        let all = self.list();
+        all.into_iter().find(|sandbox| {
+            let record = sandbox.record.lock();
+            matches!(record.phase, Phase::Running | Phase::Stopped { .. })
+                && record.idempotency_key.as_deref() == Some(key)
+                && !sandbox.is_unconfirmed()
+        })
+    }
+
+    /// Whether the sandbox named `name` is being removed, or was abandoned by an earlier attempt of
+    /// the request for `instead`: no two requests with one key run concurrently.
+    fn is_going(&self, name: &str, instead: &Sandbox) -> bool {
+        let key = instead.record.lock().idempotency_key.clone();
+        let other = match self.find(name) {
+            Ok(other) => other,
+            // It keeps its name.
+            Err(DaemonError::DamagedSandbox { .. }) => return false,
+            // It may have gone since the last attempt.
+            Err(_) => return true,
+        };
+        let record = other.record.lock();
+        match record.phase {
+            Phase::Removing => true,
+            Phase::Creating | Phase::Running | Phase::Stopped { .. } => {
+                other.is_unconfirmed() && key.is_some() && record.idempotency_key == key
+            }
+        }
+    }
+}
+
 impl Service {
-    /// Makes a sandbox. Should this future be dropped, or take longer than its caller waits, nothing
-    /// of it stays. If the request with this `key` has made one before, it is that one.
+    /// Creates a sandbox. Cancel-safe: if the future is dropped or `limit` passes, nothing of it
+    /// stays. Idempotent: if an earlier attempt with the same `key` created a sandbox, returns that
+    /// sandbox.
     pub(in crate::daemon) async fn create_sandbox(
         &self,
         request: CreateSandbox,
@@ -69,7 +108,7 @@ impl Service {
         let create = self.create_within(request, key, limit);
         match start {
             StartWhen::Now => self.activity().sandbox_starts.of(create).await,
-            // Its caller takes its time.
+            // Not timed: the caller decides when it starts.
             StartWhen::Later => create.await,
         }
     }
@@ -81,7 +120,7 @@ impl Service {
         limit: Duration,
     ) -> Result<SandboxShown, DaemonError> {
         let key = key.map(|RequestKey(key)| key);
-        if let Some(made) = self.made_with(key.as_deref()) {
+        if let Some(made) = self.sandboxes().made_with(key.as_deref()) {
             return self.sandbox(made.id().as_str()).await;
         }
         let under_way = self.under_way().ok_or(DaemonError::Ending)?;
@@ -92,16 +131,6 @@ impl Service {
         let shown = self.sandbox(id.as_ref().map_or("", |id| id.as_str())).await?;
         half.take();
         Ok(shown)
-    }
-
-    /// The sandbox that the request with this key has made.
-    fn made_with(&self, key: Option<&str>) -> Option<Arc<Sandbox>> {
-        let key = key?;
-        let all = self.sandboxes().list();
-        all.into_iter().find(|sandbox| {
-            let record = sandbox.record.lock();
-            record.phase != Phase::Creating && record.idempotency_key.as_deref() == Some(key)
-        })
     }
 
     async fn make_sandbox(
@@ -118,7 +147,14 @@ impl Service {
         };
         self.mark("asked", || id.to_string());
         let CreateSandbox { snapshot, store, cache, load, .. } = &request;
-        let wanted = Attach { snapshot, store, cache: *cache, load };
+        let wanted = Attach {
+            snapshot,
+            store,
+            cache: *cache,
+            load,
+            origin: MountOrigin::Command,
+            chown: None,
+        };
         let attached = self.attach(wanted, Shape::Below).await?;
         if !matches!(attached.snapshot.kind, Kind::Image | Kind::Filesystem) {
             return Err(DaemonError::NoRoot(attached.snapshot));
@@ -133,9 +169,10 @@ impl Service {
             .map_err(|error| DaemonError::Request(error.to_string()))?;
         let mut options = request.options.clone();
         options.secrets = request.secrets.iter().map(|secret| secret.name.clone()).collect();
+        options.settle()?;
         let mut record = SandboxRecord::new(id.clone(), name, attached.snapshot, origin, options);
         record.idempotency_key = key;
-        let sandbox = Sandbox::new(Layout::of(&self.sandboxes().state, &id), record);
+        let sandbox = Sandbox::unconfirmed(Layout::of(&self.sandboxes().state, &id), record);
         self.add_patiently(&sandbox).await?;
         let mut half = HalfMade {
             service: self.clone(),
@@ -143,18 +180,18 @@ impl Service {
             under_way: Some(under_way),
         };
         let Err(error) = self.fill(&sandbox, request, attached).await else { return Ok(half) };
-        // Nothing of it is there any more when its caller is told.
+        // Awaited, so that nothing of it exists any more when its caller gets the error.
         if let Some(cleared) = half.clear() {
             cleared.await.map_err(|_| DaemonError::Panicked)?;
         }
         Err(error)
     }
 
-    /// Takes a new sandbox in, when one of the same request that is being cleared away is gone.
+    /// Registers a new sandbox, after one of the same request that is being cleaned up is gone.
     async fn add_patiently(&self, sandbox: &Arc<Sandbox>) -> Result<(), DaemonError> {
         for _ in 0..TRIES_OF_NAME {
             match self.sandboxes().add(sandbox) {
-                Err(DaemonError::NameTaken(name)) if self.is_going(&name, sandbox) => {
+                Err(DaemonError::NameTaken(name)) if self.sandboxes().is_going(&name, sandbox) => {
                     tokio::time::sleep(LOOK_AGAIN).await;
                 }
                 other => return other,
@@ -163,22 +200,7 @@ impl Service {
         self.sandboxes().add(sandbox)
     }
 
-    /// Whether the sandbox that has this name is being removed, or was given up by whoever wants
-    /// `instead` now: no two requests with one key run at a time.
-    fn is_going(&self, name: &str, instead: &Sandbox) -> bool {
-        let key = instead.record.lock().idempotency_key.clone();
-        // Between two looks it may have gone.
-        self.sandboxes().find(name).map_or(true, |other| {
-            let other = other.record.lock();
-            match other.phase {
-                Phase::Removing => true,
-                Phase::Creating => key.is_some() && other.idempotency_key == key,
-                Phase::Running | Phase::Stopped { .. } => false,
-            }
-        })
-    }
-
-    /// All of a sandbox, after its record.
+    /// Creates everything of a sandbox, from its record on.
     async fn fill(
         &self,
         sandbox: &Arc<Sandbox>,
@@ -205,7 +227,7 @@ impl Service {
         sandbox
             .in_turn(move |sandbox| {
                 let rootfs = sandbox.layout().rootfs();
-                let claim = service.mount_table().claim(Caller::This, &rootfs, MakePath::Never)?;
+                let claim = service.mount_table().claim(&Caller::This, &rootfs, MakePath::Never)?;
                 service.mount_table().create(claim, wanted)?;
                 service.mark("mounted", || sandbox.id().to_string());
                 injected(Step::SandboxRootMounted)?;
@@ -229,7 +251,7 @@ impl Service {
             .await
     }
 
-    /// The container, from its bundle on. Blocks.
+    /// Creates the container, from its bundle on. Called in the turn. Blocks.
     fn start_monitor(
         &self,
         sandbox: &Arc<Sandbox>,
@@ -246,7 +268,7 @@ impl Service {
         injected(Step::SandboxContainerMade)
     }
 
-    /// Starts the first process of a sandbox that waits for that.
+    /// Starts the first process of a sandbox created with [`StartWhen::Later`].
     pub(in crate::daemon) async fn start_sandbox(
         &self,
         reference: &str,
@@ -261,7 +283,7 @@ impl Service {
     }
 }
 
-/// A name that can stand in a path, an address and a command line.
+/// Validates a name: it must fit in a path, an address and a command line.
 fn checked(name: String) -> Result<String, DaemonError> {
     let mut bytes = name.bytes();
     let first = bytes.next().is_some_and(|byte| byte.is_ascii_alphanumeric());
@@ -273,4 +295,44 @@ fn checked(name: String) -> Result<String, DaemonError> {
         "{name:?} can't be a sandbox's name; use letters, digits, '_', '.' and '-', a letter or digit \
          first, {NAME_LEN_MAX} at most, and not 'sb-' at the beginning"
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use inlay_sandbox::{Exit, ExitCause};
+
+    use super::*;
+    use crate::daemon::sandboxes::damaged::unknown;
+
+    fn sandbox(state: &std::path::Path, id: &str, phase: Phase) -> Arc<Sandbox> {
+        let id: SandboxId = id.parse().unwrap();
+        let mut record = unknown(&id);
+        (record.name, record.phase) = ("a".to_owned(), phase);
+        record.idempotency_key = Some("k".to_owned());
+        Sandbox::unconfirmed(Layout::of(state, &id), record)
+    }
+
+    #[test]
+    fn only_a_sandbox_that_stays_answers_a_repeated_request() {
+        let dir = tempfile::tempdir().unwrap();
+        let exit = Exit { code: 0, cause: ExitCause::Ended, oom_killed: false, at_ms: 0 };
+        for (phase, stays) in [
+            (Phase::Creating, false),
+            (Phase::Running, true),
+            (Phase::Stopped { exit }, true),
+            (Phase::Removing, false),
+        ] {
+            let all = Sandboxes::new(dir.path(), Vec::new());
+            let made = sandbox(dir.path(), "sb-0123456789ab", phase.clone());
+            all.add(&made).unwrap();
+            // Undone if its caller goes away.
+            assert!(all.made_with(Some("k")).is_none());
+            let next = sandbox(dir.path(), "sb-0123456789ac", Phase::Creating);
+            assert!(all.is_going("a", &next));
+            made.confirm();
+            assert_eq!(all.made_with(Some("k")).is_some(), stays, "{phase:?}");
+            assert!(all.made_with(Some("other")).is_none() && all.made_with(None).is_none());
+            assert_eq!(all.is_going("a", &next), phase == Phase::Removing, "{phase:?}");
+        }
+    }
 }

@@ -1,42 +1,42 @@
-//! Live mounts: a snapshot put into a sandbox that runs, and taken out again.
+//! Live mounts: mounts snapshots into running sandboxes, and unmounts them.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use inlay_base::inject::Step;
+use inlay_base::record::Unknown;
+use inlay_mounts::{
+    Caller, Changes, Claim, MakePath, MountError, MountRecord, Owner, PathText, Standing, Umount,
+    UpperPlace, Wanted, WantedView,
+};
+use inlay_snapshots::{EMPTY, keep_empty};
 use tokio::task::spawn_blocking;
 
-use super::mounted::{MountFile, Place as FilePlace, files, free_number};
+use super::mounted::{MountFile, MountFileState as FilePlace, files, free_number};
 use super::{Sandbox, Service, injected};
-use crate::daemon::api::{IntoView, MountInto, MountedIn, UmountFrom, UmountedFrom};
+use crate::daemon::api::{IntoView, MountInto, MountOrigin, MountedIn, UmountFrom, UmountedFrom};
 use crate::daemon::error::DaemonError;
 use crate::daemon::given_up::unless_given_up;
 use crate::daemon::once::RequestKey;
 use crate::daemon::service::{Attach, LOOK_AGAIN, UnderWay};
 use crate::daemon::snapshots::Shape;
-use crate::inject::Step;
-use crate::mount::{
-    Caller, Changes, Claim, MakePath, MountError, MountRecord, Owner, PathText, Standing,
-    UpperPlace, Wanted, WantedView,
-};
-use crate::snapshots::{EMPTY, keep_empty};
 
-/// How often a mount point is tried that somebody else is about to use, or that is being undone: ten
-/// seconds.
+/// Attempts to claim a mount point that another request claims or undoes: ten seconds in all.
 const TRIES_OF_CLAIM: u32 = 1000;
 
-/// A mount that was just made. Dropped without being taken, it is undone: whoever wanted it is gone.
+/// A new mount. Unless taken, it is undone on drop: its client is gone.
 struct MadeInto {
     service: Service,
     sandbox: Arc<Sandbox>,
     record: Option<MountRecord>,
     file: MountFile,
-    /// Whether its changes are those of an earlier mount, which are kept.
+    /// Whether it reuses the kept changes of an earlier mount.
     changes: FromBefore,
     under_way: Option<UnderWay>,
 }
 
-/// Whether a mount goes on with what an earlier one has changed.
+/// Whether a mount continues the changes of an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FromBefore {
     Yes,
@@ -46,27 +46,27 @@ enum FromBefore {
 impl Drop for MadeInto {
     fn drop(&mut self) {
         let Some(record) = self.record.take() else { return };
-        // Before anybody else can see that the caller is gone.
+        // Marked before any other request can see that the caller is gone.
         self.service.mount_table().doom(&record);
         let (service, sandbox) = (self.service.clone(), Arc::clone(&self.sandbox));
         let (file, changes, under_way) = (self.file.clone(), self.changes, self.under_way.take());
         tracing::info!(
             sandbox = %sandbox.id(),
             mountpoint = %record.mountpoint.to_path().display(),
-            "a mount is undone, because its caller is gone"
+            "undoing a mount: the caller disconnected"
         );
         spawn_blocking(move || {
-            // Whoever mounts there next looks for changes only when this is done.
+            // The next mount at this path looks for changes only after this is done.
             let _turn = sandbox.turn.blocking_lock();
             let undone = service.mount_table().undo(&record).map_err(DaemonError::from);
             let undone = undone.and_then(|()| match changes {
-                FromBefore::No => file.remove(sandbox.layout()),
+                FromBefore::No => sandbox.forget_mount(&file),
                 FromBefore::Yes => {
                     MountFile { place: FilePlace::Kept, ..file }.write(sandbox.layout())
                 }
             });
             if let Err(error) = undone {
-                tracing::warn!(%error, "something of a mount that nobody wants stays");
+                tracing::warn!(%error, "can't undo a cancelled mount completely");
             }
             service.look();
             drop(under_way);
@@ -75,8 +75,9 @@ impl Drop for MadeInto {
 }
 
 impl Service {
-    /// Mounts into a sandbox. Should this future be dropped, or take longer than `limit`, nothing of
-    /// the mount stays. If the request with this `key` has made it before, it is that mount.
+    /// Mounts a snapshot into a sandbox. Cancel-safe: if the future is dropped or `limit` passes,
+    /// nothing of the mount stays. Idempotent: if an earlier attempt with the same `key` created
+    /// the mount, returns that mount.
     pub(in crate::daemon) async fn mount_into(
         &self,
         reference: &str,
@@ -100,14 +101,20 @@ impl Service {
         let service = self.clone();
         let work = async move { service.make_into(sandbox, request, key, under_way).await };
         let mut made = unless_given_up(limit, work).await?;
-        // Should nobody wait for it any more, what comes of it is dropped, and so undone.
-        let confirmed = spawn_blocking(move || {
+        // If the caller goes away now, the result is dropped and the mount undone.
+        let sandbox = Arc::clone(&made.sandbox);
+        let confirmed = sandbox.in_turn(move |sandbox| {
+            if made.file.place != FilePlace::Mounted {
+                made.file.place = FilePlace::Mounted;
+                made.file.write(sandbox.layout())?;
+            }
+            injected(Step::LiveMountWritten)?;
             if let Some(record) = &mut made.record {
                 *record = made.service.mount_table().confirm(record)?;
             }
-            Ok::<_, DaemonError>(made)
+            Ok(made)
         });
-        let mut made = confirmed.await.map_err(|_| DaemonError::Panicked)??;
+        let mut made = confirmed.await?;
         made.record = None;
         let MountFile { path, snapshot, view, .. } = made.file.clone();
         self.mark("mounted", || format!("{}:{}", made.sandbox.id(), path.to_path().display()));
@@ -139,14 +146,15 @@ impl Service {
             let kept = spawn_blocking(move || keep_empty(service.snapshots().state()));
             kept.await.map_err(|_| DaemonError::Panicked)??;
         }
-        let empty = crate::snapshots::empty_id().to_string();
+        let empty = inlay_snapshots::empty_id().to_string();
         let snapshot = if request.snapshot == EMPTY { &empty } else { &request.snapshot };
         let shape = match request.view {
             IntoView::ReadOnly => Shape::Alone,
             IntoView::Writable => Shape::Below,
         };
-        let wanted =
-            Attach { snapshot, store: &request.store, cache: request.cache, load: &request.load };
+        let (store, load) = (&request.store, &request.load);
+        let (cache, chown, origin) = (request.cache, request.owner, MountOrigin::Command);
+        let wanted = Attach { snapshot, store, cache, load, origin, chown };
         let attached = self.attach(wanted, shape).await?;
         let wanted = Wanted {
             chown: request.owner,
@@ -164,7 +172,7 @@ impl Service {
             .await
     }
 
-    /// Records the mount as the sandbox's, and makes it. Blocks.
+    /// Records the mount in the sandbox, then creates it. Called in the sandbox's turn. Blocks.
     fn put_into(
         &self,
         sandbox: &Arc<Sandbox>,
@@ -174,35 +182,7 @@ impl Service {
         under_way: UnderWay,
     ) -> Result<MadeInto, DaemonError> {
         let layout = sandbox.layout();
-        let known = files(layout)?;
-        let path = PathText::from(claim.path());
-        let before = known.iter().find(|file| {
-            file.place != FilePlace::Discarded
-                && file.path == path
-                && file.snapshot == wanted.snapshot
-                && file.view == view
-                && file.chown == wanted.chown
-        });
-        let chown = wanted.chown;
-        let (mut file, changes) = if let Some(file) = before {
-            let file = MountFile { place: FilePlace::Mounted, ..file.clone() };
-            file.write(layout)?;
-            (file, FromBefore::Yes)
-        } else {
-            let number = free_number(layout, &known)?;
-            let file = MountFile {
-                number,
-                path,
-                snapshot: wanted.snapshot,
-                store,
-                view,
-                chown,
-                owners: None,
-                place: FilePlace::Mounted,
-            };
-            file.write(layout)?;
-            (file, FromBefore::No)
-        };
+        let (file, changes) = self.note(sandbox, &claim, &wanted, (store, view))?;
         let view = match view {
             IntoView::ReadOnly => WantedView::ReadOnly,
             IntoView::Writable => {
@@ -211,13 +191,15 @@ impl Service {
             }
         };
         let slots = [Some(wanted.top.slot), wanted.below.as_ref().map(|below| below.slot)];
-        let made = injected(Step::LiveMountNoted)
-            .and_then(|()| Ok(self.mount_table().create(claim, Wanted { view, ..wanted })?));
+        let made = injected(Step::LiveMountNoted).and_then(|()| {
+            let wanted = Wanted { view, file: Some(file.number), ..wanted };
+            Ok(self.mount_table().create(claim, wanted)?)
+        });
         let record = match made {
             Ok(record) => record,
             Err(error) => {
                 match changes {
-                    FromBefore::No => file.remove(layout)?,
+                    FromBefore::No => sandbox.forget_mount(&file)?,
                     FromBefore::Yes => {
                         MountFile { place: FilePlace::Kept, ..file }.write(layout)?;
                     }
@@ -226,25 +208,68 @@ impl Service {
             }
         };
         let owners = record.owners.clone();
-        // From here on, whatever becomes of this, the mount is undone unless it is taken.
+        // From here on the mount is undone unless taken, however this ends.
         let mut made = MadeInto {
             service: self.clone(),
             sandbox: Arc::clone(sandbox),
             record: Some(record),
-            file: file.clone(),
+            file,
             changes,
             under_way: Some(under_way),
         };
-        if file.owners != owners {
-            file.owners = owners;
-            file.write(layout)?;
-            made.file = file;
-        }
+        // Written when the mount is confirmed.
+        made.file.owners = owners;
         slots.into_iter().flatten().for_each(|slot| self.snapshots().release_pages_of(slot));
         Ok(made)
     }
 
-    /// Takes `path` of a sandbox for a mount. One that is being made or undone is waited for.
+    /// Records that a mount is about to be created: an earlier one with kept changes, or a new one.
+    /// Blocks.
+    fn note(
+        &self,
+        sandbox: &Sandbox,
+        claim: &Claim,
+        wanted: &Wanted,
+        (store, view): (crate::daemon::api::StoreRef, IntoView),
+    ) -> Result<(MountFile, FromBefore), DaemonError> {
+        let layout = sandbox.layout();
+        let known = files(layout)?;
+        let live: Vec<u32> =
+            self.live_mounts(sandbox)?.into_iter().map(|(_, file)| file.number).collect();
+        let on = self.on(sandbox, claim)?;
+        let path = PathText::from(claim.path());
+        let before = known.iter().find(|file| {
+            // One that was moved since is still mounted, though elsewhere.
+            file.place != FilePlace::Discarded
+                && !live.contains(&file.number)
+                && file.path == path
+                && file.snapshot == wanted.snapshot
+                && file.view == view
+                && file.chown == wanted.chown
+        });
+        let (file, changes) = if let Some(file) = before {
+            (MountFile { place: FilePlace::Making, on, ..file.clone() }, FromBefore::Yes)
+        } else {
+            let file = MountFile {
+                number: free_number(layout, &known)?,
+                path,
+                snapshot: wanted.snapshot,
+                store,
+                view,
+                chown: wanted.chown,
+                owners: None,
+                place: FilePlace::Making,
+                on,
+                unknown: Unknown::default(),
+            };
+            (file, FromBefore::No)
+        };
+        file.write(layout)?;
+        Ok((file, changes))
+    }
+
+    /// Claims `path` in a sandbox for a mount. Retries while another mount there is being created
+    /// or undone.
     async fn claim_in_patiently(
         &self,
         sandbox: &Arc<Sandbox>,
@@ -263,7 +288,7 @@ impl Service {
         Err(MountError::BeingMounted(path.to_owned()).into())
     }
 
-    /// The place, unless it has to be waited for. Blocks.
+    /// Returns the claim; `None` if the caller has to retry. Blocks.
     fn claim_in(
         &self,
         sandbox: &Sandbox,
@@ -271,11 +296,11 @@ impl Service {
         key: Option<&str>,
     ) -> Result<Option<Place>, DaemonError> {
         let caller = sandbox.caller()?;
-        match self.mount_table().claim(caller, path, MakePath::OwnedBy(Owner::ROOT)) {
+        match self.mount_table().claim(&caller, path, MakePath::OwnedBy(Owner::ROOT)) {
             Ok(claim) => Ok(Some(Place::Free(claim))),
             Err(MountError::BeingMounted(_)) => Ok(None),
             Err(error @ MountError::AlreadyMounted { .. }) => {
-                let Some(at) = self.mount_table().find(caller, path)? else { return Ok(None) };
+                let Some(at) = self.mount_table().find(&caller, path)? else { return Ok(None) };
                 if key.is_none() || at.key.as_deref() != key {
                     return Err(error.into());
                 }
@@ -288,7 +313,7 @@ impl Service {
         }
     }
 
-    /// Unmounts something from a sandbox.
+    /// Unmounts a snapshot from a sandbox.
     pub(in crate::daemon) async fn umount_from(
         &self,
         reference: &str,
@@ -314,14 +339,15 @@ impl Service {
     ) -> Result<UmountedFrom, DaemonError> {
         let path = request.path.to_path();
         let caller: Caller = sandbox.caller()?;
-        let at = self.mount_table().find(caller, &path)?;
+        let at = self.mount_table().find(&caller, &path)?;
         let live = self.live_mounts(sandbox)?;
         let found = live
             .into_iter()
             .find(|(record, _)| at.as_ref().is_some_and(|at| at.seen == record.seen));
         let Some((record, file)) = found else {
+            let moved = self.mount_table().moved_from(sandbox.id().as_str(), &path);
             let sandbox = sandbox.record.lock().name.clone();
-            return Err(DaemonError::NotMountedIn { sandbox, path });
+            return Err(DaemonError::NotMountedIn { sandbox, path, moved });
         };
         if request.changes == Changes::Discard {
             MountFile { place: FilePlace::Discarded, ..file.clone() }.write(sandbox.layout())?;
@@ -330,7 +356,8 @@ impl Service {
         let ended = match ended {
             Ok(ended) => ended,
             Err(error) => {
-                // Unless it is gone, and only clearing up has failed, it goes on as it was.
+                // If it is gone and only the cleanup failed, it counts as unmounted; otherwise it
+                // stays mounted.
                 let place = match record.seen.is_mounted() {
                     Ok(false) if request.changes == Changes::Discard => FilePlace::Discarded,
                     Ok(false) => FilePlace::Kept,
@@ -345,13 +372,18 @@ impl Service {
         let discard = request.changes == Changes::Discard || unchanged;
         let place = match (discard, ended.in_use) {
             (true, false) => None,
-            // Somebody still writes there; nobody sees it again.
+            // A program still writes there; no mount will show these changes again.
             (true, true) => Some(FilePlace::Discarded),
             (false, _) => Some(FilePlace::Kept),
         };
         match place {
-            None => file.remove(sandbox.layout())?,
+            None => sandbox.forget_mount(&file)?,
             Some(place) => MountFile { place, ..file.clone() }.write(sandbox.layout())?,
+        }
+        if request.how == Umount::Lazily {
+            // A lazy unmount also takes the mounts inside it.
+            self.mount_table().look();
+            self.note_unmounted(sandbox)?;
         }
         Ok(UmountedFrom {
             path: file.path,
@@ -364,6 +396,6 @@ impl Service {
 
 enum Place {
     Free(Claim),
-    /// The same request has mounted it before.
+    /// An earlier attempt of the same request has mounted it.
     Taken(Box<MountRecord>, MountFile),
 }

@@ -1,43 +1,54 @@
-//! What a sandbox's directory is put together of, at this moment: its root, what is mounted in it, and
-//! what is not ours.
+//! Plans a capture: which root, mounts and foreign file systems make up a directory of a sandbox at
+//! this moment.
 
 use std::collections::HashMap;
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
+use inlay_base::in_root;
+use inlay_base::inject::Step;
+use inlay_capture::{
+    Cancel, CaptureError, Frozen, Graft, LeftOut, LeftOutWhy, Lower, Plan, Stood, Subject,
+    SubjectError, Thawed, Underneath, View,
+};
+use inlay_mounts::Owners;
+use inlay_sandbox::{self, SandboxError, processes};
+use inlay_snapshots::host::Site;
+use inlay_snapshots::{empty_id, open_index};
 use inlay_store::format::Index;
 use inlay_store::ids::SnapshotId;
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags, open};
 
-use super::mounted::{MountFile, Place, files};
+use super::mounted::MountFile;
+use super::places::{Visible, What};
 use super::{Sandbox, Service, injected};
-use crate::capture::{
-    Frozen, Graft, LeftOut, LeftOutWhy, Lower, Plan, Subject, SubjectError, Underneath, View,
-};
 use crate::daemon::api::StoreRef;
 use crate::daemon::error::DaemonError;
-use crate::host::Site;
-use crate::in_root;
-use crate::inject::Step;
-use crate::mount::Owners;
-use crate::sandbox::{self, SandboxError, processes};
-use crate::snapshots::{empty_id, open_index};
+use crate::daemon::service::LOOK_AGAIN;
 
-/// How long a sandbox stands still at most. Then it goes on, and the snapshot fails.
+/// Timeout of one attempt to freeze a sandbox. A process that can't be frozen, e.g. because it
+/// waits for a store, keeps all others frozen for that long.
+const FREEZE_WITHIN: Duration = Duration::from_millis(250);
+/// Attempts to freeze, with pauses that double: 9 s in all, of which the sandbox is frozen for 2 s.
+const FREEZE_TRIES: u32 = 8;
+const PAUSE_FIRST: Duration = Duration::from_millis(100);
+const PAUSE_LAST: Duration = Duration::from_secs(2);
+/// Maximum time a sandbox stays frozen. Then it is thawed and the snapshot fails.
 const FROZEN_MAX: Duration = Duration::from_mins(1);
-/// Where secrets are, in every sandbox.
+/// Mount point of secrets in every sandbox.
 const SECRETS: &str = "/run/secrets";
 
-/// What is captured of a sandbox.
+/// Scope of a capture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Wanted {
     /// Its root, as a difference from its image.
     Root,
-    /// What is seen at a path.
+    /// The directory visible at a path.
     Directory(PathBuf),
 }
 
@@ -48,14 +59,10 @@ pub(super) struct InSandbox<'a> {
     wanted: Wanted,
     site: Site<'a>,
     store: StoreRef,
+    cancel: Cancel,
+    /// How long this capture has kept the sandbox frozen.
+    frozen: Mutex<Duration>,
     indexes: Mutex<HashMap<SnapshotId, Index>>,
-}
-
-/// A mount that the sandbox sees.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Visible {
-    path: PathBuf,
-    kind: String,
 }
 
 impl<'a> InSandbox<'a> {
@@ -63,13 +70,15 @@ impl<'a> InSandbox<'a> {
         service: &'a Service,
         sandbox: Arc<Sandbox>,
         wanted: Wanted,
-        site: Site<'a>,
-        store: StoreRef,
+        (site, store): (Site<'a>, StoreRef),
+        cancel: Cancel,
     ) -> Self {
-        Self { service, sandbox, wanted, site, store, indexes: Mutex::default() }
+        let (frozen, indexes) = (Mutex::default(), Mutex::default());
+        Self { service, sandbox, wanted, site, store, cancel, frozen, indexes }
     }
 
-    /// One of our mounts, and its changes.
+    /// Returns the view of one of our mounts and its changes. Fails if the snapshot is in another
+    /// store.
     fn view(
         &self,
         snapshot: SnapshotId,
@@ -106,34 +115,15 @@ impl<'a> InSandbox<'a> {
         self.view(file.snapshot, &file.store, shown)
     }
 
-    /// All that the sandbox sees mounted, what was mounted last at a place only; and which of it is
-    /// ours.
-    fn mounts(&self) -> Result<(Vec<Visible>, Vec<MountFile>), DaemonError> {
-        let Ok(first) = self.sandbox.running() else {
-            let files = files(self.sandbox.layout())?.into_iter();
-            let ours: Vec<MountFile> = files.filter(|file| file.place == Place::Mounted).collect();
-            let kind = || "overlay".to_owned();
-            let mut seen = vec![Visible { path: "/".into(), kind: kind() }];
-            seen.extend(
-                ours.iter().map(|file| Visible { path: file.path.to_path(), kind: kind() }),
-            );
-            return Ok((visible(seen), ours));
-        };
-        let path = PathBuf::from(format!("/proc/{}/mountinfo", first.pid));
-        let table = fs::read(&path).map_err(DaemonError::io("read", &path))?;
-        let live = self.service.live_mounts(&self.sandbox)?;
-        Ok((visible(parse(&table)), live.into_iter().map(|(_, file)| file).collect()))
-    }
-
-    /// The directory, without links, as the sandbox sees it.
-    fn real(&self, path: &Path) -> Result<PathBuf, DaemonError> {
+    /// Resolves symbolic links in `path`, as the sandbox sees it.
+    fn real(&self, path: &Path, seen: &[Visible]) -> PathBuf {
         if let Ok(caller) = self.sandbox.caller() {
-            return Ok(caller.locate(path));
+            return caller.locate(path);
         }
-        let ours = files(self.sandbox.layout())?;
         let path: PathBuf = path.components().filter(|part| *part != Component::CurDir).collect();
-        if ours.iter().any(|file| path.starts_with(file.path.to_path())) {
-            return Ok(path);
+        let live = |mount: &Visible| matches!(mount.what, What::Live(_));
+        if seen.iter().any(|mount| live(mount) && path.starts_with(&mount.path)) {
+            return path;
         }
         let rootfs = self.sandbox.layout().rootfs();
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -143,46 +133,48 @@ impl<'a> InSandbox<'a> {
             let real = fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).ok()?;
             Some(Path::new("/").join(real.strip_prefix(&rootfs).ok()?))
         });
-        Ok(real.unwrap_or(path))
+        real.unwrap_or(path)
     }
 
     fn planned(&self) -> Result<Plan, DaemonError> {
-        let (seen, ours) = self.mounts()?;
+        let seen = self.service.visible(&self.sandbox)?;
         let at = match &self.wanted {
             Wanted::Root => PathBuf::from("/"),
-            Wanted::Directory(path) => self.real(path)?,
+            Wanted::Directory(path) => self.real(path, &seen),
         };
-        let ours_at = |path: &Path| ours.iter().find(|file| file.path.to_path() == path);
         let covering = seen.iter().filter(|mount| at.starts_with(&mount.path));
         let covering = covering.max_by_key(|mount| mount.path.components().count());
         let (view, inside) = match covering {
-            Some(mount) if mount.path == Path::new("/") => (self.root_view()?, Path::new("/")),
-            Some(mount) => match ours_at(&mount.path) {
-                Some(file) => (self.mount_view(file)?, mount.path.as_path()),
-                None => {
-                    return Err(DaemonError::NotOurs { path: at, kind: mount.kind.clone() });
-                }
-            },
-            None => (self.root_view()?, Path::new("/")),
+            Some(Visible { path, what: What::Live(file), .. }) => {
+                (self.mount_view(file)?, path.as_path())
+            }
+            Some(Visible { kind, what: What::Other, .. }) => {
+                return Err(DaemonError::NotOurs { path: at, kind: kind.clone() });
+            }
+            Some(Visible { what: What::Root, .. }) | None => (self.root_view()?, Path::new("/")),
         };
         let path = at.strip_prefix(inside).unwrap_or(Path::new("")).to_owned();
         let mut plan = Plan { view, path, grafts: Vec::new(), left_out: Vec::new() };
+        let mut below: Vec<&Visible> = seen.iter().collect();
+        below.retain(|mount| mount.path != at && mount.path.starts_with(&at));
+        // Parents sort before the mounts on top of them.
+        below.sort_by_key(|mount| mount.path.components().count());
         let mut others: Vec<&Path> = Vec::new();
-        for mount in seen.iter().filter(|mount| mount.path != at && mount.path.starts_with(&at)) {
-            // What is mounted on something that is left out is nowhere in the snapshot.
+        for mount in below {
+            // A mount on top of something left out is not in the snapshot.
             if others.iter().any(|other| mount.path.starts_with(other)) {
                 continue;
             }
             let relative = mount.path.strip_prefix(&at).unwrap_or(&mount.path).to_owned();
-            let why = match (ours_at(&mount.path), &self.wanted) {
-                (Some(file), Wanted::Directory(_)) => {
+            let why = match (&mount.what, &self.wanted) {
+                (What::Live(file), Wanted::Directory(_)) => {
                     let view = self.mount_view(file)?;
                     plan.grafts.push(Graft { at: relative, view, path: PathBuf::new() });
                     continue;
                 }
-                (Some(_), Wanted::Root) => LeftOutWhy::LiveMount,
-                (None, _) if mount.path == Path::new(SECRETS) => LeftOutWhy::Secret,
-                (None, _) => LeftOutWhy::FileSystem(mount.kind.clone()),
+                (What::Live(_), Wanted::Root) => LeftOutWhy::LiveMount,
+                (_, _) if mount.path == Path::new(SECRETS) => LeftOutWhy::Secret,
+                (What::Other | What::Root, _) => LeftOutWhy::FileSystem(mount.kind.clone()),
             };
             let underneath = match self.wanted {
                 Wanted::Root => Underneath::Kept,
@@ -201,18 +193,24 @@ impl Subject for InSandbox<'_> {
     }
 
     fn freeze(&self) -> Result<Box<dyn Frozen + '_>, SubjectError> {
-        let frozen = if self.sandbox.running().is_ok() {
-            match self.sandbox.monitor().freeze(FROZEN_MAX) {
-                Ok(frozen) => Some(frozen),
-                // It has just ended: nothing changes any more.
-                Err(SandboxError::NotRunning(_)) => None,
-                Err(error) => return Err(error.into()),
-            }
-        } else {
-            None
-        };
-        injected(Step::SandboxFrozen)?;
-        Ok(Box::new(Still(frozen)))
+        let mut pause = PAUSE_FIRST;
+        for attempt in 1.. {
+            let began = Instant::now();
+            let frozen = match self.freeze_once() {
+                Ok(frozen) => frozen,
+                Err(error @ SandboxError::NotFrozen { .. }) if attempt < FREEZE_TRIES => {
+                    *self.frozen.lock() += began.elapsed();
+                    tracing::debug!(%error, attempt, sandbox = %self.sandbox.id(), "retrying the freeze");
+                    self.sleep(pause)?;
+                    pause = (pause * 2).min(PAUSE_LAST);
+                    continue;
+                }
+                Err(error) => return Err(DaemonError::from(error).into()),
+            };
+            injected(Step::SandboxFrozen)?;
+            return Ok(Box::new(Still { frozen, began, total: &self.frozen }));
+        }
+        Err(DaemonError::Panicked.into())
     }
 
     fn processes(&self) -> Result<Vec<u32>, SubjectError> {
@@ -220,58 +218,55 @@ impl Subject for InSandbox<'_> {
     }
 }
 
-/// A sandbox that stands still, or has ended.
-struct Still(Option<sandbox::Frozen>);
-
-impl Frozen for Still {
-    fn thaw(self: Box<Self>) -> Result<(), SubjectError> {
-        let Some(frozen) = self.0 else { return Ok(()) };
-        if frozen.thaw()?.held {
-            return Ok(());
+impl InSandbox<'_> {
+    /// Attempts once to freeze. A sandbox that has ended needs no freezing: `None`.
+    fn freeze_once(&self) -> Result<Option<inlay_sandbox::Frozen>, SandboxError> {
+        if self.sandbox.running().is_err() {
+            return Ok(None);
         }
-        Err("the sandbox did not stand still until everything was looked at; try again".into())
+        match self.sandbox.monitor().freeze(FREEZE_WITHIN, FROZEN_MAX) {
+            Ok(frozen) => Ok(Some(frozen)),
+            // It has just ended: nothing changes any more.
+            Err(SandboxError::NotRunning(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn sleep(&self, pause: Duration) -> Result<(), CaptureError> {
+        let until = Instant::now() + pause;
+        while Instant::now() < until {
+            if self.cancel.is_cancelled() {
+                return Err(CaptureError::Cancelled);
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
     }
 }
 
-/// Mounts in the order in which they were made, without those that later ones hide.
-fn visible(mounts: Vec<Visible>) -> Vec<Visible> {
-    let mut seen: Vec<Visible> = Vec::new();
-    for mount in mounts {
-        seen.retain(|earlier| !earlier.path.starts_with(&mount.path));
-        seen.push(mount);
+/// A sandbox that is frozen or has ended.
+struct Still<'a> {
+    frozen: Option<inlay_sandbox::Frozen>,
+    began: Instant,
+    /// How long this capture has kept the sandbox frozen, in total.
+    total: &'a Mutex<Duration>,
+}
+
+impl Frozen for Still<'_> {
+    fn until(&self) -> Option<Instant> {
+        self.frozen.as_ref().map(|_| self.began + FROZEN_MAX)
     }
-    seen
-}
 
-/// The lines of proc(5)'s `mountinfo`.
-fn parse(table: &[u8]) -> Vec<Visible> {
-    let lines = table.split(|byte| *byte == b'\n');
-    let mount = |line: &[u8]| {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let path = sandbox::unescape(fields.nth(4)?);
-        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-        Some(Visible { path, kind: String::from_utf8_lossy(kind).into_owned() })
-    };
-    lines.filter_map(mount).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_later_mounts_hide_is_not_seen() {
-        let table = b"21 1 0:5 / / rw - overlay inlay rw\n\
-            22 21 0:6 / /proc rw shared:1 - proc proc rw\n\
-            23 21 0:7 / /a rw - tmpfs tmpfs rw\n\
-            24 23 0:8 / /a/b\\040c rw - tmpfs tmpfs rw\n\
-            25 21 0:9 / /a rw - overlay inlay rw\n\
-            26 25 0:9 / /a/d rw - ext4 /dev/x rw\n";
-        let seen = visible(parse(table));
-        let seen: Vec<_> = seen.iter().map(|at| (at.path.to_str().unwrap(), &*at.kind)).collect();
-        let wanted = [("/", "overlay"), ("/proc", "proc"), ("/a", "overlay"), ("/a/d", "ext4")];
-        assert_eq!(seen, wanted);
-        assert_eq!(parse(table)[3].path, Path::new("/a/b c"));
-        assert!(parse(b"damaged\n1 2 3").is_empty());
+    fn thaw(self: Box<Self>) -> Result<Thawed, SubjectError> {
+        let Self { frozen, began, total } = *self;
+        let stood = match frozen.map(inlay_sandbox::Frozen::thaw).transpose()? {
+            None => Stood::Throughout,
+            Some(thawed) if thawed.held => Stood::Throughout,
+            Some(thawed) if thawed.frozen >= FROZEN_MAX => Stood::TooLong,
+            Some(_) => Stood::Interrupted,
+        };
+        let mut total = total.lock();
+        *total += began.elapsed();
+        Ok(Thawed { stood, frozen: *total })
     }
 }

@@ -1,13 +1,37 @@
-//! A sandbox as clients see it.
+//! Converts sandboxes to their wire type.
 
+use inlay_sandbox::{Phase, SandboxError};
+
+use super::damaged::DamagedSandbox;
 use super::{Sandbox, Service};
 use crate::daemon::api::{MountedIn, SandboxShown, SandboxState};
 use crate::daemon::error::DaemonError;
-use crate::sandbox::Phase;
 
 impl Service {
-    /// Looks at a sandbox. Blocks.
+    /// Returns a sandbox's current state. Blocks.
     pub(super) fn sandbox_shown(&self, sandbox: &Sandbox) -> Result<SandboxShown, DaemonError> {
+        match self.shown_whole(sandbox) {
+            // A record was damaged while this daemon ran.
+            Err(
+                error @ (DaemonError::Record(_)
+                | DaemonError::DamagedSandbox { .. }
+                | DaemonError::Sandbox(SandboxError::Record(_))),
+            ) => {
+                let damaged = DamagedSandbox {
+                    layout: sandbox.layout().clone(),
+                    name: Some(sandbox.record.lock().name.clone()),
+                    why: match error {
+                        DaemonError::DamagedSandbox { why, .. } => why,
+                        other => other.to_string(),
+                    },
+                };
+                Ok(damaged.shown())
+            }
+            other => other,
+        }
+    }
+
+    fn shown_whole(&self, sandbox: &Sandbox) -> Result<SandboxShown, DaemonError> {
         sandbox.refresh()?;
         let mounts = self.live_mounts(sandbox)?.into_iter().map(|(_, file)| MountedIn {
             path: file.path,
@@ -26,14 +50,37 @@ impl Service {
         Ok(SandboxShown {
             id: record.id.clone(),
             name: record.name.clone(),
-            snapshot: record.snapshot,
-            image: origin.image,
+            snapshot: Some(record.snapshot),
+            image: Some(origin.image),
             state,
+            damage: None,
             pid: (*sandbox.first.lock()).map(|first| first.pid),
             exit,
-            created_ms: record.created_ms,
-            options: record.options.clone(),
+            created_ms: Some(record.created_ms),
+            options: Some(record.options.clone()),
+            confinement: record.bundle.as_ref().and_then(|bundle| bundle.confinement.clone()),
             mounts,
         })
+    }
+}
+
+impl DamagedSandbox {
+    /// Returns a damaged sandbox's current state. Blocks.
+    pub(super) fn shown(&self) -> SandboxShown {
+        let status = self.monitor_status();
+        SandboxShown {
+            id: self.id().clone(),
+            name: self.name.clone().unwrap_or_else(|| self.id().to_string()),
+            snapshot: None,
+            image: None,
+            state: SandboxState::Damaged,
+            damage: Some(self.error().to_string()),
+            pid: status.filter(|status| status.exit.is_none()).map(|status| status.init.pid),
+            exit: None,
+            created_ms: None,
+            options: None,
+            confinement: None,
+            mounts: Vec::new(),
+        }
     }
 }

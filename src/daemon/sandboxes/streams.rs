@@ -1,38 +1,41 @@
-//! Programs in sandboxes, their output, and files, for clients that stay for as long as it takes.
+//! Exec, attach, logs and file copies: streams that last as long as their clients stay.
 
 use std::future::Future;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
+use inlay_sandbox::copy::{
+    Holes, Keep, PIECES, Piece, PieceReader, PieceWriter, Root, pack, unpack,
+};
+use inlay_sandbox::{ExecOptions, LogEntry, LogFrom, LogReader, StdinFlow, Stream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 
 use super::{Sandbox, Service};
-use crate::copy::{Owners, PIECES, Piece, PieceReader, PieceWriter, Root, pack, unpack};
 use crate::daemon::api::{AttachTo, CopiedInto};
 use crate::daemon::error::DaemonError;
-use crate::sandbox::{ExecOptions, LogEntry, LogFrom, LogReader, Stream, Waited};
 
-/// What is sent, piece by piece. It ends with an error or without.
+/// Data to send, in pieces. Ends with an error or without.
 pub(in crate::daemon) type Pieces = mpsc::Receiver<Piece>;
 
-/// How soon it is noticed that nobody follows a log any more.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Log entries read per batch.
+const ENTRIES_AT_ONCE: usize = 64;
 
-/// Which part of a log is wanted.
+/// Requested part of a log.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::daemon) struct LogWanted {
     pub(in crate::daemon) tail: Option<usize>,
     pub(in crate::daemon) since_ns: u64,
-    /// Whether what comes is wanted, too.
+    /// Whether to keep sending new entries.
     pub(in crate::daemon) follow: bool,
 }
 
 impl Service {
-    /// Does something until it is done or the daemon ends.
+    /// Runs `work` until it completes or the daemon stops.
     pub(in crate::daemon) fn while_serving(&self, work: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop_token().clone();
         self.sandboxes().streams.spawn(async move {
@@ -48,30 +51,33 @@ impl Service {
         &self,
         reference: &str,
         options: ExecOptions,
+        flow: StdinFlow,
     ) -> Result<Stream, DaemonError> {
         let sandbox = self.sandboxes().find(reference)?;
         let started = spawn_blocking(move || {
             sandbox.running()?;
-            Ok(sandbox.monitor().exec(&options)?)
+            Ok(sandbox.monitor().with_stdin(flow).exec(&options)?)
         });
         started.await.map_err(|_| DaemonError::Panicked)?
     }
 
-    /// The first program's input and output.
+    /// Attaches to the first program's input and output.
     pub(in crate::daemon) async fn attach_to(
         &self,
         reference: &str,
         wanted: AttachTo,
+        flow: StdinFlow,
     ) -> Result<Stream, DaemonError> {
         let sandbox = self.sandboxes().find(reference)?;
         let attached = spawn_blocking(move || {
             sandbox.running()?;
-            Ok(sandbox.monitor().attach(wanted.stdin, wanted.size, wanted.shown)?)
+            let monitor = sandbox.monitor().with_stdin(flow);
+            Ok(monitor.attach(wanted.stdin, wanted.size, wanted.shown)?)
         });
         attached.await.map_err(|_| DaemonError::Panicked)?
     }
 
-    /// The first program's output, as lines of JSON.
+    /// Streams the first program's output as lines of JSON.
     pub(in crate::daemon) fn logs_of(
         &self,
         reference: &str,
@@ -79,41 +85,30 @@ impl Service {
     ) -> Result<Pieces, DaemonError> {
         let sandbox = self.sandboxes().find(reference)?;
         let from = LogFrom { tail: wanted.tail, since_ns: wanted.since_ns };
-        let mut reader = LogReader::open(sandbox.layout(), from)?;
+        let reader = LogReader::open(sandbox.layout(), from)?;
         let (sender, receiver) = mpsc::channel(PIECES);
         let stop = self.stop_token().clone();
-        self.sandboxes().streams.spawn_blocking(move || {
-            while !sender.is_closed() {
-                if stop.is_cancelled() {
-                    // Else what is cut off would look whole.
-                    let _ = sender.blocking_send(Err(io::Error::other(DaemonError::Ending)));
-                    return;
-                }
-                let next = if wanted.follow {
-                    reader.wait_entry(LOOK_AGAIN)
-                } else {
-                    reader.next_entry().map(|entry| entry.map_or(Waited::Ended, Waited::Entry))
-                };
-                let piece = match next {
-                    Ok(Waited::Entry(entry)) => line(&entry),
-                    Ok(Waited::Nothing) => continue,
-                    Ok(Waited::Ended) => return,
-                    Err(error) => Err(io::Error::other(error)),
-                };
-                let failed = piece.is_err();
-                if sender.blocking_send(piece).is_err() || failed {
-                    return;
-                }
+        self.sandboxes().streams.spawn(async move {
+            let follower = Follower { sandbox, reader, wanted };
+            let sent = tokio::select! {
+                sent = follower.send_to(&sender) => sent,
+                // Otherwise a truncated stream would look complete.
+                () = stop.cancelled() => Err(DaemonError::Ending),
+            };
+            if let Err(error) = sent {
+                // A client that is gone needs no error.
+                let _ = sender.send(Err(io::Error::other(error))).await;
             }
         });
         Ok(receiver)
     }
 
-    /// The object at `path` in a sandbox, with all below it, as a tar archive.
+    /// Streams the file or tree at `path` in a sandbox as a tar archive.
     pub(in crate::daemon) async fn copy_out(
         &self,
         reference: &str,
         path: PathBuf,
+        holes: Holes,
     ) -> Result<Pieces, DaemonError> {
         let sandbox = self.sandboxes().find(reference)?;
         let (sender, receiver) = mpsc::channel(PIECES);
@@ -121,12 +116,12 @@ impl Service {
         let (begun, begins) = oneshot::channel();
         self.sandboxes().streams.spawn_blocking(move || {
             let mut out = Begun { begun: Some(begun), out: PieceWriter::new(sender) };
-            let packed = sandbox.root().and_then(|root| Ok(pack(&root, &path, &mut out)?));
+            let packed = sandbox.root().and_then(|root| Ok(pack(&root, &path, holes, &mut out)?));
             let begun = out.begun.take();
             let outcome = packed.and_then(|_| out.out.finish().map_err(|_| DaemonError::Ending));
             match (outcome, begun) {
                 (Ok(()), _) => {}
-                // What fails before anything was found is an answer of its own.
+                // A failure before the first byte is returned as the answer.
                 (Err(error), Some(begun)) => {
                     let _ = begun.send(Err(error));
                 }
@@ -138,33 +133,115 @@ impl Service {
         begins.await.map_err(|_| DaemonError::Panicked)?.map(|()| receiver)
     }
 
-    /// Makes what a tar archive has at `path` in a sandbox.
+    /// Unpacks a tar archive at `path` in a sandbox. When the daemon stops, fails with
+    /// [`DaemonError::Ending`]; the objects created so far remain.
     pub(in crate::daemon) async fn copy_in(
         &self,
         reference: &str,
         path: PathBuf,
-        owners: Owners,
-        pieces: Pieces,
+        keep: Keep,
+        archive: impl futures::Stream<Item = Piece>,
     ) -> Result<CopiedInto, DaemonError> {
         let sandbox = self.sandboxes().find(reference)?;
-        let copied = spawn_blocking(move || {
+        let (sender, receiver) = mpsc::channel(PIECES);
+        let copying = self.sandboxes().streams.spawn_blocking(move || {
             let place = sandbox.root()?.place(&path)?;
-            Ok::<_, DaemonError>(unpack(&place, PieceReader::new(pieces), owners)?)
+            Ok::<_, DaemonError>(unpack(&place, PieceReader::new(receiver), keep)?)
         });
-        let copied = copied.await.map_err(|_| DaemonError::Panicked)??;
-        let (objects, bytes, left_out) = (copied.objects, copied.bytes, copied.left_out);
-        Ok(CopiedInto { objects, bytes, left_out })
+        let stop = self.stop_token();
+        let feeding = async {
+            let mut archive = pin!(archive);
+            loop {
+                let piece = tokio::select! {
+                    piece = archive.next() => piece,
+                    () = stop.cancelled() => Some(Err(io::Error::other(DaemonError::Ending))),
+                };
+                let Some(piece) = piece else { break };
+                let failed = piece.is_err();
+                // If the receiver has failed, its result says why.
+                if sender.send(piece).await.is_err() || failed {
+                    break;
+                }
+            }
+            drop(sender);
+        };
+        let (copied, ()) = tokio::join!(copying, feeding);
+        let copied = match copied.map_err(|_| DaemonError::Panicked)? {
+            Err(_) if stop.is_cancelled() => return Err(DaemonError::Ending),
+            copied => copied?,
+        };
+        Ok(CopiedInto {
+            objects: copied.objects,
+            bytes: copied.bytes,
+            left_out: copied.left_out,
+            attributes_left_out: copied.attributes_left_out,
+        })
+    }
+}
+
+/// A client that reads a log.
+struct Follower {
+    sandbox: Arc<Sandbox>,
+    reader: LogReader,
+    wanted: LogWanted,
+}
+
+impl Follower {
+    /// Sends the log's entries and, with `follow`, new ones. Occupies no thread while it waits.
+    async fn send_to(self, to: &mpsc::Sender<Piece>) -> Result<(), DaemonError> {
+        let Self { sandbox, mut reader, wanted } = self;
+        let mut pulse = wanted.follow.then(|| sandbox.pulse());
+        loop {
+            let mark = match &mut pulse {
+                Some(pulse) => pulse.mark().await?,
+                None => None,
+            };
+            let read = spawn_blocking(move || {
+                let mut entries = Vec::new();
+                while entries.len() < ENTRIES_AT_ONCE
+                    && let Some(entry) = reader.next_entry()?
+                {
+                    entries.push(entry);
+                }
+                Ok::<_, DaemonError>((reader, entries))
+            });
+            let (back, entries) = read.await.map_err(|_| DaemonError::Panicked)??;
+            reader = back;
+            let more = entries.len() == ENTRIES_AT_ONCE;
+            for entry in &entries {
+                let line = line(entry).map_err(DaemonError::io("send", "a log".as_ref()))?;
+                if to.send(Ok(line)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            match (&mut pulse, mark) {
+                _ if more => {}
+                (Some(pulse), Some(mark)) if mark.open => tokio::select! {
+                    () = pulse.changed(mark) => {}
+                    () = to.closed() => return Ok(()),
+                },
+                _ => return Ok(()),
+            }
+        }
     }
 }
 
 impl Sandbox {
-    /// What it sees as its root; if it does not run, its root without what was mounted in it.
+    /// Returns the root as the sandbox sees it; if it does not run, its root without the mounts in
+    /// it.
     fn root(self: &Arc<Self>) -> Result<Root, DaemonError> {
-        let path = match self.running() {
-            Ok(first) => Path::new("/proc").join(first.pid.to_string()).join("root"),
-            Err(_) => self.layout().rootfs(),
-        };
-        Ok(Root::open(&path)?)
+        if let Some(first) = self.process()? {
+            let opened =
+                Root::open(&Path::new("/proc").join(first.id().pid.to_string()).join("root"));
+            match opened {
+                // A process about to end loses its root before it is dead.
+                Err(error) if error.is_not_found() => {}
+                // If it has ended, the pid, and so the opened root, may be another process's.
+                opened if first.is_alive() => return Ok(opened?),
+                _ => {}
+            }
+        }
+        Ok(Root::open(&self.layout().rootfs())?)
     }
 }
 
@@ -174,7 +251,7 @@ fn line(entry: &LogEntry) -> io::Result<Bytes> {
     Ok(line.into())
 }
 
-/// Tells when there is something of an archive.
+/// Signals the first byte of an archive.
 struct Begun {
     begun: Option<oneshot::Sender<Result<(), DaemonError>>>,
     out: PieceWriter,
@@ -183,7 +260,7 @@ struct Begun {
 impl Begun {
     fn begins(&mut self) {
         if let Some(begun) = self.begun.take() {
-            // Nobody may wait for it any more; that is noticed when more is sent.
+            // The receiver may be gone; the next write notices.
             let _ = begun.send(Ok(()));
         }
     }
@@ -197,5 +274,52 @@ impl Write for Begun {
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use inlay_sandbox::copy::{FilePrivileges, Owners};
+    use inlay_sandbox::{Layout, SandboxId};
+    use tokio::runtime::Handle;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::daemon::sandboxes::damaged::unknown;
+    use crate::daemon::testing;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_upload_keeps_the_daemon_until_it_is_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let service = testing::service(dir.path(), &Handle::current());
+        let id: SandboxId = "sb-0123456789ab".parse().unwrap();
+        let sandbox = Sandbox::new(Layout::of(dir.path(), &id), unknown(&id));
+        fs::create_dir_all(sandbox.layout().rootfs()).unwrap();
+        service.sandboxes().add(&sandbox).unwrap();
+        let (sender, mut pieces) = mpsc::channel(1);
+        let archive = futures::stream::poll_fn(move |context| pieces.poll_recv(context));
+        let copying = service.clone();
+        let copied = tokio::spawn(async move {
+            let keep = Keep { owners: Owners::Kept, privileges: FilePrivileges::Kept };
+            copying.copy_in(id.as_str(), "/".into(), keep, archive).await
+        });
+        // More than the channels hold, so that the copy has begun.
+        for byte in 0..u8::try_from(PIECES).unwrap() + 3 {
+            let sent = timeout(Duration::from_mins(1), sender.send(Ok(vec![byte].into())));
+            sent.await.unwrap().unwrap();
+        }
+        assert!(!service.close_if_idle());
+        service.stop_token().cancel();
+        let copied = timeout(Duration::from_mins(1), copied).await.unwrap().unwrap();
+        assert!(matches!(copied, Err(DaemonError::Ending)), "{copied:?}");
+        let idle = async {
+            while !service.close_if_idle() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(Duration::from_mins(1), idle).await.unwrap();
     }
 }

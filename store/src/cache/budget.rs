@@ -1,26 +1,27 @@
-//! How much disk the cache may take: as it is said, as it is remembered, and in bytes.
+//! Parses, persists and computes the disk budget of a cache.
 
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use super::disk::{Disk, Space};
+use super::disk::{Disk, DiskSpace};
 use crate::units::ByteSize;
 
-/// How much disk a cache may take.
+/// The maximum disk usage of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Budget {
-    /// A fifth of the file system, but never more than what the cache already has and half of what
-    /// is free: so it grows slower the fuller the disk is, and gives back when others fill it.
+    /// A fifth of the filesystem, but never more than the cache's current usage plus half of the
+    /// free space. The cache grows more slowly as the disk fills up, and shrinks when other files
+    /// fill it.
     #[default]
     Auto,
-    /// So many bytes.
+    /// A fixed number of bytes.
     Bytes(ByteSize),
-    /// So many per cent of the file system.
+    /// A percentage of the filesystem, 1 to 100.
     Percent(u8),
 }
 
-/// A text that is no budget.
+/// The text is not a budget.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "'{0}' is no cache size: write a size such as 20G, a share of the disk such as 20%, or auto"
@@ -60,10 +61,10 @@ impl FromStr for Budget {
 }
 
 impl Budget {
-    /// In bytes, for a cache that takes `used` of a disk of this size.
-    pub(super) fn bytes(self, space: Option<Space>, used: u64) -> u64 {
+    /// Returns the budget in bytes, for a cache that uses `used` bytes of a disk with this `space`.
+    pub(super) fn bytes(self, space: Option<DiskSpace>, used: u64) -> u64 {
         let Some(space) = space else {
-            // A disk that can't be asked bounds nothing but by being full.
+            // Without disk statistics, only a full disk limits the cache.
             return match self {
                 Self::Bytes(size) => size.0,
                 Self::Auto | Self::Percent(_) => u64::MAX,
@@ -76,12 +77,12 @@ impl Budget {
         }
     }
 
-    /// What was last said of the cache at `dir`.
+    /// Returns the budget last persisted for the cache at `dir`.
     pub(super) fn remembered(dir: &Path) -> Option<Self> {
         std::fs::read_to_string(dir.join(FILE)).ok()?.parse().ok()
     }
 
-    /// Remembers it for all who open the cache at `dir` and say nothing.
+    /// Persists the budget for processes that open the cache at `dir` without specifying one.
     pub(super) fn remember(
         self,
         disk: &dyn Disk,
@@ -98,12 +99,12 @@ impl Budget {
 
 const FILE: &str = "budget";
 
-/// Where eviction begins and ends, in per mille of the budget.
+/// The thresholds of eviction, in per mille of the budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Marks {
-    /// When the cache takes more than this, the least recently used goes. Default 900.
+    /// Usage above this starts eviction of the least recently used files. Default 900.
     pub high: u16,
-    /// Until it takes no more than this. Default 800.
+    /// Eviction stops at or below this usage. Default 800.
     pub low: u16,
 }
 
@@ -150,9 +151,9 @@ mod tests {
 
     #[test]
     fn a_budget_knows_the_disk() {
-        let space = Some(Space { total: 1000, free: 100 });
+        let space = Some(DiskSpace { total: 1000, free: 100 });
         assert_eq!(Budget::Auto.bytes(space, 20), 70);
-        assert_eq!(Budget::Auto.bytes(Some(Space { total: 1000, free: 900 }), 0), 200);
+        assert_eq!(Budget::Auto.bytes(Some(DiskSpace { total: 1000, free: 900 }), 0), 200);
         assert_eq!(Budget::Percent(30).bytes(space, 0), 300);
         assert_eq!(Budget::Bytes(ByteSize(7)).bytes(space, 0), 7);
         assert_eq!(Budget::Auto.bytes(None, 0), u64::MAX);

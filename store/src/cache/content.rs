@@ -1,9 +1,10 @@
-//! One large file's contents in the cache: in parts, or whole and sealed.
+//! The content of one large file in the cache: partial, or whole and sealed.
 //!
-//! `contents/ab/<digest>-<size>.part` is the sparse file while it is filled, and `….ready` beside it
-//! says which ranges are there. Nothing of that is synced: a range proves itself when a process first
-//! uses it. When all is there the file is hashed, synced and renamed to `contents/ab/<digest>-<size>`,
-//! and `….seal` records which file that was; from then on its bytes are read unasked.
+//! `contents/ab/<digest>-<size>.part` is the sparse file while it is being filled, and `….ready`
+//! next to it records the ranges that it holds. Neither is synced: each process verifies a range on
+//! first use. When the file is complete, it is hashed, synced and renamed to
+//! `contents/ab/<digest>-<size>`, and `….seal` records its identity; from then on its bytes are
+//! read without verification.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -16,30 +17,31 @@ use super::entry::file_cost;
 use super::placement::ContentId;
 use super::ranges::{HEADER_LEN, RECORD_LEN, Ranges};
 
-/// What the cache has of one content.
+/// The cached state of one content.
 #[derive(Debug)]
-pub(super) struct Content {
+pub(super) struct CachedContent {
     pub(super) id: ContentId,
     pub(super) paths: Paths,
-    pub(super) state: RwLock<State>,
-    /// Held by who writes, seals or evicts.
+    pub(super) state: RwLock<ContentState>,
+    /// Held while writing, sealing or evicting.
     pub(super) writing: Mutex<()>,
     used: AtomicBool,
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum State {
-    /// Not looked at since that epoch.
+pub(super) enum ContentState {
+    /// Not found on disk as of this epoch.
     Absent {
         epoch: u64,
     },
     Part(Arc<Part>),
     Sealed(Arc<Sealed>),
-    /// The bytes that came are not this content's: some snapshot lies.
+    /// The stored bytes do not match the content's digest although every range matches its group: a
+    /// snapshot made a false claim.
     Lie,
 }
 
-/// Where its files are.
+/// Paths of the files of a content.
 #[derive(Debug, Clone)]
 pub(super) struct Paths {
     pub(super) dir: PathBuf,
@@ -65,7 +67,7 @@ impl Paths {
     }
 }
 
-/// What a file in `contents/` is.
+/// The role of a file in `contents/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FileRole {
     Part,
@@ -74,7 +76,7 @@ pub(super) enum FileRole {
     Seal,
 }
 
-/// The content and the role that a file's name tells.
+/// Parses a file name into its content and role.
 pub(super) fn parse_name(name: &str) -> Option<(ContentId, FileRole)> {
     let (stem, role) = match name.split_once('.') {
         None => (name, FileRole::Sealed),
@@ -87,12 +89,12 @@ pub(super) fn parse_name(name: &str) -> Option<(ContentId, FileRole)> {
     Some((ContentId { digest: digest.parse().ok()?, size: size.parse().ok()? }, role))
 }
 
-/// Whether this process may write a part.
+/// The access mode of this process to a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Right {
-    /// It has the `.ready` file locked.
+    /// This process holds the lock on the `.ready` file.
     Write,
-    /// Another process has.
+    /// Another process may hold it.
     Read,
 }
 
@@ -103,83 +105,94 @@ pub(super) struct Part {
     pub(super) ready: File,
     pub(super) right: Right,
     pub(super) ranges: RwLock<Ranges>,
-    /// The disk failed to give what was proved. It is not filled any more but made anew, so that
-    /// nothing is written where somebody may still read.
+    /// Set when reading a verified range failed. The part is not filled any further but replaced,
+    /// so that a file that readers may still use is not overwritten.
     pub(super) condemned: AtomicBool,
-    /// Where the next record goes.
+    /// Offset of the next record in the `.ready` file.
     pub(super) ready_len: AtomicU64,
 }
 
 impl Part {
-    /// What it counts against the budget.
+    /// Returns its cost against the budget, in bytes.
     pub(super) fn cost(&self) -> u64 {
         part_cost(&self.ranges.read(), self.ready_len.load(Ordering::Relaxed))
     }
 }
 
-/// What a part with these ranges counts against the budget.
+/// Returns the cost of a part with these ranges against the budget, in bytes.
 pub(super) fn part_cost(ranges: &Ranges, ready_len: u64) -> u64 {
     ranges.blocks() + file_cost(ready_len)
 }
 
-/// What a sealed content counts against the budget.
+/// Returns the cost of a sealed content against the budget, in bytes.
 pub(super) fn sealed_cost(id: &ContentId) -> u64 {
     file_cost(id.size) + file_cost(1)
 }
 
-/// How many records a file of ready ranges may have: bounds what a damaged one makes us read.
+/// Returns the maximum length of a `.ready` file, in bytes. Bounds what is read of a damaged one.
 pub(super) fn ready_len_max(id: &ContentId) -> u64 {
     HEADER_LEN + RECORD_LEN * (64 + id.size / 2048)
 }
 
-/// An open sealed content. As long as any of these lives the file is not evicted, by no process.
+/// The file at the path of a sealed content.
+#[derive(Debug)]
+pub(super) enum WholeFile {
+    /// The file matches its seal.
+    Sealed(Arc<Sealed>),
+    /// The file has no matching seal. It counts against the budget.
+    Unproved,
+    /// Another process is evicting the file and will release its cost.
+    Leaving,
+}
+
+/// An open sealed content. While one exists, no process evicts the file.
 #[derive(Debug)]
 pub(super) struct Sealed {
     pub(super) file: Arc<File>,
 }
 
-impl Content {
+impl CachedContent {
     pub(super) fn new(contents: &Path, id: ContentId) -> Self {
         Self {
             id,
             paths: Paths::new(contents, &id),
-            state: RwLock::new(State::Absent { epoch: 0 }),
+            state: RwLock::new(ContentState::Absent { epoch: 0 }),
             writing: Mutex::new(()),
             used: AtomicBool::new(true),
         }
     }
 
-    /// Notes that it was read.
+    /// Marks the content as used.
     pub(super) fn mark_used(&self) {
         if !self.used.load(Ordering::Relaxed) {
             self.used.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Whether it was read since the last time this was asked.
+    /// Returns whether the content was used since the last call.
     pub(super) fn take_used(&self) -> bool {
         self.used.swap(false, Ordering::Relaxed)
     }
 
-    /// The file whose times tell when it was last used: never the content itself, whose times are
-    /// part of its seal.
+    /// Returns the file that records the last use in its timestamps. Never the sealed content
+    /// itself, because its timestamps are part of its seal.
     pub(super) fn marker(&self) -> Option<&Path> {
         match &*self.state.read() {
-            State::Part(_) => Some(&self.paths.ready),
-            State::Sealed(_) => Some(&self.paths.seal),
-            State::Absent { .. } | State::Lie => None,
+            ContentState::Part(_) => Some(&self.paths.ready),
+            ContentState::Sealed(_) => Some(&self.paths.seal),
+            ContentState::Absent { .. } | ContentState::Lie => None,
         }
     }
 }
 
-/// A whole file of the cache. As long as it lives the file is not evicted, by no process.
+/// A complete file of the cache. While one exists, no process evicts the file.
 #[derive(Debug, Clone)]
 pub struct WholeContent {
     pub(super) sealed: Arc<Sealed>,
 }
 
 impl WholeContent {
-    /// The file, open to be read. Its length and bytes are exactly the content's.
+    /// Returns the file, open for reading. Its length and bytes are exactly those of the content.
     pub fn file(&self) -> &Arc<File> {
         &self.sealed.file
     }

@@ -1,4 +1,5 @@
-//! Content files: filling, sealing, sharing, and what liars and other processes may do.
+//! Tests of content files: filling, sealing, sharing, false claims of snapshots, and concurrent
+//! processes.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -62,9 +63,9 @@ impl File {
         }
     }
 
-    /// Fills it until it is whole. A process that another test has just forked may hold a lock for an
-    /// instant.
-    fn make_whole(&self, cache: &Cache) {
+    /// Fills the content until it is whole. Retries, because a process just forked by another test
+    /// may briefly hold a lock.
+    pub(super) fn make_whole(&self, cache: &Cache) {
         for _ in 0..1000 {
             self.fill(cache);
             cache.settle();
@@ -73,7 +74,11 @@ impl File {
             }
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
-        panic!("it does not become whole");
+        let content = cache.inner.contents.get(&self.id);
+        let ends = ["", ".seal", ".ready", ".part"].map(|end| self.path(&cache.inner.dir, end));
+        let files = ends.map(|path| fs::symlink_metadata(path).map(|meta| meta.len()).ok());
+        let state = content.state.read();
+        panic!("it does not become whole: {state:?}; sealed, seal, ready, part: {files:?}");
     }
 
     pub(super) fn read(&self, cache: &Cache, place: usize) -> Option<Vec<u8>> {
@@ -83,13 +88,13 @@ impl File {
         (lookup == Lookup::Hit).then_some(buf)
     }
 
-    /// Reads each group, which must be right or absent, and counts those that are there.
+    /// Reads each group, which must be correct or absent, and returns the number of groups present.
     pub(super) fn check(&self, cache: &Cache) -> usize {
         let right = |place| self.read(cache, place).map(|bytes| assert!(bytes == self.raw(place)));
         (0..self.groups()).filter_map(right).count()
     }
 
-    fn path(&self, dir: &Path, end: &str) -> PathBuf {
+    pub(super) fn path(&self, dir: &Path, end: &str) -> PathBuf {
         let hex = self.id.digest.to_hex();
         dir.join("contents").join(&hex[..2]).join(format!("{hex}-{}{end}", self.id.size))
     }
@@ -99,7 +104,7 @@ fn open(dir: &Path) -> Cache {
     Cache::open(dir, CacheOptions::default()).unwrap()
 }
 
-/// Prunes. A process that another test has just forked may hold a file for an instant.
+/// Prunes. Retries, because a process just forked by another test may briefly hold a file.
 fn prune(cache: &Cache, target: u64, spare: Spare) {
     for _ in 0..1000 {
         cache.prune(target, spare).unwrap();
@@ -190,7 +195,7 @@ fn a_complete_part_of_a_process_that_died_is_sealed_when_it_is_used() {
     let cache = open(dir.path());
     file.insert(&cache, 2);
     cache.settle();
-    // As if it had died between the rename and the seal.
+    // Simulates a crash between the rename and the seal.
     drop(cache);
     fs::remove_file(file.path(dir.path(), ".seal")).unwrap();
     let cache = open(dir.path());
@@ -198,7 +203,7 @@ fn a_complete_part_of_a_process_that_died_is_sealed_when_it_is_used() {
     cache.settle();
     assert!(cache.whole(&file.id.digest, file.id.size).is_some());
     drop(cache);
-    // As if it had died before the rename.
+    // Simulates a crash before the rename.
     fs::rename(file.path(dir.path(), ""), file.path(dir.path(), ".part")).unwrap();
     let cache = open(dir.path());
     file.make_whole(&cache);
@@ -231,7 +236,7 @@ fn equal_contents_in_other_groups_share_the_file() {
     for place in 0..3 {
         one.insert(&cache, place);
     }
-    // Its groups are others, so nothing is taken on trust: but each is found to agree.
+    // Its groups are different, so no range is trusted; but each turns out to agree.
     assert_eq!(two.check(&cache), 0);
     two.fill(&cache);
     assert_eq!(cache.figures().contradictions, 0);
@@ -246,7 +251,7 @@ fn a_snapshot_that_lies_deceives_nobody_else() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let honest = File::new(1, 600_000, 100_000);
-    // Says that it is the same contents.
+    // Claims to have the same content.
     let liar = File { id: honest.id, ..File::new(2, 600_000, 100_000) };
     liar.insert(&cache, 0);
     liar.insert(&cache, 1);
@@ -274,7 +279,7 @@ fn a_second_process_reads_along_and_does_not_write() {
     assert_eq!(file.check(&caches[1]), 1);
     file.insert(&caches[0], 1);
     assert_eq!(file.check(&caches[1]), 2);
-    // What it fetches itself it keeps in a file of the group.
+    // The second process keeps the groups that it fetches in group files.
     assert!(matches!(file.insert(&caches[1], 2), Insert::Stored));
     assert_eq!(fs::read_dir(dir.path().join("groups")).unwrap().count(), 1);
     assert_eq!((file.check(&caches[0]), file.check(&caches[1])), (3, 3));
@@ -329,7 +334,7 @@ fn what_was_used_longest_ago_goes_and_what_is_in_use_stays() {
         (0..30).filter(|place| cache.whole(&files[*place].id.digest, 1 << 20).is_some()).collect();
     assert!(there.contains(&2) && there.contains(&29), "{there:?}");
     assert!(!there.contains(&0) && (7..=9).contains(&there.len()), "{there:?}");
-    // Another process, such as `inlay cache prune`, sees that it is in use.
+    // Another process, e.g. `inlay cache prune`, sees that the file is in use.
     let other = Cache::open(dir.path(), CacheOptions::default()).unwrap();
     assert_eq!(other.budget(), Budget::Bytes(ByteSize(10 << 20)));
     other.prune(0, Spare::Nothing).unwrap();
@@ -405,8 +410,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
-    /// Whatever happens, what is read is right, and what is counted is there. Files 0 and 1 have the
-    /// same contents in other groups.
+    /// Under any sequence of steps, reads are correct and the count matches the disk. Files 0 and 1
+    /// have the same contents in different groups.
     #[test]
     fn whatever_happens_no_byte_is_wrong(steps in steps()) {
         let dir = tempfile::tempdir().unwrap();
@@ -434,7 +439,7 @@ proptest! {
                     cache = open(dir.path());
                 }
                 Step::Prune(target) => {
-                    // What is just being written is in use.
+                    // Wait for writes, because a file being written is in use.
                     cache.settle();
                     prune(&cache, target, Spare::Pins);
                 }

@@ -1,4 +1,4 @@
-//! The contents that this process knows, by their ids: bounded, and shared between readers.
+//! Keeps a bounded set of contents by id, shared between readers.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -8,20 +8,21 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::content::{Content, State};
+use super::content::{CachedContent, ContentState};
 use super::placement::ContentId;
 use crate::ids::Digest;
 
-/// See the module.
+/// The known contents, with an LRU bound.
 #[derive(Debug)]
 pub(super) struct Contents {
     dir: PathBuf,
-    known: Mutex<LruCache<ContentId, Arc<Content>>>,
+    known: Mutex<LruCache<ContentId, Arc<CachedContent>>>,
+    /// Hold counts, see [`Self::hold`].
     held: Mutex<HashMap<Digest, usize>>,
 }
 
 impl Contents {
-    /// Keeps at most about `capacity` of them open.
+    /// Creates an empty set that keeps at most about `capacity` contents open.
     pub(super) fn new(dir: PathBuf, capacity: usize) -> Self {
         let capacity = NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN);
         Self { dir, known: Mutex::new(LruCache::new(capacity)), held: Mutex::default() }
@@ -31,44 +32,44 @@ impl Contents {
         &self.dir
     }
 
-    /// The content, whether there is anything of it or not.
-    pub(super) fn get(&self, id: &ContentId) -> Arc<Content> {
+    /// Returns the content `id`, creating it if necessary, even if no bytes of it are cached.
+    pub(super) fn get(&self, id: &ContentId) -> Arc<CachedContent> {
         let mut known = self.known.lock();
         if let Some(content) = known.get(id) {
             return Arc::clone(content);
         }
-        let content = Arc::new(Content::new(&self.dir, *id));
+        let content = Arc::new(CachedContent::new(&self.dir, *id));
         let dropped = known.push(*id, Arc::clone(&content));
         drop(known);
-        // Closing files takes time, so not under the lock.
+        // Closing files takes time: do it without the lock.
         drop(dropped);
         content
     }
 
-    /// All that are known.
-    pub(super) fn all(&self) -> Vec<Arc<Content>> {
+    /// Returns all known contents.
+    pub(super) fn all(&self) -> Vec<Arc<CachedContent>> {
         self.known.lock().iter().map(|(_, content)| Arc::clone(content)).collect()
     }
 
-    /// Closes the files of `content` unless somebody reads or writes them.
-    pub(super) fn close(content: &Content, epoch: u64) {
+    /// Closes the files of `content`, unless a reader or writer is using them.
+    pub(super) fn close(content: &CachedContent, epoch: u64) {
         let Some(_writing) = content.writing.try_lock() else { return };
         let mut state = content.state.write();
         let idle = match &*state {
-            State::Part(part) => Arc::strong_count(part) == 1,
-            State::Sealed(sealed) => Arc::strong_count(sealed) == 1,
-            State::Absent { .. } | State::Lie => false,
+            ContentState::Part(part) => Arc::strong_count(part) == 1,
+            ContentState::Sealed(sealed) => Arc::strong_count(sealed) == 1,
+            ContentState::Absent { .. } | ContentState::Lie => false,
         };
         if idle {
-            // The epoch before: the next reader looks again.
-            let closed = State::Absent { epoch: epoch.wrapping_sub(1) };
+            // The previous epoch makes the next reader probe the disk again.
+            let closed = ContentState::Absent { epoch: epoch.wrapping_sub(1) };
             let files = std::mem::replace(&mut *state, closed);
             drop(state);
             drop(files);
         }
     }
 
-    /// Keeps a content from eviction until as often released.
+    /// Exempts a content from eviction. Counted: each call needs a matching [`Self::release`].
     pub(super) fn hold(&self, digest: Digest) {
         *self.held.lock().entry(digest).or_default() += 1;
     }

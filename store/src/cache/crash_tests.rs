@@ -1,6 +1,6 @@
-//! A process that is killed while it stores leaves nothing wrong behind.
+//! Kills processes while they store, and checks that they leave no wrong bytes behind.
 //!
-//! The victims are this test program itself, started again to run one ignored test.
+//! The victims are this test program, started again to run one ignored test.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -26,7 +26,7 @@ fn bytes(name: u64) -> Vec<u8> {
     bytes
 }
 
-/// Splitmix64: a fixed sequence for a seed.
+/// Splitmix64: a deterministic sequence from a seed.
 fn next(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;
@@ -95,7 +95,8 @@ impl Victim {
         Self(child)
     }
 
-    /// Waits until it has stored some groups; it goes on and is killed somewhere in the next.
+    /// Blocks until the process has stored `groups` groups. It continues, and is killed while it
+    /// stores another.
     fn wait_for(&mut self, groups: u64) {
         let lines = BufReader::new(self.0.stdout.take().unwrap()).lines();
         let wanted = format!("{groups} done");
@@ -115,7 +116,7 @@ fn a_killed_process_never_leaves_a_wrong_byte() {
     let dir = tempfile::tempdir().unwrap();
     let mut state = 7;
     for round in 0..40 {
-        // Sometimes a second process stores the same groups and lives on for a while.
+        // Sometimes a second process stores the same groups and outlives the first.
         let mut first = Victim::start("victim", dir.path(), next(&mut state));
         let mut second =
             (round % 3 == 0).then(|| Victim::start("victim", dir.path(), next(&mut state)));
@@ -143,7 +144,7 @@ fn a_killed_process_never_leaves_a_wrong_byte() {
         assert_eq!(figures.disk_bytes, cost);
         assert!(cost <= BUDGET);
         assert_eq!(std::fs::read_dir(dir.path().join("staging")).unwrap().count(), 1);
-        // Make room, so that there is always something to store.
+        // Make room, so that the next round stores something.
         for name in (0..NAMES).filter(|name| (name + round) % 3 == 0) {
             let hex = digest(name).to_string();
             let _ = std::fs::remove_file(dir.path().join("groups").join(&hex[..2]).join(hex));
@@ -179,7 +180,7 @@ fn a_killed_process_never_leaves_a_wrong_content() {
         }
         assert_eq!(cache.figures().verify_failures, 0, "something was ready before it was there");
         assert!(cache.figures().disk_bytes <= BUDGET);
-        // Make room, so that there is always something to store.
+        // Make room, so that the next round stores something.
         cache.settle();
         cache.prune(BUDGET / 4, super::Spare::Pins).unwrap();
     }

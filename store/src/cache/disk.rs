@@ -1,5 +1,5 @@
-//! What the cache asks of the file system, in one place: so that tests can put a disk that fails, or
-//! one that loses power, below the very code that runs on a real one.
+//! All filesystem operations of the cache behind one trait, so that tests can run the production
+//! code on a disk that fails or loses power.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -11,27 +11,27 @@ use rustix::fs::{
     AtFlags, CWD, FallocateFlags, OFlags, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
 };
 
-/// How a file is opened.
+/// How to open a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Open {
-    /// To be read. A symbolic link is an error.
+    /// For reading. Fails on a symbolic link.
     Read,
-    /// To be read and written; made if it is not there.
+    /// For reading and writing. Creates the file if it does not exist.
     ReadWrite,
-    /// To be read and written; an error if it is there.
+    /// For reading and writing. Fails if the file exists.
     New,
 }
 
-/// Points in time as the file system tells them: seconds and nanoseconds.
+/// A timestamp of the filesystem: seconds and nanoseconds.
 pub(super) type Time = (i64, i64);
 
-/// What the file system tells of a file.
+/// The attributes of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
     pub(super) inode: u64,
     pub(super) len: u64,
     pub(super) links: u64,
-    /// Bytes of the blocks that it has.
+    /// Allocated size, in bytes.
     pub(super) allocated: u64,
     pub(super) atime: Time,
     pub(super) mtime: Time,
@@ -51,20 +51,20 @@ impl Stamp {
         }
     }
 
-    /// When it was last written, or marked as used.
+    /// Returns the time of the last write or the last [`Disk::touch`].
     pub(super) fn last_use(&self) -> Time {
         self.atime.max(self.mtime)
     }
 }
 
-/// How large a file system is, in bytes.
+/// The size of a filesystem, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Space {
+pub(super) struct DiskSpace {
     pub(super) total: u64,
     pub(super) free: u64,
 }
 
-/// A file system. What it gives are files of the system, whatever stands between.
+/// A filesystem. Implementations may inject faults, but return real file descriptors.
 pub(super) trait Disk: std::fmt::Debug + Send + Sync {
     fn open(&self, path: &Path, how: Open) -> io::Result<File> {
         let mut options = OpenOptions::new();
@@ -78,11 +78,11 @@ pub(super) trait Disk: std::fmt::Debug + Send + Sync {
                 options.write(true).create_new(true);
             }
         }
-        // Times of access tell what was used last, so reading alone, as a scan does, leaves them.
+        // Access times record the last use, so reads alone, e.g. of a scan, must not change them.
         let flags = |flags: OFlags| flags.bits().cast_signed();
         options.custom_flags(flags(OFlags::NOFOLLOW | OFlags::NOATIME));
         match options.open(path) {
-            // Only a file's owner may ask for that.
+            // Only the owner of a file may use `O_NOATIME`; retry without it.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 options.custom_flags(flags(OFlags::NOFOLLOW)).open(path)
             }
@@ -90,7 +90,7 @@ pub(super) trait Disk: std::fmt::Debug + Send + Sync {
         }
     }
 
-    /// Fills all of `buf`; a file that ends before is an error.
+    /// Fills all of `buf`. Fails if the file ends first.
     fn read(&self, file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
         file.read_exact_at(buf, offset)
     }
@@ -104,7 +104,7 @@ pub(super) trait Disk: std::fmt::Debug + Send + Sync {
         file.set_len(len)
     }
 
-    /// Gives the blocks of a range back.
+    /// Deallocates the blocks of a range.
     fn punch(&self, file: &File, range: Range<u64>) -> io::Result<()> {
         let len = range.end.saturating_sub(range.start);
         if len == 0 {
@@ -114,27 +114,27 @@ pub(super) trait Disk: std::fmt::Debug + Send + Sync {
         Ok(rustix::fs::fallocate(file, how, range.start, len)?)
     }
 
-    /// Returns when the file's bytes and length outlive a power loss.
+    /// Makes the file's bytes and length durable.
     fn sync(&self, file: &File) -> io::Result<()> {
         file.sync_all()
     }
 
-    /// Returns when the names in a directory outlive a power loss.
+    /// Makes the names in a directory durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
     }
 
-    /// Gives a file a second name; never replaces one.
+    /// Creates a hard link. Fails if `to` exists.
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::hard_link(from, to)
     }
 
-    /// Gives a file another name; never replaces one.
+    /// Renames a file. Fails if `to` exists.
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
         Ok(rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
     }
 
-    /// Gives a file another name, in place of whatever had it.
+    /// Renames a file atomically, replacing `to` if it exists.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
     }
@@ -143,7 +143,7 @@ pub(super) trait Disk: std::fmt::Debug + Send + Sync {
         fs::remove_file(path)
     }
 
-    /// Makes a directory for the owner alone, and those above; one that is there is fine.
+    /// Creates a directory and its parents, accessible to the owner alone. Succeeds if it exists.
     fn make_dir(&self, path: &Path) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
     }
@@ -156,7 +156,7 @@ pub(super) trait Disk: std::fmt::Debug + Send + Sync {
         fs::symlink_metadata(path).map(|meta| Stamp::of(&meta))
     }
 
-    /// Marks a file as used now. Leaves the time of its last change alone.
+    /// Sets the access time to now. Leaves the modification time unchanged.
     fn touch(&self, path: &Path) -> io::Result<()> {
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
         let leave = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
@@ -164,16 +164,16 @@ pub(super) trait Disk: std::fmt::Debug + Send + Sync {
         Ok(rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
-    fn space(&self, path: &Path) -> io::Result<Space> {
+    fn space(&self, path: &Path) -> io::Result<DiskSpace> {
         let stat = rustix::fs::statvfs(path)?;
-        Ok(Space {
+        Ok(DiskSpace {
             total: stat.f_blocks.saturating_mul(stat.f_frsize),
             free: stat.f_bavail.saturating_mul(stat.f_frsize),
         })
     }
 }
 
-/// The system's own.
+/// The real filesystem.
 #[derive(Debug)]
 pub(super) struct SystemDisk;
 

@@ -1,4 +1,4 @@
-//! One cache file: the decoded bytes of a group, then a trailer that lets them prove themselves.
+//! The file format of a cached group: the decoded bytes, followed by a trailer for verification.
 
 use std::fs::File;
 use std::io;
@@ -12,17 +12,18 @@ use crate::format::layout::GROUP_RAW_LEN_MAX;
 use crate::ids::{Digest, GroupDigest};
 
 const MAGIC: [u8; 8] = *b"INLAYGRP";
-const VERSION: u32 = 1;
+/// The version of cache files that this code reads and writes.
+pub const VERSION: u32 = 1;
 
-/// The last bytes of a cache file. Each field is compared, so none needs a checksum.
+/// The trailer of a cache file. Every field is compared, so it needs no checksum.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Trailer {
     magic: [u8; 8],
     version: U32,
-    /// Decoded bytes.
+    /// Number of decoded bytes.
     len: U32,
-    /// Which group: a good file under another group's name is wrong, too.
+    /// The group. Detects an intact file under the name of another group.
     group: GroupDigest,
     /// BLAKE3 of the decoded bytes.
     content: Digest,
@@ -30,21 +31,21 @@ struct Trailer {
 
 const TRAILER_LEN: u64 = size_of::<Trailer>() as u64;
 
-/// What file systems give space in.
+/// The allocation unit of filesystems, in bytes.
 pub(super) const BLOCK: u64 = 4096;
 
-/// What a file of `decoded_len` decoded bytes counts against the budget: whole blocks of 4 KiB, as
-/// file systems give them.
+/// Returns the cost of a file with `decoded_len` decoded bytes against the budget: whole blocks of
+/// 4 KiB, as filesystems allocate them.
 pub(super) fn disk_cost(decoded_len: u64) -> u64 {
     file_cost(decoded_len + TRAILER_LEN)
 }
 
-/// What a file of `file_len` bytes counts against the budget.
+/// Returns the cost of a file of `file_len` bytes against the budget.
 pub(super) fn file_cost(file_len: u64) -> u64 {
     file_len.div_ceil(BLOCK) * BLOCK
 }
 
-/// Tells a file from one that took its place, and from itself after a change of its bytes.
+/// Distinguishes a file from one that replaced it, and from itself after a modification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity {
     inode: u64,
@@ -66,19 +67,19 @@ impl Identity {
     }
 }
 
-/// An open cache file whose contents were proved right.
+/// An open cache file with verified contents.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct CacheFile {
     file: File,
     len: u32,
     used: AtomicBool,
 }
 
-/// Why a file is no entry.
+/// The reason for rejecting a file.
 pub(super) enum Reject {
-    /// Its bytes are not what they should be.
+    /// Its bytes are wrong.
     Wrong,
-    /// The system could not read it.
+    /// Reading it failed.
     Io(io::Error),
 }
 
@@ -91,8 +92,8 @@ impl From<io::Error> for Reject {
     }
 }
 
-impl Entry {
-    /// Writes the decoded bytes of `group` into the new file `file`.
+impl CacheFile {
+    /// Writes the decoded bytes of `group` and the trailer to the new file `file`.
     pub(super) fn write(
         disk: &dyn Disk,
         file: File,
@@ -113,7 +114,7 @@ impl Entry {
         Ok(Self::new(file, len))
     }
 
-    /// Takes a file that has proved itself earlier and has not changed since.
+    /// Accepts a file that was verified earlier and has not changed since.
     pub(super) fn trusted(file: File, identity: Identity) -> Result<Self, Reject> {
         let len = decoded_len(identity.len).ok_or(Reject::Wrong)?;
         Ok(Self::new(file, len))
@@ -123,7 +124,7 @@ impl Entry {
         Self { file, len, used: AtomicBool::new(true) }
     }
 
-    /// Reads the whole file and compares it with its trailer.
+    /// Reads the whole file and verifies it against its trailer.
     pub(super) fn verified(
         disk: &dyn Disk,
         file: File,
@@ -148,17 +149,18 @@ impl Entry {
         Ok(Self::new(file, len))
     }
 
-    /// Decoded bytes.
+    /// Returns the number of decoded bytes.
     pub(super) fn len(&self) -> u32 {
         self.len
     }
 
-    /// Whether the decoded bytes reach to `offset + len`.
+    /// Returns whether the decoded bytes extend to `offset + len`.
     pub(super) fn covers(&self, offset: u32, len: usize) -> bool {
         u64::from(offset).checked_add(len as u64).is_some_and(|end| end <= u64::from(self.len))
     }
 
-    /// Fills `buf` from `offset`. A file that was cut short meanwhile gives an error, not zeros.
+    /// Fills `buf` from `offset`. Fails, rather than returning zeros, if the file was truncated
+    /// meanwhile.
     pub(super) fn read(&self, disk: &dyn Disk, offset: u32, buf: &mut [u8]) -> io::Result<()> {
         if !self.used.load(Ordering::Relaxed) {
             self.used.store(true, Ordering::Relaxed);
@@ -166,7 +168,7 @@ impl Entry {
         disk.read(&self.file, buf, u64::from(offset))
     }
 
-    /// Whether it was read since the last time this was asked.
+    /// Returns whether the entry was read since the last call.
     pub(super) fn take_used(&self) -> bool {
         self.used.swap(false, Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! Eviction: what was used longest ago goes, but nothing that is in use, held or pinned.
+//! Evicts the least recently used files, except those in use, held or pinned.
 
 use std::collections::BinaryHeap;
 use std::fs::{self, File};
@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use super::content::{FileRole, State, parse_name, sealed_cost};
+use super::content::{ContentState, FileRole, parse_name, sealed_cost};
 use super::contents::Contents;
 use super::disk::{Open, Time};
 use super::entry::file_cost;
@@ -15,16 +15,18 @@ use super::fill::cost_of_ready;
 use super::lease;
 use super::pins::Pinned;
 use super::placement::ContentId;
-use super::store::Inner;
+use super::store::CacheInner;
 use crate::ids::{Digest, GroupDigest};
 
-/// The most files that one scan keeps in mind, the least recently used of all: 100 bytes each.
+/// The maximum number of eviction candidates of one scan, the least recently used ones; 100 bytes
+/// each.
 const CANDIDATES_MAX: usize = 1 << 16;
 
-/// How much longer than an eviction that did not free enough the rest after it is.
+/// After an eviction that did not free enough, the pause lasts this many times as long as the
+/// eviction.
 const REST: u32 = 10;
 
-/// Something that can go. Ordered by its last use.
+/// A file that could be evicted. Ordered by last use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Candidate {
     last_use: Time,
@@ -49,40 +51,40 @@ pub(super) enum What {
     Sealed(Digest, u64),
 }
 
-/// What eviction has to leave alone.
+/// The files that eviction must keep, in addition to those in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spare {
-    /// What is pinned.
+    /// Pinned files.
     Pins,
-    /// Nothing but what is in use.
+    /// None.
     Nothing,
 }
 
-/// What an eviction did.
+/// The result of an eviction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct Evicted {
-    /// Files of groups.
+    /// Evicted group files.
     pub groups: u64,
-    /// Contents, whole or in parts.
+    /// Evicted contents, whole or partial.
     pub contents: u64,
-    /// What they took.
+    /// Freed bytes.
     pub bytes: u64,
-    /// Files left alone because they are in use, held or pinned.
+    /// Files kept because they are in use, held or pinned.
     pub spared: u64,
 }
 
-/// What there is in a cache.
+/// The totals of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct Inventory {
-    /// Files of groups.
+    /// Group files.
     pub groups: u64,
-    /// What they take.
+    /// Disk usage of group files, in bytes.
     pub group_bytes: u64,
-    /// Contents that are whole.
+    /// Whole contents.
     pub contents_whole: u64,
-    /// Contents of which some ranges are there.
+    /// Partial contents.
     pub contents_partial: u64,
-    /// What contents take.
+    /// Disk usage of contents, in bytes.
     pub content_bytes: u64,
 }
 
@@ -92,8 +94,9 @@ impl Inventory {
     }
 }
 
-impl Inner {
-    /// Makes room, if the cache is above its high mark or could not take something.
+impl CacheInner {
+    /// Evicts if the cache is above its high mark, or could not store something. Runs on the worker
+    /// thread. A no-op during the pause after an eviction that did not free enough.
     pub(super) fn evict(&self) {
         let began = Instant::now();
         if self.rest_until.lock().is_some_and(|until| began < until) {
@@ -102,25 +105,25 @@ impl Inner {
         self.room.look();
         let mut target = self.room.low();
         if self.starved.swap(false, Ordering::Relaxed) {
-            // The disk is full before the budget is.
+            // The disk is full although the budget is not: free a tenth.
             target = target.min(self.room.used() / 10 * 9);
         }
         match self.evict_to(target, Spare::Pins) {
             Ok(evicted) => tracing::debug!(?evicted, "evicted"),
             Err(error) => tracing::debug!(%error, "evicting"),
         }
-        // When all that is left is in use or pinned, looking again and again would help nobody.
+        // If all that is left is in use or pinned, scanning again soon would be wasted work.
         let rest = (self.room.used() > target).then(|| began.elapsed() * REST);
         *self.rest_until.lock() = rest.and_then(|rest| Instant::now().checked_add(rest));
     }
 
-    /// Evicts until the cache takes no more than `target`, or nothing more can go.
+    /// Evicts until the cache uses at most `target` bytes, or nothing more can be evicted.
     pub(super) fn evict_to(&self, target: u64, spare: Spare) -> io::Result<Evicted> {
         let _alone = self.eviction_lock()?;
         self.note_uses();
         self.recount_if_suspect()?;
         let mut total = Evicted::default();
-        // Others may evict and store meanwhile, so it is looked again at what there is.
+        // Rescan after each round, because other processes may evict and store concurrently.
         for _ in 0..64 {
             self.room.look();
             if self.room.used() <= target || self.worker.is_out_of_time() {
@@ -144,12 +147,18 @@ impl Inner {
             total.contents += round.contents;
             total.bytes += round.bytes;
             total.spared = round.spared;
-            // A process that died or a disk that failed may have left the count too high.
-            let used = self.room.used();
+            // A process that died or a disk that failed may have left the count too high. Reserved
+            // bytes that are not yet written are in no inventory.
+            let others = self.staging.reserved_by_others().unwrap_or(0);
+            let reserved = self.room.reserved().saturating_add(others);
+            let used = self.room.used().saturating_sub(reserved);
             let drift = used.saturating_sub(inventory.bytes().saturating_sub(round.bytes));
-            let missed = used > target && !more;
-            if drift > if missed { 0 } else { self.room.limit() / 64 } {
-                self.recount()?;
+            let missed = self.room.used() > target && !more;
+            if drift > if missed { 0 } else { self.room.limit() / 64 }
+                && let Err(error) = self.recount()
+            {
+                tracing::debug!(%error, "measuring the cache");
+                self.suspect.store(true, Ordering::Relaxed);
             }
             if !more {
                 break;
@@ -160,13 +169,19 @@ impl Inner {
         Ok(total)
     }
 
-    fn recount(&self) -> io::Result<()> {
-        self.room.recount(|| Ok(self.scan(&mut |_| ())?.bytes()))
+    pub(super) fn recount(&self) -> io::Result<()> {
+        self.room.recount(|| {
+            // Before the scan, which misses files that are written meanwhile.
+            let others = self.staging.reserved_by_others()?;
+            Ok(self.scan(&mut |_| ())?.bytes().saturating_add(others))
+        })
     }
 
-    /// A disk that failed may have done what it said it did not, or not what it said it did.
+    /// Recounts after a disk error, because an operation that reported failure may have taken
+    /// effect, and vice versa.
     fn recount_if_suspect(&self) -> io::Result<()> {
-        if self.suspect.swap(false, Ordering::Relaxed) {
+        self.room.look();
+        if self.suspect.swap(false, Ordering::Relaxed) || self.room.is_unknown() {
             let counted = self.recount();
             if counted.is_err() {
                 self.suspect.store(true, Ordering::Relaxed);
@@ -176,11 +191,13 @@ impl Inner {
         Ok(())
     }
 
-    /// One process evicts at a time; who pins keeps eviction out.
+    /// Acquires the lock that serializes eviction between processes. Pinning holds it too, to keep
+    /// eviction out.
     pub(super) fn eviction_lock(&self) -> io::Result<File> {
         let lock = self.disk.open(&self.dir.join("evicting"), Open::ReadWrite)?;
         if self.worker.is_stopping() {
-            // Whoever evicts makes room for this process, too.
+            // Do not wait during shutdown: the process that holds the lock frees room for this one,
+            // too.
             lock.try_lock()?;
         } else {
             lock.lock()?;
@@ -188,6 +205,7 @@ impl Inner {
         Ok(lock)
     }
 
+    /// Evicts candidates in order, until the cache uses at most `target` bytes.
     fn evict_these(&self, oldest: &[Candidate], target: u64, pinned: &Pinned) -> Evicted {
         let mut evicted = Evicted::default();
         for candidate in oldest {
@@ -203,7 +221,8 @@ impl Inner {
                     Ok(false)
                 }
                 What::Part(digest, size) | What::Sealed(digest, size) => {
-                    self.evict_content(&ContentId { digest, size }, candidate.cost)
+                    let id = ContentId { digest, size };
+                    self.evict_content(&id, candidate.what, candidate.cost)
                 }
             };
             if let Ok(true) = gone {
@@ -214,7 +233,7 @@ impl Inner {
                 (Ok(true), _) => evicted.contents += 1,
                 (Ok(false), _) => evicted.spared += 1,
                 (Err(error), _) => {
-                    tracing::debug!(%error, "a cache file can't be evicted");
+                    tracing::debug!(%error, "can't evict a cache file");
                     self.write_failed();
                     evicted.spared += 1;
                 }
@@ -223,48 +242,57 @@ impl Inner {
         evicted
     }
 
+    /// Removes a group file. Returns false if it is in use or gone. Holds the shard's `opening`
+    /// lock, so that no thread of this process opens the file concurrently.
     fn evict_group(&self, group: &GroupDigest, cost: u64) -> io::Result<bool> {
         let path = self.group_path(group);
         let opening = self.files.opening(group);
         self.files.forget(group);
-        let file = match self.disk.open(&path, Open::Read) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
-            opened => opened?,
-        };
-        if !lease::own(&file)? {
-            return Ok(false);
-        }
+        // Held until the name is gone.
+        let Some(_owned) = self.own(&path)? else { return Ok(false) };
         self.disk.remove(&path)?;
         drop(opening);
         self.room.release(cost);
         Ok(true)
     }
 
-    fn evict_content(&self, id: &ContentId, cost: u64) -> io::Result<bool> {
+    /// Removes the part or the sealed file of a content, with its metadata. Returns false if the
+    /// file is in use or gone. Each has its own lock and cost, so a part never takes a sealed file
+    /// with it that another process uses.
+    fn evict_content(&self, id: &ContentId, what: What, cost: u64) -> io::Result<bool> {
         let content = self.contents.get(id);
         Contents::close(&content, self.epoch());
         let Some(_writing) = content.writing.try_lock() else { return Ok(false) };
-        if !matches!(&*content.state.read(), State::Absent { .. } | State::Lie) {
+        if !matches!(&*content.state.read(), ContentState::Absent { .. } | ContentState::Lie) {
             return Ok(false);
         }
-        for path in [&content.paths.part, &content.paths.sealed] {
-            match self.disk.open(path, Open::Read) {
-                Ok(file) => {
-                    if !lease::own(&file)? {
-                        return Ok(false);
-                    }
-                    // Held until the names are gone.
-                    self.discard(&content, cost);
-                    return Ok(true);
-                }
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
+        let is_part = matches!(what, What::Part(..));
+        let path = if is_part { &content.paths.part } else { &content.paths.sealed };
+        // Held until the names are gone.
+        let Some(_owned) = self.own(path)? else { return Ok(false) };
+        if is_part {
+            self.discard_part(&content, cost);
+        } else {
+            self.discard_sealed(&content, cost);
         }
-        Ok(false)
+        // The previous epoch makes the next reader probe for the other file.
+        *content.state.write() = ContentState::Absent { epoch: self.epoch().wrapping_sub(1) };
+        Ok(true)
     }
 
-    /// Looks at every file of the cache. Files that belong to nothing are removed.
+    /// Opens the file at `path` and takes its exclusive lock. Returns `None` if the file is in use
+    /// or gone, or `path` refers to another file by now, e.g. because a part has been sealed.
+    fn own(&self, path: &Path) -> io::Result<Option<File>> {
+        let Some(file) = there(self.disk.open(path, Open::Read))? else { return Ok(None) };
+        if !lease::own(&file)? {
+            return Ok(None);
+        }
+        let inode = self.disk.stamp(&file)?.inode;
+        let is_same = there(self.disk.stamp_at(path))?.is_some_and(|stamp| stamp.inode == inode);
+        Ok(is_same.then_some(file))
+    }
+
+    /// Visits every file of the cache. Removes orphaned `.ready` and `.seal` files.
     pub(super) fn scan(&self, each: &mut dyn FnMut(Candidate)) -> io::Result<Inventory> {
         let mut inventory = Inventory::default();
         for_each_file(&self.groups, &mut |path, name| {
@@ -290,12 +318,12 @@ impl Inner {
                     let opened = there(self.disk.open(&ready, Open::Read))?;
                     let cost = match &opened {
                         Some(file) => cost_of_ready(self, &id, file)?,
-                        // Its ranges are gone already, its blocks are not.
+                        // Its `.ready` file is gone, but its blocks are still allocated.
                         None => there(self.disk.stamp_at(path))?.map_or(0, |s| s.allocated),
                     };
                     (ready, What::Part(id.digest, id.size), cost)
                 }
-                // Made after the file that it tells of, and removed before it.
+                // These are created after the file that they describe and removed before it.
                 FileRole::Ready => return self.clear_orphan(path, ".part"),
                 FileRole::Seal => return self.clear_orphan(path, ""),
             };
@@ -322,6 +350,7 @@ impl Inner {
         Ok(())
     }
 
+    /// Removes a metadata file if the file that it describes does not exist.
     fn clear_orphan(&self, path: &Path, of: &str) -> io::Result<()> {
         let file = with_end(&path.with_extension(""), of);
         if there(self.disk.stamp_at(&file))?.is_none() {
@@ -330,8 +359,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Writes down what was read since this was last done, so that other processes, and this one
-    /// after a restart, know it.
+    /// Persists the reads since the last call in file timestamps, for other processes and for this
+    /// one after a restart.
     pub(super) fn note_uses(&self) {
         for group in self.files.take_used() {
             let _ = self.disk.touch(&self.group_path(&group));
@@ -341,9 +370,9 @@ impl Inner {
         }
     }
 
-    fn note_use(&self, content: &super::content::Content) -> bool {
+    fn note_use(&self, content: &super::content::CachedContent) -> bool {
         let in_use = matches!(&*content.state.read(),
-            State::Sealed(sealed) if std::sync::Arc::strong_count(sealed) > 1);
+            ContentState::Sealed(sealed) if std::sync::Arc::strong_count(sealed) > 1);
         if !content.take_used() && !in_use {
             return false;
         }
@@ -353,7 +382,7 @@ impl Inner {
         true
     }
 
-    /// What has to be done every now and then.
+    /// Periodic maintenance: persists uses, closes idle files, recounts and evicts if necessary.
     pub(super) fn tick(&self) {
         self.next_epoch();
         for group in self.files.close_idle() {
@@ -365,7 +394,7 @@ impl Inner {
             }
         }
         if let Err(error) = self.recount_if_suspect() {
-            tracing::debug!(%error, "counting what the cache takes");
+            tracing::debug!(%error, "measuring the cache");
         }
         self.room.look();
         if self.room.fill() == super::room::Fill::High {
@@ -380,7 +409,7 @@ fn with_end(path: &Path, end: &str) -> std::path::PathBuf {
     name.into()
 }
 
-/// `None` for what is gone.
+/// Maps `NotFound` to `None`.
 fn there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(found) => Ok(Some(found)),
@@ -395,7 +424,12 @@ fn for_each_file(
 ) -> io::Result<()> {
     let Some(dirs) = there(fs::read_dir(parent))? else { return Ok(()) };
     for dir in dirs {
-        let Some(files) = there(fs::read_dir(dir?.path()))? else { continue };
+        let dir = dir?;
+        // Not a cache file: at this level, the cache has only directories.
+        if dir.file_type()?.is_file() {
+            continue;
+        }
+        let Some(files) = there(fs::read_dir(dir.path()))? else { continue };
         for file in files {
             let file = file?;
             if let Some(name) = file.file_name().to_str() {

@@ -1,4 +1,4 @@
-//! Disks for tests: one that fails by the seed, and one that remembers what a power loss would lose.
+//! Disks for tests: one that injects faults, and one that simulates power loss.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::disk::{Disk, Open, Stamp, SystemDisk};
 
-/// Splitmix64: a fixed sequence for a seed.
+/// Splitmix64: a deterministic sequence from a seed.
 #[derive(Debug)]
 pub(super) struct Dice(AtomicU64);
 
@@ -31,7 +31,7 @@ impl Dice {
     }
 }
 
-/// A disk whose operations fail with a probability that the test sets, in per mille.
+/// A disk that fails operations with a probability set by the test, in per mille.
 #[derive(Debug)]
 pub(super) struct FaultyDisk {
     dice: Dice,
@@ -59,7 +59,7 @@ impl FaultyDisk {
         }
         let errors = [Errno::IO, Errno::NOSPC, Errno::ROFS, Errno::NFILE, Errno::DQUOT];
         let error = errors[usize::try_from(self.dice.roll(errors.len() as u64)).unwrap()];
-        // Sometimes it was done all the same, and only the answer was lost.
+        // Sometimes the operation takes effect, and only its result is lost.
         if self.dice.roll(4) == 0 {
             let _ = done();
         }
@@ -74,7 +74,7 @@ impl Disk for FaultyDisk {
 
     fn read(&self, file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
         if self.fails() {
-            // Whatever is in the buffer then means nothing.
+            // The contents of the buffer are undefined after an error.
             buf.fill(0xee);
             return Err(Errno::IO.into());
         }
@@ -83,7 +83,8 @@ impl Disk for FaultyDisk {
 
     fn write(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
         if self.fails() {
-            // A part comes down, or garbage. Eight bytes are never torn.
+            // A torn write: a prefix is written, possibly followed by garbage. Eight bytes are
+            // never torn.
             if bytes.len() > 8 {
                 let part = usize::try_from(self.dice.roll(bytes.len() as u64)).unwrap();
                 let _ = file.write_all_at(&bytes[..part], offset);
@@ -149,11 +150,11 @@ impl Disk for FaultyDisk {
 /// A file as a power loss may leave it.
 #[derive(Debug, Clone, Default)]
 struct Model {
-    /// What surely stays.
+    /// The bytes that are durable.
     synced: Vec<u8>,
-    /// What was done since then; any part of it may stay, in any order.
+    /// Changes since the last sync. Any subset may survive, in any order.
     since: Vec<Change>,
-    /// The number and times that it has.
+    /// Its last reported attributes.
     stamp: Option<Stamp>,
 }
 
@@ -165,13 +166,13 @@ enum Change {
 
 #[derive(Debug, Default)]
 struct Recorded {
-    /// By a number that is not used again, unlike the file system's.
+    /// By an id that is never reused, unlike inode numbers.
     files: HashMap<u64, Model>,
-    /// From the file system's numbers.
+    /// Maps inode numbers to ids.
     current: HashMap<u64, u64>,
     next: u64,
-    /// What each name may stand for after a power loss: what it was at the last sync of its
-    /// directory, and all that it was since. `None`: nothing.
+    /// The files that each name may refer to after a power loss: the one at the last sync of the
+    /// directory, and every later one. `None` means no file.
     names: HashMap<PathBuf, Vec<Option<u64>>>,
 }
 
@@ -195,17 +196,17 @@ impl Recorded {
     }
 }
 
-/// A disk that works, and can tell what would be left of it if the power went now.
+/// A disk that works, and can produce a state that a power loss may leave.
 #[derive(Debug, Default)]
 pub(super) struct LosingDisk {
     recorded: Mutex<Recorded>,
-    /// What a file that was put back says of itself, by the file system's number.
+    /// Original attributes of restored files, by their new inode number.
     stamps: HashMap<u64, Stamp>,
 }
 
 impl LosingDisk {
-    /// Puts into `to` what could be left of `from` after a power loss, and gives a disk on which the
-    /// files in `to` are the old ones.
+    /// Restores into `to` a state that a power loss may leave of `from`. Returns a disk on which
+    /// the files in `to` report their original attributes.
     pub(super) fn lose(&self, dice: &Dice, from: &Path, to: &Path) -> Self {
         let recorded = self.recorded.lock();
         let mut stamps = HashMap::new();
@@ -223,7 +224,8 @@ impl LosingDisk {
             let mut bytes = model.synced.clone();
             let mut changes: Vec<&Change> = model.since.iter().collect();
             for place in (1..changes.len()).rev() {
-                // Mostly in order: a disk that scrambles all would hide what half a job does.
+                // Mostly in order: complete shuffling would hide the effect of half-finished
+                // operations.
                 if dice.roll(3) == 0 {
                     changes.swap(place, usize::try_from(dice.roll(place as u64 + 1)).unwrap());
                 }
@@ -234,7 +236,7 @@ impl LosingDisk {
                         bytes.resize(usize::try_from(*len).unwrap(), 0);
                     }
                     Change::Write(offset, new) => {
-                        // All of it, nothing, or some sectors.
+                        // All of the write, none, or some of its sectors.
                         let lost = [0, 0, 0, 1, 4, 8][usize::try_from(dice.roll(6)).unwrap()];
                         for (sector, part) in new.chunks(512).enumerate() {
                             if dice.roll(8) >= lost {
@@ -271,7 +273,7 @@ impl Disk for LosingDisk {
         let file = SystemDisk.open(path, how)?;
         let mut recorded = self.recorded.lock();
         if !existed {
-            // Another file may have had the number before.
+            // The inode number may have belonged to a deleted file.
             recorded.current.remove(&file.metadata()?.ino());
         }
         recorded.file(&file);
@@ -350,7 +352,7 @@ impl Disk for LosingDisk {
 
     fn stamp(&self, file: &File) -> io::Result<Stamp> {
         let stamp = SystemDisk.stamp(file)?;
-        // The worst case: what the file system says of a file outlives the loss at once.
+        // The worst case: attributes survive the power loss at once, even without a sync.
         self.recorded.lock().file(file).stamp = Some(stamp);
         Ok(self.restamped(stamp))
     }

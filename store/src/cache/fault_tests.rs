@@ -1,4 +1,4 @@
-//! The cache on disks that fail and that lose power: no wrong byte, no error to a reader, no leak.
+//! Tests on disks that fail and that lose power: no wrong bytes, no errors for readers, no leaks.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::units::ByteSize;
 const READERS: u64 = 8;
 const GROUP: usize = 20_000;
 
-/// Eight snapshots' worth of files; each second one is shared, some in other groups.
+/// The files of eight snapshots; every second file is shared, some of them in different groups.
 fn files() -> Vec<File> {
     (0..40).map(|name| File::new(name / 2, 60_000 + 4000 * name as usize / 2, GROUP)).collect()
 }
@@ -21,15 +21,15 @@ fn files() -> Vec<File> {
 fn options(budget: u64) -> CacheOptions {
     CacheOptions {
         budget: Some(Budget::Bytes(ByteSize(budget))),
-        // Otherwise nearly nothing would be tried.
+        // Without this, hardly any operation would be attempted.
         pause_after_failure: Duration::ZERO,
         open_files: 16,
         ..CacheOptions::default()
     }
 }
 
-/// A reader as the content layer is one: the cache first, else the store, whose bytes it gives to
-/// the cache.
+/// Reads like the content layer: from the cache, with a fallback to the store. Inserts the store's
+/// bytes into the cache.
 fn read(cache: &Cache, file: &File, place: usize, dice: &Dice) {
     let expected = file.raw(place);
     let got = file.read(cache, place).unwrap_or_else(|| {
@@ -44,7 +44,7 @@ fn read(cache: &Cache, file: &File, place: usize, dice: &Dice) {
     assert!(got == expected, "a wrong byte");
     if let Some(whole) = cache.whole(&file.id.digest, file.id.size) {
         let mut all = vec![0; file.bytes.len()];
-        // The kernel reads it through no layer of ours.
+        // Bypass the cache, as the kernel does in passthrough.
         std::os::unix::fs::FileExt::read_exact_at(&**whole.file(), &mut all, 0).unwrap();
         assert!(all == file.bytes, "a wrong byte in a whole file");
         let mut part = vec![0; 1000];
@@ -54,7 +54,7 @@ fn read(cache: &Cache, file: &File, place: usize, dice: &Dice) {
     }
 }
 
-/// What the cache really takes.
+/// Returns the real disk usage.
 fn taken(cache: &Path) -> u64 {
     ["groups", "contents"].iter().map(|dir| below(&cache.join(dir))).sum()
 }
@@ -85,7 +85,7 @@ fn a_failing_disk_never_gives_a_wrong_byte_and_the_budget_is_kept() {
     let (mut stored, mut evictions) = (0, 0);
     for seed in 0..6 {
         let dir = tempfile::tempdir().unwrap();
-        // A group, the part of it that a failed write left, and what says that it is there.
+        // A group, the remains of it after a failed write, and its `.ready` record.
         let slack = GROUP as u64 + 8192;
         let budget = working_set as u64 / [10, 3][usize::try_from(seed % 2).unwrap()];
         let disk = Arc::new(FaultyDisk::new(seed, 0));
@@ -112,7 +112,7 @@ fn a_failing_disk_never_gives_a_wrong_byte_and_the_budget_is_kept() {
         cache.settle();
         stored += cache.figures().inserted_groups;
         evictions += cache.figures().evictions;
-        // The disk works again: the cache heals by itself.
+        // The disk works again: the cache must recover without help.
         disk.per_mille.store(0, Ordering::Relaxed);
         std::thread::sleep(Duration::from_millis(5));
         let file = &files[0];
@@ -136,7 +136,7 @@ fn a_failing_disk_never_gives_a_wrong_byte_and_the_budget_is_kept() {
         assert_eq!(descriptors(dir.path()), 0, "seed {seed}: descriptors are left");
         assert_eq!(std::fs::read_dir(dir.path().join("staging")).unwrap().count(), 0);
     }
-    // Otherwise the test would have seen nothing.
+    // Guard against a test that exercised nothing.
     assert!(stored > 100 && evictions > 20, "{stored} groups stored, {evictions} evictions");
 }
 
@@ -165,7 +165,7 @@ fn a_power_loss_never_leaves_a_wrong_byte() {
         let after = tempfile::tempdir().unwrap();
         let lost = Arc::new(disk.lose(&dice, dir.path(), after.path()));
         drop(cache);
-        // Another boot: it is counted anew.
+        // Simulates another boot, which forces a recount.
         let _ = std::fs::remove_file(after.path().join("usage"));
         let cache = Cache::on_disk(after.path(), options(1 << 30), lost).unwrap();
         for file in &files {
@@ -180,6 +180,6 @@ fn a_power_loss_never_leaves_a_wrong_byte() {
             (0..file.groups()).for_each(|place| read(&cache, file, place, &dice));
         }
     }
-    // Otherwise the test would have seen nothing.
+    // Guard against a test that exercised nothing.
     assert!(whole > 20 && parts > 25, "{whole} whole files, {parts} groups of others");
 }

@@ -1,4 +1,4 @@
-//! Opening content files, reading ranges of them, and filling them.
+//! Opens, reads and fills content files.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -9,65 +9,87 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::RwLock;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::content::{Content, Part, Right, Sealed, State, part_cost, ready_len_max};
+use super::content::{
+    CachedContent, ContentState, Part, Right, Sealed, WholeFile, part_cost, ready_len_max,
+};
 use super::disk::Open;
 use super::entry::{BLOCK, file_cost};
 use super::groups::Stored;
 use super::placement::{ContentId, Piece, Placement};
-use super::ranges::{HEADER_LEN, Header, RECORD_LEN, Ranges, Ready, Record, parse};
+use super::ranges::{HEADER_LEN, RECORD_LEN, RangeRecord, Ranges, RangesHeader, Ready, parse};
 use super::seal::Seal;
 use super::stats::count;
-use super::store::Inner;
+use super::store::CacheInner;
 use super::{CacheError, Lookup, lease};
 use crate::ids::{Digest, GroupDigest};
 
-impl Inner {
-    /// What there is of a content; looks on the disk when that was not done for a while.
-    pub(super) fn state_of(&self, content: &Content) -> State {
+/// The outcome of opening a part for writing.
+pub(super) enum Writable {
+    Part(Arc<Part>),
+    /// Another process holds the write lock or evicts the part, or the content is sealed or a lie.
+    Elsewhere,
+    /// A new part does not fit the budget.
+    NoRoom,
+}
+
+/// The open files of a part, before it is prepared for writing.
+struct PartFiles {
+    file: File,
+    ready: File,
+    ranges: Ranges,
+    /// Length of the valid records in the `.ready` file; 0 without a valid header.
+    ready_len: u64,
+}
+
+impl CacheInner {
+    /// Returns the state of a content. Probes the disk if an absent content was not probed in this
+    /// epoch.
+    pub(super) fn state_of(&self, content: &CachedContent) -> ContentState {
         let state = content.state.read().clone();
         let epoch = self.epoch();
         let stale = match &state {
-            State::Absent { epoch: seen } => *seen != epoch,
-            State::Part(_) | State::Sealed(_) | State::Lie => false,
+            ContentState::Absent { epoch: seen } => *seen != epoch,
+            ContentState::Part(_) | ContentState::Sealed(_) | ContentState::Lie => false,
         };
         if !stale {
             return state;
         }
-        // Whoever writes or evicts it knows better.
+        // The thread that writes or evicts it will set the state.
         let Some(_writing) = content.writing.try_lock() else { return state };
         let mut slot = content.state.write();
-        if matches!(&*slot, State::Absent { epoch: seen } if *seen != epoch) {
+        if matches!(&*slot, ContentState::Absent { epoch: seen } if *seen != epoch) {
             *slot = self.find(content, epoch);
         }
         slot.clone()
     }
 
-    /// The whole file of a content, also if another process has just sealed it.
-    pub(super) fn sealed(&self, content: &Content) -> Option<Arc<Sealed>> {
+    /// Returns the sealed file of a content, even if another process has just sealed it.
+    pub(super) fn sealed(&self, content: &CachedContent) -> Option<Arc<Sealed>> {
         match self.state_of(content) {
-            State::Sealed(sealed) => Some(sealed),
-            State::Part(part) if part.right == Right::Read => {
+            ContentState::Sealed(sealed) => Some(sealed),
+            ContentState::Part(part) if part.right == Right::Read => {
                 let _writing = content.writing.try_lock()?;
-                let sealed = self.open_sealed(content).ok()??;
-                *content.state.write() = State::Sealed(Arc::clone(&sealed));
+                let Ok(WholeFile::Sealed(sealed)) = self.open_sealed(content) else { return None };
+                *content.state.write() = ContentState::Sealed(Arc::clone(&sealed));
                 Some(sealed)
             }
-            State::Part(_) | State::Absent { .. } | State::Lie => None,
+            ContentState::Part(_) | ContentState::Absent { .. } | ContentState::Lie => None,
         }
     }
 
-    fn find(&self, content: &Content, epoch: u64) -> State {
+    /// Probes the disk for a content: the sealed file first, then the part.
+    fn find(&self, content: &CachedContent, epoch: u64) -> ContentState {
         match self.open_sealed(content) {
-            Ok(Some(sealed)) => return State::Sealed(sealed),
-            Ok(None) => {}
+            Ok(WholeFile::Sealed(sealed)) => return ContentState::Sealed(sealed),
+            Ok(WholeFile::Unproved | WholeFile::Leaving) => {}
             Err(error) => self.content_unreadable(&error),
         }
-        match self.open_part(content, Right::Read) {
-            Ok(Some(part)) => State::Part(part),
-            Ok(None) => State::Absent { epoch },
+        match self.open_to_read(content) {
+            Ok(Some(part)) => ContentState::Part(part),
+            Ok(None) => ContentState::Absent { epoch },
             Err(error) => {
                 self.content_unreadable(&error);
-                State::Absent { epoch }
+                ContentState::Absent { epoch }
             }
         }
     }
@@ -79,27 +101,27 @@ impl Inner {
         }
     }
 
-    /// The sealed file, if it is the one that its seal tells of. One without a seal is looked at in
-    /// the background.
-    pub(super) fn open_sealed(&self, content: &Content) -> io::Result<Option<Arc<Sealed>>> {
+    /// Opens the sealed file and checks it against its seal. Queues a file without a matching seal
+    /// for verification on the worker thread.
+    pub(super) fn open_sealed(&self, content: &CachedContent) -> io::Result<WholeFile> {
         let file = self.disk.open(&content.paths.sealed, Open::Read)?;
         if !lease::share(&file)? {
-            return Ok(None);
+            return Ok(WholeFile::Leaving);
         }
         let stamp = self.disk.stamp(&file)?;
         if stamp.links == 0 {
-            return Ok(None);
+            return Ok(WholeFile::Leaving);
         }
         let seal = self.read_seal(content)?;
         if seal.is_some_and(|seal| seal.is_of(&content.id, &stamp)) {
-            return Ok(Some(Arc::new(Sealed { file: Arc::new(file) })));
+            return Ok(WholeFile::Sealed(Arc::new(Sealed { file: Arc::new(file) })));
         }
-        tracing::warn!(path = %content.paths.sealed.display(), "a changed cache file is not used unchecked");
+        tracing::warn!(path = %content.paths.sealed.display(), "verifying a cache file that changed");
         self.worker.seal(content.id);
-        Ok(None)
+        Ok(WholeFile::Unproved)
     }
 
-    fn read_seal(&self, content: &Content) -> io::Result<Option<Seal>> {
+    fn read_seal(&self, content: &CachedContent) -> io::Result<Option<Seal>> {
         let mut seal = Seal::new_zeroed();
         let read = self
             .disk
@@ -114,13 +136,15 @@ impl Inner {
         }
     }
 
-    /// Opens a part as one who only reads it.
-    pub(super) fn open_to_read(&self, content: &Content) -> io::Result<Option<Arc<Part>>> {
-        self.open_part(content, Right::Read)
+    /// Opens a part read-only.
+    pub(super) fn open_to_read(&self, content: &CachedContent) -> io::Result<Option<Arc<Part>>> {
+        let files = self.open_part(content, Right::Read)?;
+        Ok(files.map(|files| self.part(content, files, Right::Read)))
     }
 
-    /// Opens a part. To write, it is made if it is not there; `None` if that is another's right.
-    fn open_part(&self, content: &Content, right: Right) -> io::Result<Option<Arc<Part>>> {
+    /// Opens the files of a part. With `Right::Write`, creates them if they do not exist. Returns
+    /// `None` if the part is being evicted, or another process holds the write lock.
+    fn open_part(&self, content: &CachedContent, right: Right) -> io::Result<Option<PartFiles>> {
         let how = match right {
             Right::Write => Open::ReadWrite,
             Right::Read => Open::Read,
@@ -135,26 +159,27 @@ impl Inner {
         }
         let mut ranges = Ranges::default();
         let mut ready_len = 0;
-        // A part without its full length has just been made: what is ready tells of another, which
-        // was sealed by a process that died before it could remove this.
+        // A part without its full length is new: the `.ready` file describes an older part, which
+        // was sealed by a process that died before it could remove that file.
         if self.disk.stamp(&file)?.len == content.id.size {
             ready_len = self.load_ready(&content.id, &ready, 0, &mut ranges)?;
         }
-        if right == Right::Write {
-            ready_len = self.prepare(content, &file, &ready, ready_len, &ranges)?;
-        }
-        let whole = ranges.is_whole(&content.id);
-        let ranges = RwLock::new(ranges);
-        let ready_len = AtomicU64::new(ready_len);
-        if whole {
-            self.worker.seal(content.id);
-        }
-        let condemned = AtomicBool::new(false);
-        Ok(Some(Arc::new(Part { file, ready, right, ranges, condemned, ready_len })))
+        Ok(Some(PartFiles { file, ready, ranges, ready_len }))
     }
 
-    /// Takes what the file of ready ranges says after its first `from` bytes, and tells up to where
-    /// it can be believed.
+    /// Queues the part for sealing if it is complete.
+    fn part(&self, content: &CachedContent, files: PartFiles, right: Right) -> Arc<Part> {
+        let PartFiles { file, ready, ranges, ready_len } = files;
+        if ranges.is_whole(&content.id) {
+            self.worker.seal(content.id);
+        }
+        let (ranges, ready_len) = (RwLock::new(ranges), AtomicU64::new(ready_len));
+        let condemned = AtomicBool::new(false);
+        Arc::new(Part { file, ready, right, ranges, condemned, ready_len })
+    }
+
+    /// Adds the ranges in the `.ready` file from offset `from` on. Returns the offset up to which
+    /// the file is valid.
     fn load_ready(
         &self,
         id: &ContentId,
@@ -169,8 +194,8 @@ impl Inner {
         let mut bytes = vec![0; usize::try_from(len - from).unwrap_or(0)];
         self.disk.read(file, &mut bytes, from)?;
         let (records, start) = if from == 0 {
-            let mut header = Header::new_zeroed();
-            let (head, records) = bytes.split_at(size_of::<Header>().min(bytes.len()));
+            let mut header = RangesHeader::new_zeroed();
+            let (head, records) = bytes.split_at(size_of::<RangesHeader>().min(bytes.len()));
             header.as_mut_bytes().get_mut(..head.len()).unwrap_or_default().copy_from_slice(head);
             if !header.is_of(id) {
                 return Ok(0);
@@ -187,33 +212,28 @@ impl Inner {
         Ok(end)
     }
 
-    /// Makes a part that this process may write what its ready ranges say: nothing else is in it.
-    fn prepare(
-        &self,
-        content: &Content,
-        file: &File,
-        ready: &File,
-        ready_len: u64,
-        ranges: &Ranges,
-    ) -> io::Result<u64> {
-        let size = content.id.size;
+    /// Brings a part that this process may write to a consistent state: truncates invalid records
+    /// and frees the blocks outside the ready ranges. Returns the new length of the `.ready` file.
+    fn prepare(&self, content: &CachedContent, files: &PartFiles) -> io::Result<u64> {
+        let PartFiles { file, ready, ranges, ready_len } = files;
+        let (size, ready_len) = (content.id.size, *ready_len);
         if self.disk.stamp(ready)?.len != ready_len {
             self.disk.set_len(ready, ready_len)?;
         }
-        // Last, because the length says that what is ready tells of this file.
+        // Last, because the full length marks the `.ready` file as belonging to this part.
         if self.disk.stamp(file)?.len != size {
             self.disk.set_len(file, size)?;
         }
         self.give_back(&content.id, file, ranges, &(0..size))?;
         if ready_len == 0 {
-            self.disk.write(ready, Header::new(&content.id).as_bytes(), 0)?;
+            self.disk.write(ready, RangesHeader::new(&content.id).as_bytes(), 0)?;
             return Ok(HEADER_LEN);
         }
         Ok(ready_len)
     }
 
-    /// Frees the blocks in and around `range` that no ready range has bytes of. Only for room: what
-    /// is no ready range is not read.
+    /// Frees the blocks in and around `range` that no ready range covers. Only saves space: bytes
+    /// outside ready ranges are never read.
     fn give_back(
         &self,
         id: &ContentId,
@@ -235,17 +255,17 @@ impl Inner {
     /// Fills `buf` with a piece of a content that belongs to `group`.
     pub(super) fn read_piece(
         &self,
-        content: &Content,
+        content: &CachedContent,
         group: &GroupDigest,
         piece: &Piece,
         buf: &mut [u8],
     ) -> Lookup {
         let part = match self.state_of(content) {
-            State::Sealed(sealed) => {
+            ContentState::Sealed(sealed) => {
                 return self.read_whole(content, &sealed, piece.file_offset, buf);
             }
-            State::Part(part) => part,
-            State::Absent { .. } | State::Lie => return Lookup::Miss,
+            ContentState::Part(part) => part,
+            ContentState::Absent { .. } | ContentState::Lie => return Lookup::Miss,
         };
         if part.condemned.load(Ordering::Relaxed) {
             return Lookup::Miss;
@@ -257,7 +277,7 @@ impl Inner {
         match self.disk.read(&part.file, buf, piece.file_offset) {
             Ok(()) => Lookup::Hit,
             Err(error) => {
-                tracing::debug!(%error, "a content file can't be read");
+                tracing::debug!(%error, "can't read a content file");
                 count(&self.counters.read_failures);
                 part.condemned.store(true, Ordering::Relaxed);
                 Lookup::Miss
@@ -265,10 +285,10 @@ impl Inner {
         }
     }
 
-    /// Fills `buf` with the bytes of a whole content.
+    /// Fills `buf` with the bytes of a sealed content from `offset`.
     pub(super) fn read_whole(
         &self,
-        content: &Content,
+        content: &CachedContent,
         sealed: &Sealed,
         offset: u64,
         buf: &mut [u8],
@@ -277,17 +297,17 @@ impl Inner {
         match self.disk.read(&sealed.file, buf, offset) {
             Ok(()) => Lookup::Hit,
             Err(error) => {
-                tracing::debug!(%error, "a whole content file can't be read");
+                tracing::debug!(%error, "can't read a whole content file");
                 count(&self.counters.read_failures);
                 Lookup::Miss
             }
         }
     }
 
-    /// The proved range of a part that has `piece` of `group`.
+    /// Returns the verified range of a part that contains `piece` of `group`.
     pub(super) fn ready_range(
         &self,
-        content: &Content,
+        content: &CachedContent,
         part: &Part,
         group: &GroupDigest,
         piece: &Piece,
@@ -300,7 +320,7 @@ impl Inner {
         self.prove_range(part, &ready).then_some(ready)
     }
 
-    /// Looks what the process that writes a part has added to it.
+    /// Loads the records that the process with the write lock has appended.
     fn learn(&self, id: &ContentId, part: &Part) {
         if part.right == Right::Write {
             return;
@@ -315,18 +335,21 @@ impl Inner {
         }
     }
 
-    /// Whether the file holds the bytes that it should. Those that it does not hold are taken out.
+    /// Returns whether a range holds the right bytes. Verifies it on first use in this process, and
+    /// removes it if it is damaged.
     fn prove_range(&self, part: &Part, ready: &Ready) -> bool {
         ready.is_proved() || self.check_range(part, ready)
     }
 
-    /// Whether every range of a part holds the bytes that it should, however often it was proved.
+    /// Verifies every range of a part, including those already verified. Returns whether all are
+    /// right.
     pub(super) fn prove_ranges(&self, part: &Part) -> bool {
         let all = part.ranges.read().all();
-        // All of them, so that all damage is found at once.
+        // `filter().count()` does not short-circuit, so that all damage is found at once.
         all.iter().filter(|ready| !self.check_range(part, ready)).count() == 0
     }
 
+    /// Verifies a range. Removes a damaged one, and condemns the part if reading fails.
     fn check_range(&self, part: &Part, ready: &Ready) -> bool {
         let mut bytes = vec![0; ready.piece.len as usize];
         match self.disk.read(&part.file, &mut bytes, ready.piece.file_offset) {
@@ -336,14 +359,14 @@ impl Inner {
                 true
             }
             Ok(()) => {
-                tracing::warn!("a damaged range of a content file is removed");
+                tracing::warn!("removing a damaged range of a content file");
                 count(&self.counters.verify_failures);
-                // Its blocks stay counted: they are still there.
+                // Its blocks stay allocated, so they stay counted.
                 part.ranges.write().remove(ready);
                 false
             }
             Err(error) => {
-                tracing::debug!(%error, "a range of a content file can't be read");
+                tracing::debug!(%error, "can't read a range of a content file");
                 count(&self.counters.read_failures);
                 part.condemned.store(true, Ordering::Relaxed);
                 false
@@ -351,18 +374,19 @@ impl Inner {
         }
     }
 
-    /// The part that this process may write.
-    pub(super) fn writable(&self, content: &Content) -> Result<Option<Arc<Part>>, CacheError> {
+    /// Opens the part for writing, and reserves the space of a new `.ready` file. Replaces a
+    /// condemned part. The caller holds `content.writing`.
+    pub(super) fn writable(&self, content: &CachedContent) -> Result<Writable, CacheError> {
         let state = content.state.read().clone();
         match state {
-            State::Part(part) if part.right == Right::Write => {
+            ContentState::Part(part) if part.right == Right::Write => {
                 if !part.condemned.load(Ordering::Relaxed) {
-                    return Ok(Some(part));
+                    return Ok(Writable::Part(part));
                 }
-                self.discard(content, part.cost());
+                self.discard_part(content, part.cost());
             }
-            State::Part(_) | State::Absent { .. } => {}
-            State::Sealed(_) | State::Lie => return Ok(None),
+            ContentState::Part(_) | ContentState::Absent { .. } => {}
+            ContentState::Sealed(_) | ContentState::Lie => return Ok(Writable::Elsewhere),
         }
         let make = || self.open_part(content, Right::Write);
         let opened = match make() {
@@ -372,13 +396,28 @@ impl Inner {
             opened => opened,
         };
         let opened = opened.map_err(CacheError::io("opening", &content.paths.part))?;
-        if let Some(part) = &opened {
-            *content.state.write() = State::Part(Arc::clone(part));
+        let Some(mut files) = opened else { return Ok(Writable::Elsewhere) };
+        // A `.ready` file with a valid header is already counted.
+        let is_new = files.ready_len == 0;
+        let space = if is_new { self.room.reserve(file_cost(HEADER_LEN))? } else { None };
+        if is_new && space.is_none() {
+            // Nothing in it is valid. If it stayed, its eviction would release space that was never
+            // reserved.
+            self.discard_part(content, 0);
+            return Ok(Writable::NoRoom);
         }
-        Ok(opened)
+        files.ready_len = self
+            .prepare(content, &files)
+            .map_err(CacheError::io("preparing", &content.paths.part))?;
+        if let Some(space) = space {
+            space.keep();
+        }
+        let part = self.part(content, files, Right::Write);
+        *content.state.write() = ContentState::Part(Arc::clone(&part));
+        Ok(Writable::Part(part))
     }
 
-    /// Stores the pieces of a group in the content that they belong to.
+    /// Stores the pieces of a group in its content.
     pub(super) fn store_pieces(
         &self,
         placement: &Placement,
@@ -386,25 +425,18 @@ impl Inner {
         decoded: &[u8],
     ) -> Result<Stored, CacheError> {
         let content = self.contents.get(placement.content());
-        if matches!(self.state_of(&content), State::Sealed(_)) {
+        if matches!(self.state_of(&content), ContentState::Sealed(_)) {
             return Ok(Stored::Before);
         }
         let _writing = content.writing.lock();
-        if matches!(&*content.state.read(), State::Sealed(_)) {
+        if matches!(&*content.state.read(), ContentState::Sealed(_)) {
             return Ok(Stored::Before);
         }
-        let fresh = matches!(&*content.state.read(), State::Absent { .. });
-        let Some(part) = self.writable(&content)? else { return Ok(Stored::Elsewhere) };
-        if fresh {
-            // The file that says what is ready.
-            let is_new = part.ranges.read().len() == 0;
-            if is_new {
-                match self.room.reserve(file_cost(HEADER_LEN))? {
-                    Some(space) => space.keep(),
-                    None => return Ok(Stored::NoRoom),
-                }
-            }
-        }
+        let part = match self.writable(&content)? {
+            Writable::Part(part) => part,
+            Writable::Elsewhere => return Ok(Stored::Elsewhere),
+            Writable::NoRoom => return Ok(Stored::NoRoom),
+        };
         let mut outcome = Stored::Before;
         for piece in placement.pieces() {
             let before = part.ranges.read().find(group, piece).cloned();
@@ -423,16 +455,19 @@ impl Inner {
         Ok(outcome)
     }
 
+    /// Stores one piece: the missing bytes first, then the record. A crash in between leaves bytes
+    /// without a record, which are never read. The caller holds `content.writing`.
     fn store_piece(
         &self,
-        content: &Content,
+        content: &CachedContent,
         part: &Part,
         group: &GroupDigest,
         piece: &Piece,
         bytes: &[u8],
     ) -> Result<Stored, CacheError> {
         let range = piece.range();
-        // What is there under another group's name must be the same, or one of the two lies.
+        // Ranges stored by other groups must agree with these bytes, or one of the snapshots makes
+        // a false claim.
         let overlapping = part.ranges.read().overlapping(&range);
         for ready in overlapping {
             self.prove_range(part, &ready);
@@ -449,7 +484,7 @@ impl Inner {
         let written = self.write_gaps(part, &range, &missing, bytes).and_then(|()| {
             let ready = Ready::new(*piece, *group, bytes);
             let at = part.ready_len.load(Ordering::Relaxed);
-            let record = Record::new(&content.id, &ready);
+            let record = RangeRecord::new(&content.id, &ready);
             self.disk.write(&part.ready, record.as_bytes(), at)?;
             part.ready_len.store(at + RECORD_LEN, Ordering::Release);
             Ok(ready)
@@ -465,8 +500,8 @@ impl Inner {
                 let given = self.give_back(&content.id, &part.file, &ranges, &range);
                 drop(ranges);
                 if given.is_err() {
-                    // Nobody would know of these blocks.
-                    self.discard(content, part.cost());
+                    // Otherwise these blocks would never be accounted for.
+                    self.discard_part(content, part.cost());
                 }
                 Err(CacheError::io("writing", &content.paths.part)(error))
             }
@@ -487,7 +522,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Whether what is there of `range` is what `bytes` says.
+    /// Returns whether the stored bytes of `range` equal those in `bytes`.
     fn agrees(
         &self,
         part: &Part,
@@ -512,14 +547,14 @@ impl Inner {
     }
 }
 
-/// Where `part` is in a buffer that holds `range`.
+/// Returns the position of `part` in a buffer that holds `range`.
 fn within(range: &Range<u64>, part: &Range<u64>) -> Option<Range<usize>> {
     let at = |offset: u64| usize::try_from(offset.checked_sub(range.start)?).ok();
     Some(at(part.start)?..at(part.end)?)
 }
 
-/// What a part on the disk counts against the budget, told from its file of ready ranges alone.
-pub(super) fn cost_of_ready(inner: &Inner, id: &ContentId, file: &File) -> io::Result<u64> {
+/// Returns the cost of a part against the budget, computed from its `.ready` file alone.
+pub(super) fn cost_of_ready(inner: &CacheInner, id: &ContentId, file: &File) -> io::Result<u64> {
     let mut ranges = Ranges::default();
     let len = inner.load_ready(id, file, 0, &mut ranges)?;
     Ok(part_cost(&ranges, len.max(HEADER_LEN)))

@@ -1,4 +1,4 @@
-//! Group files: finding, proving, storing and removing them.
+//! Finds, verifies, stores and removes group files.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -6,31 +6,32 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::disk::{Disk, Open};
-use super::entry::{Entry, Identity, Reject, disk_cost, file_cost};
+use super::entry::{CacheFile, Identity, Reject, disk_cost, file_cost};
 use super::open_files::Opening;
 use super::stats::count;
-use super::store::Inner;
+use super::store::CacheInner;
 use super::{CacheError, lease};
 use crate::ids::GroupDigest;
 
-/// What became of something that was to be stored.
+/// The outcome of storing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stored {
     New,
     Before,
     NoRoom,
-    /// Not here: another process writes this content, or other bytes are in its place.
+    /// Not stored in the content: another process writes it, or it holds different bytes at this
+    /// position. The caller falls back to a group file.
     Elsewhere,
 }
 
-impl Inner {
+impl CacheInner {
     pub(super) fn group_path(&self, group: &GroupDigest) -> PathBuf {
         let name = group.0.to_hex();
         self.groups.join(name.get(..2).unwrap_or("")).join(&name)
     }
 
-    /// The open, proved file of `group`.
-    pub(super) fn entry(&self, group: &GroupDigest) -> Option<Arc<Entry>> {
+    /// Returns the open, verified file of `group`.
+    pub(super) fn entry(&self, group: &GroupDigest) -> Option<Arc<CacheFile>> {
         if let Some(entry) = self.files.get(group) {
             return Some(entry);
         }
@@ -55,13 +56,13 @@ impl Inner {
                 Some(entry)
             }
             Err(Reject::Wrong) => {
-                tracing::warn!(path = %path.display(), "a damaged cache file is removed");
+                tracing::warn!(path = %path.display(), "removing a damaged cache file");
                 count(&self.counters.verify_failures);
                 self.remove_group(&path, identity);
                 None
             }
             Err(Reject::Io(error)) => {
-                tracing::debug!(path = %path.display(), %error, "a cache file can't be read");
+                tracing::debug!(path = %path.display(), %error, "can't read a cache file");
                 count(&self.counters.read_failures);
                 self.remove_group(&path, identity);
                 None
@@ -69,7 +70,7 @@ impl Inner {
         }
     }
 
-    /// `None`: it is being evicted.
+    /// Returns `None` if the file is being evicted.
     fn open_group(&self, path: &Path) -> io::Result<Option<(File, Identity)>> {
         let file = self.disk.open(path, Open::Read)?;
         let shared = lease::share(&file)?;
@@ -83,19 +84,19 @@ impl Inner {
         file: File,
         identity: Identity,
         group: &GroupDigest,
-    ) -> Result<Entry, Reject> {
+    ) -> Result<CacheFile, Reject> {
         if opening.is_proved(group, identity) {
-            return Entry::trusted(file, identity);
+            return CacheFile::trusted(file, identity);
         }
-        let entry = Entry::verified(&*self.disk, file, identity, *group)?;
+        let entry = CacheFile::verified(&*self.disk, file, identity, *group)?;
         count(&self.counters.verified);
         Ok(entry)
     }
 
-    /// A file that had proved itself could not be read: cut short, or the disk fails.
-    pub(super) fn read_failed(&self, group: &GroupDigest, entry: &Entry, error: &io::Error) {
+    /// Drops a verified file that could not be read: it was truncated, or the disk fails.
+    pub(super) fn read_failed(&self, group: &GroupDigest, entry: &CacheFile, error: &io::Error) {
         let path = self.group_path(group);
-        tracing::debug!(path = %path.display(), %error, "a cache file is removed");
+        tracing::debug!(path = %path.display(), %error, "removing a cache file");
         count(&self.counters.read_failures);
         self.files.forget(group);
         if let Ok(identity) = entry.identity(&*self.disk) {
@@ -103,14 +104,14 @@ impl Inner {
         }
     }
 
-    /// Removes the file `identity` if it still has the name `path`.
+    /// Removes the file `identity` if `path` still refers to it.
     fn remove_group(&self, path: &Path, identity: Identity) {
         let same = self
             .disk
             .stamp_at(path)
             .is_ok_and(|stamp| Identity::of(&stamp).inode() == identity.inode());
-        // A new file may take the name in this instant and be removed in its stead: then it is
-        // fetched once more.
+        // Race: a new file may take the name after the check and be removed instead. That only
+        // costs another fetch.
         if same && self.disk.remove(path).is_ok() {
             self.room.release(file_cost(identity.file_len()));
         }
@@ -129,7 +130,7 @@ impl Inner {
             .create(&self.disk)
             .map_err(CacheError::io("creating a file in", &self.dir))?;
         lease::share(&file).map_err(CacheError::io("locking", staged.path()))?;
-        let entry = Entry::write(&*self.disk, file, *group, decoded)
+        let entry = CacheFile::write(&*self.disk, file, *group, decoded)
             .map_err(CacheError::io("writing", staged.path()))?;
         let identity =
             entry.identity(&*self.disk).map_err(CacheError::io("reading", staged.path()))?;
@@ -146,8 +147,8 @@ impl Inner {
     }
 }
 
-/// Gives the file `from` the name `to` as well. Unlike a rename this never replaces a file, so that
-/// of two writers of one group exactly one counts its bytes.
+/// Creates the hard link `to`. Unlike a rename, it never replaces a file, so that of two concurrent
+/// writers of a group exactly one counts its bytes.
 fn link(disk: &dyn Disk, from: &Path, to: &Path) -> io::Result<()> {
     match disk.link(from, to) {
         Err(error) if error.kind() == ErrorKind::NotFound => {

@@ -1,5 +1,5 @@
-//! Whether the disk takes writes: after a failure nothing is written for a while, and one warning
-//! tells of it, however many writers there are.
+//! Tracks whether the disk accepts writes. After a failure, writes pause for a while, and one
+//! warning is logged, however many writers there are.
 
 use std::time::{Duration, Instant};
 
@@ -8,57 +8,57 @@ use parking_lot::Mutex;
 use super::CacheError;
 use super::stats::DiskState;
 
-/// The state of a disk that may fail.
+/// The health of a disk.
 #[derive(Debug)]
 pub(super) struct Health {
     pause: Duration,
-    state: Mutex<State>,
+    state: Mutex<HealthState>,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum State {
+enum HealthState {
     Good,
     Failing { retry_at: Option<Instant> },
 }
 
 impl Health {
     pub(super) fn new(pause: Duration) -> Self {
-        Self { pause, state: Mutex::new(State::Good) }
+        Self { pause, state: Mutex::new(HealthState::Good) }
     }
 
-    /// Whether a write may be tried now.
+    /// Returns whether a write may be attempted now.
     pub(super) fn may_write(&self) -> bool {
         match *self.state.lock() {
-            State::Good => true,
-            // A pause too long for the clock never ends.
-            State::Failing { retry_at } => retry_at.is_some_and(|at| Instant::now() >= at),
+            HealthState::Good => true,
+            // `None` is a pause too long for the clock: it never ends.
+            HealthState::Failing { retry_at } => retry_at.is_some_and(|at| Instant::now() >= at),
         }
     }
 
-    /// What the disk last did.
+    /// Returns the outcome of the last write.
     pub(super) fn disk(&self) -> DiskState {
         match *self.state.lock() {
-            State::Good => DiskState::Good,
-            State::Failing { .. } => DiskState::Failing,
+            HealthState::Good => DiskState::Good,
+            HealthState::Failing { .. } => DiskState::Failing,
         }
     }
 
-    /// A write was done.
+    /// Records a successful write.
     pub(super) fn succeeded(&self) {
         let mut state = self.state.lock();
-        if matches!(*state, State::Failing { .. }) {
-            *state = State::Good;
+        if matches!(*state, HealthState::Failing { .. }) {
+            *state = HealthState::Good;
             drop(state);
-            tracing::info!("the cache stores again");
+            tracing::info!("the cache stores groups again");
         }
     }
 
-    /// A write failed.
+    /// Records a failed write and starts the pause. Logs a warning on the first failure.
     pub(super) fn failed(&self, error: &CacheError) {
         let retry_at = Instant::now().checked_add(self.pause);
         let mut state = self.state.lock();
-        let first = matches!(*state, State::Good);
-        *state = State::Failing { retry_at };
+        let first = matches!(*state, HealthState::Good);
+        *state = HealthState::Failing { retry_at };
         drop(state);
         if first {
             tracing::warn!(

@@ -1,18 +1,19 @@
-//! Locks on cache files, which the kernel drops with their holders, and which other processes see.
+//! Locks on cache files (`flock`), visible to other processes and released by the kernel when their
+//! holders exit.
 //!
-//! Whoever has a cache file open holds it shared; whoever evicts it must have it alone. The lock
-//! belongs to the open file: a file that the kernel itself reads stays locked when the process that
-//! opened it is gone.
+//! A process that has a cache file open holds a shared lock; eviction needs an exclusive one. The
+//! lock belongs to the open file description: a file that the kernel reads in passthrough stays
+//! locked after the process that opened it exits.
 
 use std::fs::{File, TryLockError};
 use std::io;
 
-/// Says that this file is in use. False if it is being evicted.
+/// Takes a shared lock, which marks the file as in use. Returns false if the file is being evicted.
 pub(super) fn share(file: &File) -> io::Result<bool> {
     outcome(file.try_lock_shared())
 }
 
-/// Takes a file alone. False if it is in use.
+/// Takes an exclusive lock. Returns false if the file is in use.
 pub(super) fn own(file: &File) -> io::Result<bool> {
     outcome(file.try_lock())
 }

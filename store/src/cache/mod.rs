@@ -1,12 +1,15 @@
 //! The host cache: decoded bytes on local disk, shared by every process that opens the directory.
 //!
-//! Small files' groups are one file each, named by the group's digest, written under another name and
-//! linked to its own: the name is the ready bit. A large file is one sparse file, named by the digest
-//! of its contents, filled as its groups come and sealed when it is whole; the kernel can then read it
-//! itself. Only what is sealed is synced, because a cache may forget: all else is checked when a process first
-//! uses it, and what does not prove itself is a miss. A disk that is full or fails makes the cache
-//! stop storing, never fail a reader.
+//! The groups of small files are one file each, named by the group's digest. A group file is
+//! written under a temporary name and hard-linked to its final name: the name is the ready bit. A
+//! large file is one sparse file, named by the digest of its contents, filled as its groups arrive,
+//! and sealed when it is complete; the kernel can then read it directly. Only sealed files are
+//! synced, because a cache may lose data: each process verifies all other files on first use, and
+//! treats a failed verification as a cache miss. If the disk is full or fails, the cache stops
+//! storing, but reads do not fail.
 
+#[cfg(test)]
+mod accounting_tests;
 mod budget;
 mod content;
 #[cfg(test)]
@@ -29,6 +32,7 @@ mod open_files;
 mod pins;
 mod placement;
 mod ranges;
+mod reserved;
 mod room;
 mod seal;
 mod staging;
@@ -46,6 +50,7 @@ use std::time::Duration;
 
 pub use budget::{Budget, BudgetError, Marks};
 pub use content::WholeContent;
+pub use entry::VERSION;
 pub use evict::{Evicted, Inventory, Spare};
 pub use pins::PinSet;
 pub use placement::{ContentId, PIECES_MAX, Piece, Placement};
@@ -53,17 +58,16 @@ pub use stats::{CacheFigures, DiskState};
 pub use store::{Cache, ContentPin};
 pub use verify::Verified;
 
-/// How a cache behaves.
+/// Options of a cache.
 #[derive(Debug, Clone, Copy)]
 pub struct CacheOptions {
-    /// How much disk its files may take. `None`: what was last said of this directory, or
-    /// [`Budget::Auto`].
+    /// Maximum disk usage. `None` uses the budget last set for this directory, or [`Budget::Auto`].
     pub budget: Option<Budget>,
-    /// Where eviction begins and ends.
+    /// Thresholds of eviction.
     pub marks: Marks,
-    /// How many files of groups are kept open, at least 16, and half as many contents. Default 512.
+    /// Maximum number of open group files, at least 16; half as many contents. Default 512.
     pub open_files: usize,
-    /// How long nothing is stored after the disk failed. Default 30 s.
+    /// Pause before the next write after a disk failure. Default 30 s.
     pub pause_after_failure: Duration,
 }
 
@@ -78,41 +82,41 @@ impl Default for CacheOptions {
     }
 }
 
-/// What the cache has to say to a read.
+/// The result of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lookup {
-    /// The buffer is filled.
+    /// Cache hit: the buffer is filled.
     Hit,
-    /// The cache does not have these bytes; the buffer's contents mean nothing.
+    /// Cache miss: the contents of the buffer are undefined.
     Miss,
 }
 
-/// What became of a group that was given to the cache.
+/// The outcome of inserting a group.
 #[derive(Debug)]
 pub enum Insert {
-    /// It is there now.
+    /// The group was stored.
     Stored,
-    /// It was there already.
+    /// The group was already cached.
     AlreadyThere,
-    /// The budget is used up; what was used longest ago is being evicted.
+    /// The budget is exhausted; the least recently used files are being evicted.
     Full,
-    /// Nothing is stored for a while, because the disk failed a short time ago.
+    /// Writes are paused after a recent disk failure.
     Paused,
-    /// The disk failed now. The caller goes on without the cache.
+    /// The disk failed. The caller continues without the cache.
     Failed(CacheError),
 }
 
-/// Why the cache can't be opened or can't store.
+/// An error from opening the cache or storing in it.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    /// The system refused something.
+    /// A syscall failed.
     #[error("cache: {what} {path}: {source}", path = path.display())]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// On which file.
+        /// Path of the file or directory.
         path: PathBuf,
-        /// What the system says.
+        /// The OS error.
         source: io::Error,
     },
     /// A group is empty or larger than the format allows.

@@ -1,5 +1,5 @@
-//! The cache files that are open, and which files have proved themselves: both bounded, both in
-//! shards, so that readers of different groups do not meet at one lock.
+//! Tracks open group files, and which files are verified. Both sets are bounded and sharded, so
+//! that readers of different groups do not contend for one lock.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -7,14 +7,14 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::{Mutex, MutexGuard};
 
-use super::entry::{Entry, Identity};
+use super::entry::{CacheFile, Identity};
 use crate::ids::GroupDigest;
 
 const SHARDS: usize = 16;
-/// Files remembered as proved after they were closed, in one shard; about 100 bytes each.
+/// Verified files remembered per shard after they are closed; about 100 bytes each.
 const PROVED_PER_SHARD: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// Open files by group, least recently used closed first.
+/// An LRU cache of open files by group.
 #[derive(Debug)]
 pub(super) struct OpenFiles {
     shards: [Shard; SHARDS],
@@ -23,24 +23,24 @@ pub(super) struct OpenFiles {
 #[derive(Debug)]
 struct Shard {
     files: Mutex<Files>,
-    /// Held while a file is opened and verified, so that many readers of one file do it once.
+    /// Held while a file is opened and verified, so that concurrent readers of a file do it once.
     opening: Mutex<()>,
 }
 
 #[derive(Debug)]
 struct Files {
-    open: LruCache<GroupDigest, Arc<Entry>>,
+    open: LruCache<GroupDigest, Arc<CacheFile>>,
     proved: LruCache<GroupDigest, Identity>,
 }
 
-/// One shard's lock for opening files.
+/// Guard of the `opening` lock of one shard.
 pub(super) struct Opening<'a> {
     shard: &'a Shard,
     _one_at_a_time: MutexGuard<'a, ()>,
 }
 
 impl OpenFiles {
-    /// Keeps at most about `capacity` files open.
+    /// Creates an empty set that keeps at most about `capacity` files open.
     pub(super) fn new(capacity: usize) -> Self {
         let each = NonZeroUsize::new(capacity / SHARDS).unwrap_or(NonZeroUsize::MIN);
         let shard = |_| Shard {
@@ -53,28 +53,28 @@ impl OpenFiles {
         Self { shards: std::array::from_fn(shard) }
     }
 
-    /// The open file of `group`.
-    pub(super) fn get(&self, group: &GroupDigest) -> Option<Arc<Entry>> {
+    /// Returns the open file of `group`.
+    pub(super) fn get(&self, group: &GroupDigest) -> Option<Arc<CacheFile>> {
         self.shard(group).files.lock().open.get(group).cloned()
     }
 
-    /// Whether the file of `group` is open.
+    /// Returns whether the file of `group` is open.
     pub(super) fn holds(&self, group: &GroupDigest) -> bool {
         self.shard(group).files.lock().open.contains(group)
     }
 
-    /// Waits for the right to open files of the shard that `group` is in.
+    /// Locks the shard of `group` for opening files. Blocks while another thread holds the lock.
     pub(super) fn opening(&self, group: &GroupDigest) -> Opening<'_> {
         let shard = self.shard(group);
         Opening { shard, _one_at_a_time: shard.opening.lock() }
     }
 
-    /// Takes an open file whose contents are known to be right.
-    pub(super) fn put(&self, group: GroupDigest, identity: Identity, entry: Arc<Entry>) {
+    /// Adds an open, verified file.
+    pub(super) fn put(&self, group: GroupDigest, identity: Identity, entry: Arc<CacheFile>) {
         self.shard(&group).put(group, identity, entry);
     }
 
-    /// Closes the file of `group` and forgets that it proved itself.
+    /// Closes the file of `group` and forgets its verification.
     pub(super) fn forget(&self, group: &GroupDigest) {
         let mut files = self.shard(group).files.lock();
         let entry = files.open.pop(group);
@@ -83,7 +83,7 @@ impl OpenFiles {
         drop(entry);
     }
 
-    /// Closes what was not read since this was last called, and gives what was.
+    /// Closes the files not read since the last call, and returns the groups of the others.
     pub(super) fn close_idle(&self) -> Vec<GroupDigest> {
         let (mut used, mut idle) = (Vec::new(), Vec::new());
         for shard in &self.shards {
@@ -97,12 +97,12 @@ impl OpenFiles {
                 }
             }
         }
-        // Closing files takes time, so not under the locks.
+        // Closing files takes time: do it without the locks.
         drop(idle);
         used
     }
 
-    /// What was read since this was last called.
+    /// Returns the groups read since the last call.
     pub(super) fn take_used(&self) -> Vec<GroupDigest> {
         let mut used = Vec::new();
         for shard in &self.shards {
@@ -123,29 +123,29 @@ impl OpenFiles {
 }
 
 impl Shard {
-    fn put(&self, group: GroupDigest, identity: Identity, entry: Arc<Entry>) {
+    fn put(&self, group: GroupDigest, identity: Identity, entry: Arc<CacheFile>) {
         let mut files = self.files.lock();
         let evicted = files.open.push(group, entry);
         files.proved.put(group, identity);
         drop(files);
-        // Closing a file takes time, so not under the lock.
+        // Closing a file takes time: do it without the lock.
         drop(evicted);
     }
 }
 
 impl Opening<'_> {
-    /// The open file of `group`, if another reader opened it meanwhile.
-    pub(super) fn get(&self, group: &GroupDigest) -> Option<Arc<Entry>> {
+    /// Returns the open file of `group`, if another reader has opened it meanwhile.
+    pub(super) fn get(&self, group: &GroupDigest) -> Option<Arc<CacheFile>> {
         self.shard.files.lock().open.get(group).cloned()
     }
 
-    /// Whether the file `identity` has proved to be `group`.
+    /// Returns whether the file `identity` is verified to hold `group`.
     pub(super) fn is_proved(&self, group: &GroupDigest, identity: Identity) -> bool {
         self.shard.files.lock().proved.get(group) == Some(&identity)
     }
 
-    /// Takes the file that was opened.
-    pub(super) fn put(&self, group: GroupDigest, identity: Identity, entry: Arc<Entry>) {
+    /// Adds the file that was opened and verified.
+    pub(super) fn put(&self, group: GroupDigest, identity: Identity, entry: Arc<CacheFile>) {
         self.shard.put(group, identity, entry);
     }
 }

@@ -1,4 +1,5 @@
-//! What must not be evicted: one file for each pinned snapshot, with the names of all that it needs.
+//! Persists pins, which exempt files from eviction: one file per pinned snapshot, listing all
+//! groups and contents that it needs.
 
 use std::collections::HashSet;
 use std::fs;
@@ -12,17 +13,17 @@ use crate::ids::{Digest, GroupDigest, SnapshotId};
 const MAGIC: &[u8; 8] = b"INLAYPIN";
 const DIR: &str = "pins";
 
-/// What a pinned snapshot needs of the cache.
+/// The cache files that a pinned snapshot needs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PinSet {
-    /// Groups of small files, and groups that several files share.
+    /// Groups of small files, and groups shared by several files.
     pub groups: Vec<GroupDigest>,
-    /// Whole files.
+    /// Contents of large files.
     pub contents: Vec<ContentId>,
 }
 
 impl PinSet {
-    /// Magic, both numbers, the digests, and the BLAKE3 of all that.
+    /// Encodes the magic number, both counts, the digests, and the BLAKE3 of all of these.
     fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
         bytes.extend((self.groups.len() as u64).to_le_bytes());
@@ -71,7 +72,7 @@ impl PinSet {
     }
 }
 
-/// All that is pinned.
+/// The union of all pins.
 #[derive(Debug, Default)]
 pub(super) struct Pinned {
     pub(super) groups: HashSet<GroupDigest>,
@@ -90,7 +91,7 @@ impl Pinned {
     }
 }
 
-/// The snapshots that are pinned.
+/// Returns the pinned snapshots.
 pub(super) fn list(cache: &Path) -> io::Result<Vec<SnapshotId>> {
     let entries = match fs::read_dir(cache.join(DIR)) {
         Ok(entries) => entries,
@@ -106,13 +107,13 @@ pub(super) fn list(cache: &Path) -> io::Result<Vec<SnapshotId>> {
     Ok(ids)
 }
 
-/// What a pinned snapshot needs; `None` if it is not pinned, or if its file is damaged.
+/// Returns the pin of a snapshot; `None` if it is not pinned or its file is damaged.
 pub(super) fn read(cache: &Path, id: &SnapshotId) -> io::Result<Option<PinSet>> {
     match fs::read(path(cache, id)) {
         Ok(bytes) => {
             let set = PinSet::from_bytes(&bytes);
             if set.is_none() {
-                tracing::warn!(%id, "a damaged pin is ignored: pin the snapshot again");
+                tracing::warn!(%id, "ignoring a damaged pin; pin the snapshot again");
             }
             Ok(set)
         }
@@ -121,7 +122,7 @@ pub(super) fn read(cache: &Path, id: &SnapshotId) -> io::Result<Option<PinSet>> 
     }
 }
 
-/// Writes the file of a pin; it outlives a power loss.
+/// Writes a pin durably.
 pub(super) fn write(
     disk: &dyn Disk,
     cache: &Path,
@@ -138,7 +139,7 @@ pub(super) fn write(
     disk.sync_dir(&dir)
 }
 
-/// Removes a pin. False if there was none.
+/// Removes a pin durably. Returns false if it did not exist.
 pub(super) fn remove(disk: &dyn Disk, cache: &Path, id: &SnapshotId) -> io::Result<bool> {
     match disk.remove(&path(cache, id)) {
         Ok(()) => disk.sync_dir(&cache.join(DIR)).map(|()| true),

@@ -1,37 +1,39 @@
-//! Where a group's bytes lie in a large file: what lets the cache keep the file as one.
+//! Maps the bytes of a group to their positions in a large file, so that the cache can store the
+//! file as one.
 
 use std::ops::Range;
 
 use crate::format::layout::{FILE_LEN_MAX, GROUP_RAW_LEN_MAX};
 use crate::ids::Digest;
 
-/// The whole contents of a large file.
+/// Identifies the whole contents of a large file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ContentId {
     /// BLAKE3 of all its bytes.
     pub digest: Digest,
-    /// How many they are.
+    /// Length in bytes.
     pub size: u64,
 }
 
-/// Bytes of a group as a piece of a file.
+/// A contiguous range of a group as part of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Piece {
-    /// Where it begins in the file.
+    /// Offset in the file, in bytes.
     pub file_offset: u64,
-    /// Where it begins in the group's decoded bytes.
+    /// Offset in the group's decoded bytes.
     pub group_offset: u32,
-    /// In bytes.
+    /// Length in bytes.
     pub len: u32,
 }
 
 impl Piece {
-    /// Where it is in the file. Only for a piece that fits.
+    /// Returns its range in the file. Call only if [`Self::fits`].
     pub(super) fn range(&self) -> Range<u64> {
         self.file_offset..self.file_offset.saturating_add(u64::from(self.len))
     }
 
-    /// The part of it that begins `skip` bytes into it.
+    /// Returns the `len` bytes of it that start `skip` bytes into it; `None` if they are empty or
+    /// out of range.
     pub(super) fn part(&self, skip: u32, len: usize) -> Option<Self> {
         let len = u32::try_from(len).ok()?;
         let inside = len > 0 && skip.checked_add(len).is_some_and(|end| end <= self.len);
@@ -42,13 +44,13 @@ impl Piece {
         })
     }
 
-    /// Its bytes, in those of the group.
+    /// Returns its bytes in the decoded bytes of the group.
     pub(super) fn of<'a>(&self, decoded: &'a [u8]) -> Option<&'a [u8]> {
         let start = self.group_offset as usize;
         decoded.get(start..start.checked_add(self.len as usize)?)
     }
 
-    /// Whether it can be a piece of `content`.
+    /// Returns whether it is a valid piece of `content`.
     pub(super) fn fits(&self, content: &ContentId) -> bool {
         (1..=GROUP_RAW_LEN_MAX).contains(&self.len)
             && self.group_offset.checked_add(self.len).is_some_and(|end| end <= GROUP_RAW_LEN_MAX)
@@ -60,10 +62,10 @@ impl Piece {
     }
 }
 
-/// The most pieces of one group that a placement names.
+/// The maximum number of pieces in a placement.
 pub const PIECES_MAX: usize = 4;
 
-/// Where a group's bytes belong: into one content, as a few pieces.
+/// The destination of a group: one content, and the positions of the group's pieces in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placement {
     content: ContentId,
@@ -72,7 +74,7 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// These pieces of `content`; `None` if there are none or too many, or if one can't be right.
+    /// Creates a placement; `None` if there are no pieces or too many, or one is invalid.
     pub fn new(content: ContentId, pieces: &[Piece]) -> Option<Self> {
         let mut placed = [Piece::default(); PIECES_MAX];
         placed.get_mut(..pieces.len())?.copy_from_slice(pieces);
@@ -80,12 +82,12 @@ impl Placement {
         good.then_some(Self { content, pieces: placed, count: pieces.len() })
     }
 
-    /// The content.
+    /// Returns the content.
     pub fn content(&self) -> &ContentId {
         &self.content
     }
 
-    /// The pieces.
+    /// Returns the pieces.
     pub fn pieces(&self) -> &[Piece] {
         self.pieces.get(..self.count).unwrap_or_default()
     }

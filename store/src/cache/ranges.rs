@@ -1,8 +1,10 @@
-//! Which ranges of a content file are there, which group each came from, and what its bytes must be.
+//! Tracks the ranges that a content file holds, the group that each came from, and the digest of
+//! its bytes.
 //!
-//! A content's digest can be checked only when the whole is there. Until then its name is a mere
-//! promise of some snapshot, so a range is given only to readers who ask for the bytes of the group
-//! that it came from, at the same place: a snapshot that lies about a content deceives itself alone.
+//! The digest of a content can be checked only when the content is complete. Until then, it is a
+//! mere claim of some snapshot. A range is therefore returned only to readers that request the
+//! bytes of the group that it came from, at the same position: a snapshot with a false claim
+//! affects only itself.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -20,10 +22,10 @@ use crate::ids::{Digest, GroupDigest};
 const MAGIC: [u8; 8] = *b"INLAYRDY";
 const VERSION: u32 = 1;
 
-/// The first bytes of a file of ready ranges.
+/// The header of a `.ready` file.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(super) struct Header {
+pub(super) struct RangesHeader {
     magic: [u8; 8],
     version: U32,
     zero: U32,
@@ -31,24 +33,23 @@ pub(super) struct Header {
     content: Digest,
 }
 
-/// One ready range as it is written. Whatever is no record, or comes after one that is none, is not
-/// believed.
+/// A ready range as stored. An invalid record and all records after it are ignored.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(super) struct Record {
+pub(super) struct RangeRecord {
     file_offset: U64,
     group_offset: U32,
     len: U32,
     group: GroupDigest,
     bytes: Digest,
-    /// The first bytes of the BLAKE3 of the content's digest and all above.
+    /// The first 8 bytes of the BLAKE3 of the content's digest and the fields above.
     check: [u8; 8],
 }
 
-pub(super) const HEADER_LEN: u64 = size_of::<Header>() as u64;
-pub(super) const RECORD_LEN: u64 = size_of::<Record>() as u64;
+pub(super) const HEADER_LEN: u64 = size_of::<RangesHeader>() as u64;
+pub(super) const RECORD_LEN: u64 = size_of::<RangeRecord>() as u64;
 
-impl Header {
+impl RangesHeader {
     pub(super) fn new(content: &ContentId) -> Self {
         Self {
             magic: MAGIC,
@@ -59,13 +60,13 @@ impl Header {
         }
     }
 
-    /// Whether it is the header of this content.
+    /// Returns whether this is the header of `content`.
     pub(super) fn is_of(&self, content: &ContentId) -> bool {
         self.as_bytes() == Self::new(content).as_bytes()
     }
 }
 
-impl Record {
+impl RangeRecord {
     pub(super) fn new(content: &ContentId, ready: &Ready) -> Self {
         let mut record = Self {
             file_offset: U64::new(ready.piece.file_offset),
@@ -89,7 +90,7 @@ impl Record {
         check
     }
 
-    /// The range, if this is a record of the content and the range lies inside it.
+    /// Returns the range, if this is a valid record of `content` and the range lies inside it.
     fn ready(&self, content: &ContentId) -> Option<Ready> {
         let piece = Piece {
             file_offset: self.file_offset.get(),
@@ -106,27 +107,27 @@ impl Record {
     }
 }
 
-/// The ranges in the records that follow a header, up to the first that is none.
+/// Decodes the records after a header, up to the first invalid one.
 pub(super) fn parse(content: &ContentId, bytes: &[u8]) -> Vec<Ready> {
     bytes
-        .chunks_exact(size_of::<Record>())
-        .map_while(|chunk| Record::read_from_bytes(chunk).ok()?.ready(content))
+        .chunks_exact(size_of::<RangeRecord>())
+        .map_while(|chunk| RangeRecord::read_from_bytes(chunk).ok()?.ready(content))
         .collect()
 }
 
-/// A range that is there.
+/// A range that the file holds.
 #[derive(Debug)]
 pub(super) struct Ready {
     pub(super) piece: Piece,
     pub(super) group: GroupDigest,
     /// BLAKE3 of its bytes.
     pub(super) bytes: Digest,
-    /// Whether the file was seen to hold these bytes, by this process.
+    /// Whether this process has verified the bytes.
     proved: AtomicBool,
 }
 
 impl Ready {
-    /// A range whose bytes this process has just written or compared.
+    /// Creates a range that this process has just written or compared.
     pub(super) fn new(piece: Piece, group: GroupDigest, bytes: &[u8]) -> Self {
         Self { piece, group, bytes: Digest::of(bytes), proved: AtomicBool::new(true) }
     }
@@ -143,6 +144,7 @@ impl Ready {
         self.piece.range()
     }
 
+    /// Returns whether this range contains `want` of `group`, at the same position in the group.
     fn holds(&self, group: &GroupDigest, want: &Piece) -> bool {
         let (have, want_range) = (self.range(), want.range());
         self.group == *group
@@ -159,18 +161,17 @@ type Key = (u64, GroupDigest);
 #[derive(Debug, Default)]
 pub(super) struct Ranges {
     ready: BTreeMap<Key, Arc<Ready>>,
-    /// What they cover together: starts and ends, apart from each other.
+    /// Their union: disjoint spans, start to end.
     spans: BTreeMap<u64, u64>,
 }
 
 impl Ranges {
-    /// The range that has `want` of `group`.
+    /// Returns the range that contains `want` of `group`.
     pub(super) fn find(&self, group: &GroupDigest, want: &Piece) -> Option<&Arc<Ready>> {
         self.near(want.file_offset, want.file_offset).find(|ready| ready.holds(group, want))
     }
 
-    /// The ranges that may have the byte at `first` and those that begin up to `last`, the last
-    /// first.
+    /// Iterates in reverse over the ranges that start at or before `last` and may reach `first`.
     fn near(&self, first: u64, last: u64) -> impl Iterator<Item = &Arc<Ready>> {
         let reach = first.saturating_sub(u64::from(GROUP_RAW_LEN_MAX));
         let from = (reach, GroupDigest(Digest::from_bytes([0; 32])));
@@ -178,19 +179,19 @@ impl Ranges {
         self.ready.range(from..=to).rev().map(|(_, ready)| ready)
     }
 
-    /// All of them.
+    /// Returns all ranges.
     pub(super) fn all(&self) -> Vec<Arc<Ready>> {
         self.ready.values().cloned().collect()
     }
 
-    /// The ranges that have bytes of `range`.
+    /// Returns the ranges that overlap `range`.
     pub(super) fn overlapping(&self, range: &Range<u64>) -> Vec<Arc<Ready>> {
         let Some(last) = range.end.checked_sub(1) else { return Vec::new() };
         let overlaps = |ready: &&Arc<Ready>| ready.range().end > range.start;
         self.near(range.start, last).filter(overlaps).cloned().collect()
     }
 
-    /// Takes a range in. Of two from one group that begin at one place the longer stays.
+    /// Adds a range. Of two ranges of one group with the same start, keeps the longer.
     pub(super) fn add(&mut self, ready: Ready) {
         let (range, key) = (ready.range(), (ready.piece.file_offset, ready.group));
         if self.ready.get(&key).is_none_or(|have| have.piece.len < ready.piece.len) {
@@ -199,6 +200,7 @@ impl Ranges {
         }
     }
 
+    /// Adds a range to `spans`. Merges overlapping and adjacent spans.
     fn cover(&mut self, range: Range<u64>) {
         let Range { mut start, mut end } = range;
         if let Some((&before, &reach)) = self.spans.range(..=start).next_back()
@@ -214,7 +216,7 @@ impl Ranges {
         self.spans.insert(start, end);
     }
 
-    /// Takes a range out whose bytes turned out wrong.
+    /// Removes a range with wrong bytes.
     pub(super) fn remove(&mut self, wrong: &Ready) {
         self.ready.remove(&(wrong.piece.file_offset, wrong.group));
         self.spans.clear();
@@ -224,7 +226,7 @@ impl Ranges {
         }
     }
 
-    /// What of `range` no range has.
+    /// Returns the gaps in `range`.
     pub(super) fn missing(&self, range: Range<u64>) -> Vec<Range<u64>> {
         let mut missing = Vec::new();
         let mut at = range.start;
@@ -241,23 +243,18 @@ impl Ranges {
         missing
     }
 
-    /// Whether every byte of the content is there.
+    /// Returns whether the ranges cover the whole content.
     pub(super) fn is_whole(&self, content: &ContentId) -> bool {
         self.missing(0..content.size).is_empty()
     }
 
-    /// How many bytes the ranges cover.
+    /// Returns the number of bytes covered.
     #[cfg(test)]
     pub(super) fn bytes(&self) -> u64 {
         self.spans.iter().map(|(start, end)| end - start).sum()
     }
 
-    /// How many ranges there are.
-    pub(super) fn len(&self) -> usize {
-        self.ready.len()
-    }
-
-    /// The bytes of the blocks that the ranges touch.
+    /// Returns the size of the blocks that the ranges touch, in bytes.
     pub(super) fn blocks(&self) -> u64 {
         let (mut blocks, mut after) = (0, 0);
         for (start, end) in &self.spans {
@@ -295,7 +292,7 @@ mod tests {
         let mut bytes = Vec::new();
         for place in 0..5u8 {
             let ready = ready(u64::from(place) * 100, 100, place);
-            bytes.extend_from_slice(Record::new(&content, &ready).as_bytes());
+            bytes.extend_from_slice(RangeRecord::new(&content, &ready).as_bytes());
         }
         assert_eq!(parse(&content, &bytes).len(), 5);
         assert_eq!(parse(&content, &bytes[..bytes.len() - 1]).len(), 4);
@@ -309,7 +306,7 @@ mod tests {
     }
 
     proptest! {
-        /// The model is a set of bytes, and for each byte the groups that gave it.
+        /// The model is a set of bytes, and for each byte the groups that it came from.
         #[test]
         fn ranges_are_a_set_of_bytes(
             steps in proptest::collection::vec((0..CONTENT_LEN, 1u32..9000, 0u8..3, any::<bool>()), 1..25),

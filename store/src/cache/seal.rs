@@ -1,27 +1,29 @@
-//! From a part that has every byte to a whole, durable file: hashed, synced, renamed, recorded.
+//! Turns a complete part into a durable, sealed file: hash, fsync, rename, record.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use zerocopy::little_endian::{I64, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::content::{Content, Part, Right, Sealed, State, sealed_cost};
+use super::content::{CachedContent, ContentState, Part, Right, Sealed, WholeFile, sealed_cost};
 use super::disk::{Open, Stamp};
+use super::fill::Writable;
 use super::placement::ContentId;
 use super::stats::count;
-use super::store::Inner;
+use super::store::CacheInner;
 use super::{CacheError, lease};
 use crate::ids::Digest;
 
 const MAGIC: [u8; 8] = *b"INLAYSEA";
 const VERSION: u32 = 1;
-/// How much is hashed at once.
+/// Bytes hashed at a time.
 const HASH_LEN: usize = 1 << 20;
 
-/// Which file was hashed and synced. If the file of that name has another identity, it was not.
+/// The record of the file that was hashed and synced. A file with another identity is not sealed.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(super) struct Seal {
@@ -55,36 +57,38 @@ impl Seal {
         seal
     }
 
-    /// Whether it tells of this file, which then holds this content.
+    /// Returns whether this seals the file with this `stamp` as the content `id`.
     pub(super) fn is_of(&self, id: &ContentId, stamp: &Stamp) -> bool {
         stamp.len == id.size && self.as_bytes() == Self::new(id, stamp).as_bytes()
     }
 }
 
-/// What hashing a file came to.
+/// The result of hashing a file.
 pub(super) enum Hashed {
     Right,
     Wrong,
-    /// The cache is being closed.
+    /// Aborted, because the cache is being closed.
     Stopped,
 }
 
-impl Inner {
-    /// Seals a content that has every byte, or proves one that has lost its seal. For the worker.
+impl CacheInner {
+    /// Seals a complete content, or verifies one that has lost its seal. Runs on the worker thread.
     pub(super) fn seal(&self, id: &ContentId) {
         let content = self.contents.get(id);
         let _writing = content.writing.lock();
         let state = content.state.read().clone();
         let done = match state {
-            State::Sealed(_) | State::Lie => return,
-            State::Part(part) if part.right == Right::Write => self.seal_part(&content, &part),
-            // Whoever filled it is gone, or is about to seal it.
-            State::Part(_) => match self.writable(&content) {
-                Ok(Some(part)) => self.seal_part(&content, &part),
-                Ok(None) => return,
+            ContentState::Sealed(_) | ContentState::Lie => return,
+            ContentState::Part(part) if part.right == Right::Write => {
+                self.seal_part(&content, &part)
+            }
+            // The process that filled it is gone, or is about to seal it.
+            ContentState::Part(_) => match self.writable(&content) {
+                Ok(Writable::Part(part)) => self.seal_part(&content, &part),
+                Ok(Writable::Elsewhere | Writable::NoRoom) => return,
                 Err(error) => Err(error),
             },
-            State::Absent { .. } => self.prove_sealed(&content),
+            ContentState::Absent { .. } => self.prove_sealed(&content),
         };
         if let Err(error) = done {
             self.write_failed();
@@ -92,7 +96,8 @@ impl Inner {
         }
     }
 
-    fn seal_part(&self, content: &Content, part: &Arc<Part>) -> Result<(), CacheError> {
+    /// Hashes, syncs and renames a complete part. The caller holds `content.writing`.
+    fn seal_part(&self, content: &CachedContent, part: &Arc<Part>) -> Result<(), CacheError> {
         let whole = part.ranges.read().is_whole(&content.id);
         if !whole || part.condemned.load(Ordering::Relaxed) {
             return Ok(());
@@ -101,51 +106,57 @@ impl Inner {
         match self.hash(&part.file, &content.id) {
             Ok(Hashed::Right) => {}
             Ok(Hashed::Stopped) => return Ok(()),
-            // Damage of the disk, which is fetched again.
+            // A damaged range, now removed: it will be fetched again.
             Ok(Hashed::Wrong) if !self.prove_ranges(part) => return Ok(()),
             Ok(Hashed::Wrong) => {
-                tracing::warn!(content = %content.id.digest, "a file's groups do not make its contents");
+                tracing::warn!(content = %content.id.digest, "the groups of a file do not match its digest");
                 count(&self.counters.verify_failures);
-                self.discard(content, part.cost());
-                *content.state.write() = State::Lie;
+                self.discard_part(content, part.cost());
+                *content.state.write() = ContentState::Lie;
                 return Ok(());
             }
             Err(error) => {
                 count(&self.counters.read_failures);
-                self.discard(content, part.cost());
+                self.discard_part(content, part.cost());
                 return Err(CacheError::io("reading", &paths.part)(error));
             }
         }
         let cost = part.cost();
         match self.disk.sync(&part.file).and_then(|()| self.name_sealed(content, cost)) {
-            Ok(sealed) => {
-                // The part's name is gone, unless another process was first.
+            // It stays a part, and is sealed on its next use.
+            Ok(None) => Ok(()),
+            Ok(Some(sealed)) => {
+                // The part was renamed, unless another process sealed first.
                 for path in [&paths.ready, &paths.part] {
                     let _ = self.disk.remove(path);
                 }
-                *content.state.write() = State::Sealed(sealed);
+                *content.state.write() = ContentState::Sealed(sealed);
                 count(&self.counters.sealed);
                 self.health.succeeded();
                 Ok(())
             }
             Err(error) => {
-                // What a failed sync left in memory only looks written: it is fetched again.
+                // After a failed fsync, the page cache may hold bytes that are not on disk: discard
+                // them and fetch again.
                 self.discard(content, cost);
                 Err(CacheError::io("sealing", &paths.sealed)(error))
             }
         }
     }
 
-    /// Gives a part that was hashed and synced its name, or takes what another process has sealed.
-    fn name_sealed(&self, content: &Content, cost: u64) -> io::Result<Arc<Sealed>> {
+    /// Renames a part that was hashed and synced to its final name, or adopts a file that another
+    /// process has sealed. Returns `None` while another process evicts the file at that name:
+    /// removal and accounting are up to that process.
+    fn name_sealed(&self, content: &CachedContent, cost: u64) -> io::Result<Option<Arc<Sealed>>> {
         let paths = &content.paths;
         match self.open_sealed(content) {
-            Ok(Some(sealed)) => {
+            Ok(WholeFile::Sealed(sealed)) => {
                 self.room.release(cost);
-                return Ok(sealed);
+                return Ok(Some(sealed));
             }
-            // A file that nobody vouches for makes room.
-            Ok(None) => {
+            Ok(WholeFile::Leaving) => return Ok(None),
+            // The part was just hashed, the other file was not: replace it.
+            Ok(WholeFile::Unproved) => {
                 self.disk.remove(&paths.sealed)?;
                 self.room.release(sealed_cost(&content.id));
             }
@@ -155,11 +166,11 @@ impl Inner {
         self.disk.rename_new(&paths.part, &paths.sealed)?;
         let sealed = self.publish(content)?;
         self.room.exchange(cost, sealed_cost(&content.id));
-        Ok(sealed)
+        Ok(Some(sealed))
     }
 
-    /// Records the file that has just got its name, and opens it for readers.
-    fn publish(&self, content: &Content) -> io::Result<Arc<Sealed>> {
+    /// Writes the seal of a file that was just renamed, and opens the file for readers.
+    fn publish(&self, content: &CachedContent) -> io::Result<Arc<Sealed>> {
         let paths = &content.paths;
         self.disk.sync_dir(&paths.dir)?;
         let file = self.disk.open(&paths.sealed, Open::Read)?;
@@ -175,8 +186,9 @@ impl Inner {
         Ok(Arc::new(Sealed { file: Arc::new(file) }))
     }
 
-    /// A whole file without a seal: a crash came between its name and its seal.
-    fn prove_sealed(&self, content: &Content) -> Result<(), CacheError> {
+    /// Verifies and seals a complete file that lost its seal, because of a crash between the rename
+    /// and the seal.
+    fn prove_sealed(&self, content: &CachedContent) -> Result<(), CacheError> {
         let paths = &content.paths;
         let failed = CacheError::io("sealing", &paths.sealed);
         let proved = self.disk.open(&paths.sealed, Open::Read).and_then(|file| {
@@ -190,15 +202,15 @@ impl Inner {
         match proved {
             Ok(Hashed::Right) => {
                 let sealed = self.publish(content).map_err(failed)?;
-                *content.state.write() = State::Sealed(sealed);
+                *content.state.write() = ContentState::Sealed(sealed);
                 count(&self.counters.verified);
                 Ok(())
             }
             Ok(Hashed::Stopped) => Ok(()),
             Ok(Hashed::Wrong) => {
-                tracing::warn!(path = %paths.sealed.display(), "a damaged cache file is removed");
+                tracing::warn!(path = %paths.sealed.display(), "removing a damaged cache file");
                 count(&self.counters.verify_failures);
-                self.discard(content, sealed_cost(&content.id));
+                self.discard_sealed(content, sealed_cost(&content.id));
                 Ok(())
             }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
@@ -206,6 +218,7 @@ impl Inner {
         }
     }
 
+    /// Hashes a file and compares the digest. Stops if the cache is being closed.
     pub(super) fn hash(&self, file: &File, id: &ContentId) -> io::Result<Hashed> {
         let mut hasher = blake3::Hasher::new();
         let mut buf = vec![0; HASH_LEN];
@@ -224,18 +237,32 @@ impl Inner {
         Ok(if right { Hashed::Right } else { Hashed::Wrong })
     }
 
-    /// Removes all files of a content. What says that bytes are there goes before the bytes.
-    pub(super) fn discard(&self, content: &Content, cost: u64) {
+    /// Removes all files of a content, metadata before data, so that a crash leaves no record of
+    /// missing bytes.
+    pub(super) fn discard(&self, content: &CachedContent, cost: u64) {
         let paths = &content.paths;
-        let gone = |path| match self.disk.remove(path) {
-            Err(error) => error.kind() == ErrorKind::NotFound,
-            Ok(()) => true,
-        };
+        self.remove_all(content, &[&paths.ready, &paths.seal, &paths.part, &paths.sealed], cost);
+    }
+
+    /// Removes the part of a content and its metadata. Leaves a sealed file alone.
+    pub(super) fn discard_part(&self, content: &CachedContent, cost: u64) {
+        self.remove_all(content, &[&content.paths.ready, &content.paths.part], cost);
+    }
+
+    /// Removes the sealed file of a content and its seal. Leaves a part alone.
+    pub(super) fn discard_sealed(&self, content: &CachedContent, cost: u64) {
+        self.remove_all(content, &[&content.paths.seal, &content.paths.sealed], cost);
+    }
+
+    fn remove_all(&self, content: &CachedContent, paths: &[&PathBuf], cost: u64) {
         let mut all_gone = true;
-        for path in [&paths.ready, &paths.seal, &paths.part, &paths.sealed] {
-            all_gone &= gone(path);
+        for path in paths {
+            all_gone &= match self.disk.remove(path) {
+                Err(error) => error.kind() == ErrorKind::NotFound,
+                Ok(()) => true,
+            };
         }
-        *content.state.write() = State::Absent { epoch: self.epoch() };
+        *content.state.write() = ContentState::Absent { epoch: self.epoch() };
         if all_gone {
             self.room.release(cost);
         } else {

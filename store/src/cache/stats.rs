@@ -1,8 +1,8 @@
-//! What a cache counts.
+//! Counters of a cache.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counters of one open cache. Each is exact; together they are no snapshot of one instant.
+/// Counters of one open cache. Each is exact, but together they are not a consistent snapshot.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) hits: AtomicU64,
@@ -20,56 +20,56 @@ pub(super) struct Counters {
     pub(super) evicted_bytes: AtomicU64,
 }
 
-/// What happened in a cache since this process opened it.
+/// Statistics of a cache since this process opened it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct CacheFigures {
-    /// Reads answered.
+    /// Cache hits.
     pub hits: u64,
-    /// Reads not answered.
+    /// Cache misses.
     pub misses: u64,
     /// Groups stored by this process.
     pub inserted_groups: u64,
-    /// Their decoded bytes.
+    /// Decoded bytes of these groups.
     pub inserted_bytes: u64,
-    /// Groups not stored because the budget is used up.
+    /// Groups not stored because the budget was exhausted.
     pub refused_full: u64,
-    /// Groups not stored because the disk failed.
+    /// Failed writes.
     pub write_failures: u64,
-    /// Reads that the disk failed, or found cut short.
+    /// Failed reads, including reads of truncated files.
     pub read_failures: u64,
-    /// Files whose contents were read and proved right.
+    /// Files that passed verification.
     pub verified: u64,
-    /// Files whose contents were wrong and that were removed.
+    /// Files that failed verification and were removed.
     pub verify_failures: u64,
-    /// Bytes that the whole directory's files take on disk, as this process last saw it.
+    /// Disk usage of the whole directory in bytes, as this process last saw it.
     pub disk_bytes: u64,
-    /// How many they may take.
+    /// The budget, in bytes.
     pub budget_bytes: u64,
-    /// Large files that became whole.
+    /// Large files completed and sealed.
     pub sealed: u64,
-    /// Groups that did not fit to what other groups of the same contents say.
+    /// Groups that contradicted bytes that other groups had stored for the same content.
     pub contradictions: u64,
-    /// Files that were evicted.
+    /// Files evicted.
     pub evictions: u64,
-    /// What they took.
+    /// Bytes freed by eviction.
     pub evicted_bytes: u64,
-    /// Whether the disk takes writes.
+    /// Whether the disk accepts writes.
     pub disk: DiskState,
 }
 
-/// Whether a cache's disk takes writes.
+/// Whether the disk of a cache accepts writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DiskState {
-    /// It did when it was last tried.
+    /// The last write succeeded.
     #[default]
     Good,
-    /// It did not; nothing is stored for a while.
+    /// The last write failed; writes are paused.
     Failing,
 }
 
 impl Counters {
-    /// What only the cache knows is left as it is by default.
+    /// Returns the counters. The other fields keep their defaults; the caller sets them.
     pub(super) fn figures(&self) -> CacheFigures {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         CacheFigures {
@@ -91,7 +91,7 @@ impl Counters {
     }
 }
 
-/// Counts one more.
+/// Increments a counter.
 pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }

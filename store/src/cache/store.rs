@@ -1,4 +1,4 @@
-//! The cache as others use it: what can be asked of it, and what it is made of.
+//! The public interface of the cache.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::budget::Budget;
-use super::content::{State, WholeContent};
+use super::content::{ContentState, WholeContent};
 use super::contents::Contents;
 use super::disk::{Disk, SystemDisk};
 use super::evict::{Evicted, Inventory, Spare};
@@ -20,25 +20,25 @@ use super::placement::{ContentId, Piece, Placement};
 use super::room::{Fill, Room};
 use super::staging::{OpeningLock, Others, Staging, make_dir};
 use super::stats::{CacheFigures, Counters, DiskState, count};
-use super::usage::Usage;
+use super::usage::{UNKNOWN, Usage};
 use super::verify::Verified;
 use super::worker::{Worker, WorkerThread};
 use super::{CacheError, CacheOptions, Insert, Lookup};
 use crate::format::layout::GROUP_RAW_LEN_MAX;
 use crate::ids::{Digest, GroupDigest, SnapshotId};
 
-/// The host cache. Clones share everything; other processes may have the same directory open.
+/// The host cache. Clones share all state; other processes may have the same directory open.
 ///
-/// One thread of its own seals and evicts; the last clone joins it.
+/// A background thread seals and evicts; dropping the last clone joins it.
 #[derive(Debug, Clone)]
 pub struct Cache {
-    // First, so that its last work finds all that it needs.
+    // Dropped first, so that the thread's last work finds everything that it needs.
     _thread: Arc<WorkerThread>,
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<CacheInner>,
 }
 
 #[derive(Debug)]
-pub(super) struct Inner {
+pub(super) struct CacheInner {
     pub(super) dir: PathBuf,
     pub(super) groups: PathBuf,
     pub(super) disk: Arc<dyn Disk>,
@@ -51,19 +51,19 @@ pub(super) struct Inner {
     pub(super) worker: Arc<Worker>,
     /// The disk was full although the budget was not.
     pub(super) starved: AtomicBool,
-    /// The disk failed, so what is counted may not be what is there.
+    /// The disk failed, so the count may not match the disk.
     pub(super) suspect: AtomicBool,
-    /// Until when nothing more is evicted, because little could be.
+    /// The end of the pause after an eviction that did not free enough.
     pub(super) rest_until: Mutex<Option<Instant>>,
     epoch: AtomicU64,
 }
 
 impl Cache {
-    /// Opens the cache in `dir`, which is created if it is not there.
+    /// Opens the cache in `dir`. Creates it if it does not exist.
     ///
-    /// Removes the temporary files of processes that died. Reads no group: each proves itself when
-    /// it is first used. Costs the same whatever the cache holds, except after a crash: then the
-    /// first to open it looks at the size of every file.
+    /// Removes the temporary files of dead processes. Reads no group: each is verified on first
+    /// use. The cost does not depend on the size of the cache, except after a crash: then the first
+    /// opener stats every file.
     pub fn open(dir: &Path, options: CacheOptions) -> Result<Self, CacheError> {
         Self::on_disk(dir, options, Arc::new(SystemDisk))
     }
@@ -91,12 +91,14 @@ impl Cache {
             Usage::open(&path, Arc::clone(&disk)).map_err(CacheError::io("opening", &path))?;
         let valid = others != Others::Dead && usage.valid().is_some();
         if !valid {
-            usage.reset(0).map_err(CacheError::io("writing", &path))?;
+            usage.reset(UNKNOWN).map_err(CacheError::io("writing", &path))?;
         }
-        let room = Room::new(dir.to_owned(), Arc::clone(&disk), budget, options.marks, usage);
+        let reserved = staging.reserved().map_err(CacheError::io("writing to", dir))?;
+        let (owned, shared) = (dir.to_owned(), Arc::clone(&disk));
+        let room = Room::new(owned, shared, budget, options.marks, usage, reserved);
         let open_files = options.open_files.max(16);
         let worker = Arc::<Worker>::default();
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(CacheInner {
             dir: dir.to_owned(),
             groups,
             disk,
@@ -113,10 +115,13 @@ impl Cache {
             epoch: AtomicU64::new(1),
         });
         if !valid {
-            inner
-                .room
-                .recount(|| inner.scan(&mut |_| ()).map(|inventory| inventory.bytes()))
-                .map_err(CacheError::io("measuring", dir))?;
+            if let Err(error) = inner.recount() {
+                tracing::warn!(
+                    %error,
+                    dir = %dir.display(),
+                    "can't measure the cache; it is read-only until that succeeds"
+                );
+            }
             inner.room.look();
         }
         drop(opening);
@@ -125,17 +130,18 @@ impl Cache {
         Ok(Self { _thread: Arc::new(thread), inner })
     }
 
-    /// Fills `buf` with the decoded bytes of `group` from `offset`, if a file of that group is there.
+    /// Fills `buf` with the decoded bytes of `group` from `offset`, if the group has a file of its
+    /// own.
     ///
-    /// Never waits for the network; the first read of a group in this process reads and verifies
-    /// its whole file. Whatever goes wrong is a miss.
+    /// Never waits for the network. The first read of a group in this process reads and verifies
+    /// its whole file. Every error is a cache miss.
     pub fn read(&self, group: &GroupDigest, offset: u32, buf: &mut [u8]) -> Lookup {
         let lookup = self.inner.read_group(group, offset, buf);
         self.inner.counted(lookup)
     }
 
-    /// Fills `buf` with the bytes of `extent`, a piece of `content` that is in `group`, from `skip`
-    /// bytes into it, from wherever the cache has them. Otherwise like `read`.
+    /// Fills `buf` with the bytes of `extent`, a piece of `content` in `group`, from `skip` bytes
+    /// into it. Reads the content file or the group file. Otherwise like `read`.
     pub fn read_piece(
         &self,
         content: &ContentId,
@@ -157,7 +163,7 @@ impl Cache {
         if lookup == Lookup::Hit
             && inner.health.may_write()
             && inner.may_be_whole(content)
-            && !matches!(&*known.state.read(), State::Lie)
+            && !matches!(&*known.state.read(), ContentState::Lie)
             && let Some(placement) = Placement::new(*content, std::slice::from_ref(extent))
         {
             inner.worker.adopt(*group, placement);
@@ -165,20 +171,22 @@ impl Cache {
         inner.counted(lookup)
     }
 
-    /// Fills `buf` with the bytes of a content from `offset`, if it is whole. Counts nothing if not.
+    /// Fills `buf` with the bytes of a content from `offset`, if it is sealed. Does not count a
+    /// miss.
     pub fn read_whole(&self, content: &ContentId, offset: u64, buf: &mut [u8]) -> Lookup {
         let end = offset.checked_add(buf.len() as u64);
         if end.is_none_or(|end| end > content.size) {
             return Lookup::Miss;
         }
         let known = self.inner.contents.get(content);
-        let State::Sealed(sealed) = self.inner.state_of(&known) else { return Lookup::Miss };
+        let ContentState::Sealed(sealed) = self.inner.state_of(&known) else { return Lookup::Miss };
         let lookup = self.inner.read_whole(&known, &sealed, offset, buf);
         if lookup == Lookup::Hit { self.inner.counted(lookup) } else { lookup }
     }
 
-    /// The whole file of a content, if the cache has it: to be read with `pread`, or by the kernel
-    /// itself. It is not evicted as long as what this gives lives. At most a few system calls.
+    /// Returns the sealed file of a content, if the cache has it: for `pread`, or for passthrough
+    /// by the kernel. The file is not evicted while the returned value lives. Takes at most a few
+    /// syscalls.
     pub fn whole(&self, digest: &Digest, size: u64) -> Option<WholeContent> {
         let known = self.inner.contents.get(&ContentId { digest: *digest, size });
         let sealed = self.inner.sealed(&known)?;
@@ -186,21 +194,21 @@ impl Cache {
         Some(WholeContent { sealed })
     }
 
-    /// Keeps whatever the cache has of a content from being evicted by this process: for one that
-    /// knows only the digest of what the kernel still reads.
+    /// Exempts a content from eviction by this process. For callers that know only the digest of a
+    /// file that the kernel is still reading.
     pub fn pin_content(&self, digest: &Digest) -> ContentPin {
         self.inner.contents.hold(*digest);
         ContentPin { inner: Arc::clone(&self.inner), digest: *digest }
     }
 
-    /// All decoded bytes of `group`. Otherwise like `read`.
+    /// Returns all decoded bytes of `group`. Otherwise like `read`.
     pub fn read_all(&self, group: &GroupDigest) -> Option<Vec<u8>> {
         let len = self.inner.entry(group)?.len();
         let mut decoded = vec![0; len as usize];
         (self.read(group, 0, &mut decoded) == Lookup::Hit).then_some(decoded)
     }
 
-    /// All `len` decoded bytes of `group`, from its file or from the content that it belongs to.
+    /// Returns all `len` decoded bytes of `group`, from its content or from its own file.
     pub fn read_placed(
         &self,
         group: &GroupDigest,
@@ -227,42 +235,42 @@ impl Cache {
         self.read_all(group).filter(|decoded| decoded.len() == len as usize)
     }
 
-    /// Whether there is a file for `group`. It may still turn out to be wrong when it is read.
+    /// Returns whether `group` has a file. Verification may still fail when it is read.
     pub fn contains(&self, group: &GroupDigest) -> bool {
         self.inner.files.holds(group) || self.inner.group_path(group).exists()
     }
 
-    /// Whether the bytes of `group` are there, in its file or in the content that it belongs to.
+    /// Returns whether the bytes of `group` are cached, in its own file or in its content.
     pub fn has(&self, group: &GroupDigest, placement: Option<&Placement>) -> bool {
         let placed = placement.is_some_and(|placement| {
             let known = self.inner.contents.get(placement.content());
             match self.inner.state_of(&known) {
-                State::Sealed(_) => true,
-                State::Part(part) if part.condemned.load(Ordering::Relaxed) => false,
-                State::Part(part) => placement
+                ContentState::Sealed(_) => true,
+                ContentState::Part(part) if part.condemned.load(Ordering::Relaxed) => false,
+                ContentState::Part(part) => placement
                     .pieces()
                     .iter()
                     .all(|piece| part.ranges.read().find(group, piece).is_some()),
-                State::Absent { .. } | State::Lie => false,
+                ContentState::Absent { .. } | ContentState::Lie => false,
             }
         });
         placed || self.contains(group)
     }
 
-    /// Whether `read_piece` would probably find all of `extent`.
+    /// Returns whether `read_piece` would probably find all of `extent`.
     pub fn has_piece(&self, content: &ContentId, group: &GroupDigest, extent: &Piece) -> bool {
         let placement = Placement::new(*content, std::slice::from_ref(extent));
         self.has(group, placement.as_ref())
     }
 
-    /// Stores the decoded bytes of `group`, which the caller has verified, as a file of the group.
-    /// Blocks on the disk.
+    /// Stores the decoded bytes of `group` in a file of its own. The caller has verified them.
+    /// Blocks on disk I/O.
     pub fn insert(&self, group: &GroupDigest, decoded: &[u8]) -> Insert {
         self.insert_placed(group, None, decoded)
     }
 
-    /// Stores the decoded bytes of `group`, which the caller has verified, in the content that they
-    /// belong to. Blocks on the disk.
+    /// Stores the decoded bytes of `group` in the content at `placement`, or in a file of its own
+    /// as a fallback. The caller has verified them. Blocks on disk I/O.
     pub fn insert_placed(
         &self,
         group: &GroupDigest,
@@ -276,7 +284,8 @@ impl Cache {
         if !inner.health.may_write() {
             return Insert::Paused;
         }
-        // A file that can't become whole within the budget is kept by groups: so parts of it can go.
+        // A file that cannot become whole within the budget is stored as groups, so that parts of
+        // it can be evicted.
         let placement = placement.filter(|to| inner.may_be_whole(to.content()));
         let stored = match placement.map(|to| inner.store_pieces(to, group, decoded)) {
             None | Some(Ok(Stored::Elsewhere)) if self.contains(group) => Ok(Stored::Before),
@@ -286,19 +295,19 @@ impl Cache {
         inner.inserted(stored, decoded.len() as u64)
     }
 
-    /// Evicts what was used longest ago until the cache takes no more than `target`, or until
-    /// nothing more can go. Blocks on the disk.
+    /// Evicts the least recently used files until the cache uses at most `target` bytes, or nothing
+    /// more can be evicted. Blocks on disk I/O.
     pub fn prune(&self, target: u64, spare: Spare) -> Result<Evicted, CacheError> {
         self.inner.evict_to(target, spare).map_err(CacheError::io("pruning", &self.inner.dir))
     }
 
-    /// Reads everything that is there and removes what is wrong; `progress` is told of the bytes
-    /// that were looked at. Blocks on the disk.
+    /// Verifies all files and removes damaged ones. Calls `progress` with the bytes of each file.
+    /// Blocks on disk I/O.
     pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> Result<Verified, CacheError> {
         self.inner.verify(progress)
     }
 
-    /// Tries whether the disk takes writes now.
+    /// Probes whether the disk accepts writes now, by writing and syncing 4 KiB.
     pub fn probe(&self) -> DiskState {
         let write = || {
             let (_staged, file) = self.inner.staging.create(&self.inner.disk)?;
@@ -311,12 +320,12 @@ impl Cache {
         }
     }
 
-    /// Looks at every file of the cache. Blocks on the disk.
+    /// Stats every file of the cache. Blocks on disk I/O.
     pub fn inventory(&self) -> Result<Inventory, CacheError> {
         self.inner.scan(&mut |_| ()).map_err(CacheError::io("measuring", &self.inner.dir))
     }
 
-    /// Keeps what a snapshot needs from being evicted, until it is unpinned.
+    /// Exempts the files that a snapshot needs from eviction, until it is unpinned.
     pub fn pin(&self, snapshot: &SnapshotId, needs: &PinSet) -> Result<(), CacheError> {
         let inner = &self.inner;
         let failed = CacheError::io("pinning in", &inner.dir);
@@ -328,36 +337,42 @@ impl Cache {
         pin().map_err(failed)
     }
 
-    /// Gives a pinned snapshot free. False if it was not pinned.
+    /// Removes a pin. Returns false if the snapshot was not pinned.
     pub fn unpin(&self, snapshot: &SnapshotId) -> Result<bool, CacheError> {
         pins::remove(&*self.inner.disk, &self.inner.dir, snapshot)
             .map_err(CacheError::io("unpinning in", &self.inner.dir))
     }
 
-    /// The snapshots that are pinned.
+    /// Returns the pinned snapshots.
     pub fn pins(&self) -> Result<Vec<SnapshotId>, CacheError> {
         pins::list(&self.inner.dir).map_err(CacheError::io("reading the pins of", &self.inner.dir))
     }
 
-    /// The budget as it was said.
+    /// Returns the configured budget.
     pub fn budget(&self) -> Budget {
         self.inner.room.budget()
     }
 
-    /// Where eviction begins and ends, in bytes.
+    /// Returns the high and low marks of eviction, in bytes.
     pub fn marks(&self) -> (u64, u64) {
         (self.inner.room.high(), self.inner.room.low())
     }
 
-    /// Waits until what is to be sealed, copied and evicted has been.
+    /// Blocks until all queued sealing, copying and eviction is done.
     pub fn settle(&self) {
         self.inner.worker.settle();
     }
 
-    /// What happened since it was opened.
+    /// Recounts, like eviction does after a disk error.
+    #[cfg(test)]
+    pub(super) fn recount_now(&self) {
+        self.inner.recount().unwrap();
+    }
+
+    /// Returns statistics since the cache was opened.
     pub fn figures(&self) -> CacheFigures {
         CacheFigures {
-            disk_bytes: self.inner.room.used(),
+            disk_bytes: self.inner.room.shown(),
             budget_bytes: self.inner.room.limit(),
             disk: self.inner.health.disk(),
             ..self.inner.counters.figures()
@@ -365,10 +380,10 @@ impl Cache {
     }
 }
 
-/// Keeps a content from being evicted by this process, until it is dropped.
+/// Exempts a content from eviction by this process until dropped.
 #[derive(Debug)]
 pub struct ContentPin {
-    inner: Arc<Inner>,
+    inner: Arc<CacheInner>,
     digest: Digest,
 }
 
@@ -378,7 +393,7 @@ impl Drop for ContentPin {
     }
 }
 
-impl Inner {
+impl CacheInner {
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Relaxed)
     }
@@ -387,11 +402,12 @@ impl Inner {
         self.epoch.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Returns whether a content is small enough, relative to the budget, to be kept as one file.
     fn may_be_whole(&self, content: &ContentId) -> bool {
         content.size <= self.room.low() / 2
     }
 
-    /// The disk did not do what it was to do.
+    /// Records a failed disk operation, and schedules a recount.
     pub(super) fn write_failed(&self) {
         count(&self.counters.write_failures);
         self.suspect.store(true, Ordering::Relaxed);
@@ -417,6 +433,7 @@ impl Inner {
         }
     }
 
+    /// Updates counters and health after a write, and requests an eviction if necessary.
     fn inserted(&self, stored: Result<Stored, CacheError>, len: u64) -> Insert {
         let counters = &self.counters;
         match stored {
@@ -447,7 +464,7 @@ impl Inner {
         }
     }
 
-    /// Copies the bytes of a group's file into a content that they belong to, as well.
+    /// Copies the bytes of a group file into a content that they belong to.
     pub(super) fn adopt(&self, group: &GroupDigest, placement: &Placement) {
         if !self.health.may_write() {
             return;
@@ -457,7 +474,7 @@ impl Inner {
         if let Err(error) = entry.read(&*self.disk, 0, &mut decoded) {
             return self.read_failed(group, &entry, &error);
         }
-        // Elsewhere: it stays where it is.
+        // On `Elsewhere`, the bytes stay in the group file only.
         let stored = self.store_pieces(placement, group, &decoded);
         if !matches!(stored, Ok(Stored::Elsewhere)) {
             self.inserted(stored, decoded.len() as u64);

@@ -1,4 +1,4 @@
-//! The cache against a model, against damage, and against a full disk.
+//! Tests of the cache against a model, against damage, and against a full disk.
 
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
@@ -17,7 +17,7 @@ fn digest(name: u32) -> GroupDigest {
     GroupDigest(Digest::of(&name.to_le_bytes()))
 }
 
-/// Bytes that depend on the name alone, so that a reader can tell whose they are.
+/// Bytes that depend on the name alone, so that a reader can tell which group they belong to.
 fn bytes(name: u32, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     blake3::Hasher::new().update(&name.to_le_bytes()).finalize_xof().fill(&mut bytes);
@@ -64,7 +64,7 @@ fn what_is_stored_is_read_also_after_a_restart() {
     assert_eq!(staged_files(dir.path()), 0);
 }
 
-/// Each damage is done to a good file while nobody has the cache open.
+/// Damages an intact file while the cache is closed.
 #[test]
 fn a_file_that_does_not_prove_itself_is_removed() {
     type Damage = fn(&Path);
@@ -165,7 +165,7 @@ fn a_closed_file_proves_itself_again_only_if_it_changed() {
         .filter_map(|name| Some((name, cache.read_all(&digest(name))?)))
         .filter(|(name, decoded)| *decoded != bytes(*name, 5000))
         .count();
-    // Sixteen may still be open, and what is open is not looked at again.
+    // Sixteen files may still be open, and open files are not verified again.
     assert!(wrong <= 16, "{wrong}");
 }
 
@@ -173,7 +173,7 @@ fn a_closed_file_proves_itself_again_only_if_it_changed() {
 fn the_budget_is_shared_and_never_exceeded() {
     let dir = tempfile::tempdir().unwrap();
     let budget = Some(Budget::Bytes(ByteSize(100 << 10)));
-    // Nothing is evicted before it is full to the brim.
+    // Evict nothing before the budget is exhausted.
     let marks = Marks { high: 1000, low: 1000 };
     let options = CacheOptions { budget, marks, ..CacheOptions::default() };
     let caches = [(); 2].map(|()| Cache::open(dir.path(), options).unwrap());
@@ -190,7 +190,7 @@ fn the_budget_is_shared_and_never_exceeded() {
         .filter_map(|name| fs::metadata(file_of(dir.path(), name)).ok())
         .map(|meta| meta.len().div_ceil(4096) * 4096)
         .sum();
-    // Twelve files of two blocks are 96 KiB; the thirteenth would be too much.
+    // Twelve files of two blocks are 96 KiB; a thirteenth would exceed the budget.
     assert_eq!(measured, 96 << 10);
     assert!(matches!(caches[0].insert(&digest(99), &bytes(1, 5000)), Insert::Full));
     assert_eq!(caches[0].figures().disk_bytes, measured);
@@ -230,7 +230,7 @@ fn what_a_dead_process_left_is_removed_and_counted_anew() {
     let cache = open(dir.path());
     assert_eq!(staged_files(dir.path()), alive);
     assert_eq!(cache.figures().disk_bytes, 8192);
-    // A second owner takes nothing from the first, who is alive.
+    // A second owner removes nothing of the first, which is alive.
     let second = open(dir.path());
     assert_eq!(staged_files(dir.path()), 2);
     stored(&cache, 2, 10);
@@ -260,13 +260,13 @@ fn writers_of_one_group_count_it_once() {
     assert_eq!(open(dir.path()).figures().disk_bytes, 50 * 8192);
 }
 
-/// A small file system of its own, gone when dropped.
+/// A small filesystem of its own, unmounted on drop.
 struct Tmpfs {
     dir: tempfile::TempDir,
 }
 
 impl Tmpfs {
-    /// `None` where this process may not mount.
+    /// Returns `None` if this process may not mount.
     fn new(bytes: u64) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let data = std::ffi::CString::new(format!("size={bytes}")).unwrap();
@@ -301,7 +301,7 @@ fn a_full_disk_stops_storing_and_nothing_else() {
     assert!(inserts[stored + 1..].iter().all(|insert| matches!(insert, Insert::Paused)));
     cache.settle();
     assert_eq!(cache.figures().disk, DiskState::Failing);
-    // A tenth or so was evicted to make room.
+    // About a tenth was evicted to make room.
     let there = (0..40).filter(|name| {
         let decoded = cache.read_all(&digest(*name));
         decoded.is_some_and(|decoded| decoded == bytes(*name, 50_000))
@@ -309,7 +309,7 @@ fn a_full_disk_stops_storing_and_nothing_else() {
     let there = there.count();
     assert!((stored / 2..stored).contains(&there), "{there} of {stored}");
     drop(cache);
-    // After the pause, and when there is room again, it goes on.
+    // After the pause, and with free space, the cache stores again.
     let options = CacheOptions { pause_after_failure: Duration::ZERO, ..options };
     let cache = Cache::open(&dir, options).unwrap();
     let filler = fs::File::create(disk.dir.path().join("filler")).unwrap();
@@ -348,7 +348,7 @@ fn len_of(name: u32) -> usize {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// The model knows what must be there; damage is done while the cache is closed.
+    /// The model knows which groups must be cached; damage happens while the cache is closed.
     #[test]
     fn the_cache_is_a_map_that_may_forget_what_was_damaged(steps in steps()) {
         let dir = tempfile::tempdir().unwrap();
@@ -358,7 +358,7 @@ proptest! {
             match step {
                 Step::Insert(name) => {
                     let decoded = bytes(name, len_of(name));
-                    // A damaged file is found when it is read, and not before.
+                    // A damaged file is detected when it is read, not before.
                     cache.read_all(&digest(name));
                     let insert = cache.insert(&digest(name), &decoded);
                     let before = model.insert(name, decoded).is_some();
@@ -401,4 +401,49 @@ proptest! {
             prop_assert_eq!(cache.read_all(&digest(name)), model.get(&name).cloned());
         }
     }
+}
+
+/// The state after a crash that happened before anything was counted.
+fn forget_the_count(dir: &Path) {
+    fs::write(dir.join("usage"), "").unwrap();
+}
+
+#[test]
+fn a_cache_that_cannot_be_measured_is_not_taken_for_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    let decoded = stored(&cache, 1, 10_000);
+    let taken = cache.figures().disk_bytes;
+    drop(cache);
+    forget_the_count(dir.path());
+    // A directory that cannot be listed.
+    let link = dir.path().join("groups/zz");
+    std::os::unix::fs::symlink("zz", &link).unwrap();
+    for _ in 0..2 {
+        // The second time, the usage file is of the current boot.
+        let cache = open(dir.path());
+        assert!(matches!(cache.insert(&digest(2), &bytes(2, 5000)), Insert::Full));
+        cache.settle();
+        assert_eq!(cache.read_all(&digest(1)).unwrap(), decoded, "something was evicted");
+        assert!(cache.figures().disk_bytes >= taken);
+    }
+    fs::remove_file(link).unwrap();
+    let cache = open(dir.path());
+    assert!(matches!(cache.insert(&digest(2), &bytes(2, 5000)), Insert::Full));
+    cache.settle();
+    stored(&cache, 2, 5000);
+    assert_eq!(cache.read_all(&digest(1)).unwrap(), decoded, "something was evicted");
+    assert!((taken..taken + 20_000).contains(&cache.figures().disk_bytes));
+}
+
+#[test]
+fn a_file_that_does_not_belong_there_does_not_keep_the_cache_from_being_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path());
+    stored(&cache, 1, 10_000);
+    let taken = cache.figures().disk_bytes;
+    drop(cache);
+    forget_the_count(dir.path());
+    fs::write(dir.path().join("groups/stray"), "").unwrap();
+    assert_eq!(open(dir.path()).figures().disk_bytes, taken);
 }

@@ -1,7 +1,8 @@
-//! How many bytes all processes together have stored: one small file, changed under a lock.
+//! The shared usage count: the bytes stored by all processes, in one small file updated under a
+//! lock.
 //!
 //! Space is reserved before it is written, so a process that dies in between leaves the count too
-//! high, never too low. Whoever opens the cache alone after such a death counts anew.
+//! high, never too low. The next process that opens the cache alone after such a crash recounts.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -18,12 +19,17 @@ use super::disk::Disk;
 const MAGIC: [u8; 8] = *b"INLAYUSE";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// The whole file. It needs no checksum: only a power loss can tear it, and then the boot differs.
+/// More than any cache can use: marks the count as unknown, so that nothing is stored until a
+/// recount succeeds. The count may be too high at any time, but must never be too low.
+pub(super) const UNKNOWN: u64 = 1 << 62;
+
+/// The whole file. It needs no checksum: only a power loss can tear it, and then the boot id
+/// differs.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-struct Record {
+struct UsageRecord {
     magic: [u8; 8],
-    /// The boot in which it was last counted.
+    /// Boot id at the last recount.
     boot: [u8; 40],
     bytes: U64,
 }
@@ -31,7 +37,7 @@ struct Record {
 /// The shared count.
 #[derive(Debug)]
 pub(super) struct Usage {
-    /// The lock on the file keeps other processes out, the mutex this one's other threads.
+    /// The file lock excludes other processes, the mutex excludes other threads of this one.
     file: Mutex<File>,
     disk: Arc<dyn Disk>,
 }
@@ -48,21 +54,21 @@ impl Usage {
         Ok(Self { file: Mutex::new(file), disk })
     }
 
-    /// The count, if it was made in this boot.
+    /// Returns the count, if it is from the current boot.
     pub(super) fn valid(&self) -> Option<u64> {
-        let mut record = Record::new_zeroed();
+        let mut record = UsageRecord::new_zeroed();
         self.file.lock().read_exact_at(record.as_mut_bytes(), 0).ok()?;
         (record.magic == MAGIC && record.boot == boot()).then_some(record.bytes.get())
     }
 
-    /// Starts from `bytes`. Only for one who has the cache alone.
+    /// Sets the count to `bytes`. The caller holds the cache's opening lock.
     pub(super) fn reset(&self, bytes: u64) -> io::Result<()> {
-        let record = Record { magic: MAGIC, boot: boot(), bytes: U64::new(bytes) };
+        let record = UsageRecord { magic: MAGIC, boot: boot(), bytes: U64::new(bytes) };
         self.file.lock().write_all_at(record.as_bytes(), 0)
     }
 
-    /// Replaces the count by what `change` makes of it; `None` leaves it. Gives the count as it
-    /// then is, and whether it was changed.
+    /// Replaces the count with the result of `change`; `None` leaves it unchanged. Returns the
+    /// resulting count and whether it changed. Atomic across processes.
     pub(super) fn update(
         &self,
         change: impl FnOnce(u64) -> Option<u64>,
@@ -74,12 +80,13 @@ impl Usage {
         updated
     }
 
+    /// Reads and replaces the count. The caller holds both locks.
     fn read_and_change(
         &self,
         file: &File,
         change: impl FnOnce(u64) -> Option<u64>,
     ) -> io::Result<(u64, Outcome)> {
-        let at = std::mem::offset_of!(Record, bytes) as u64;
+        let at = std::mem::offset_of!(UsageRecord, bytes) as u64;
         let mut bytes = U64::new(0);
         self.disk.read(file, bytes.as_mut_bytes(), at)?;
         let Some(changed) = change(bytes.get()) else {
@@ -90,18 +97,18 @@ impl Usage {
     }
 }
 
-/// What an update did.
+/// The outcome of an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// The count has its new value.
     Changed,
-    /// The count is what it was.
+    /// The count is unchanged.
     Unchanged,
 }
 
 fn boot() -> [u8; 40] {
     let mut id = [0; 40];
-    // Without an id every boot looks the same; files still prove themselves one by one.
+    // Without an id, every boot looks the same. Files are still verified one by one.
     let text = std::fs::read(BOOT_ID).unwrap_or_default();
     for (to, from) in id.iter_mut().zip(text) {
         *to = from;

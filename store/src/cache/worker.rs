@@ -1,6 +1,8 @@
-//! The cache's one thread of its own: it seals, evicts, copies pieces, and looks after idle files.
+//! The background thread of the cache: it seals, evicts, copies pieces into contents, and closes
+//! idle files.
 
 use std::collections::{HashSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
@@ -9,20 +11,20 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::placement::{ContentId, Placement};
-use super::store::Inner;
+use super::store::CacheInner;
 use crate::ids::GroupDigest;
 
-/// How often absent contents may be looked for again, and files that nobody reads are closed.
+/// How often absent contents may be probed again, and idle files are closed.
 const TICK: Duration = Duration::from_secs(20);
-/// Pieces that wait to be copied into their content; more are left to the next read.
+/// The maximum number of queued adoptions; further ones are left to the next read.
 const ADOPTIONS_MAX: usize = 512;
-/// Contents that wait to be sealed; more are sealed when they are next used.
+/// The maximum number of queued seals; further contents are sealed on their next use.
 const SEALS_MAX: usize = 4096;
-/// How long an eviction that is due may still take once the cache is closed. Without it a cache
-/// that only short-lived processes use would stay full for ever.
+/// The time limit for a pending eviction when the cache is closed. Without that eviction, a cache
+/// used only by short-lived processes would stay full forever.
 const LAST_EVICTION: Duration = Duration::from_millis(500);
 
-/// What the thread has to do. Whoever finds work says so here, and never waits.
+/// The job queue of the thread. Queueing a job never blocks.
 #[derive(Debug, Default)]
 pub(super) struct Worker {
     work: Mutex<Work>,
@@ -34,13 +36,15 @@ pub(super) struct Worker {
 #[derive(Debug, Default)]
 struct Work {
     seals: VecDeque<ContentId>,
+    /// The contents in `seals`, so that each is queued once.
     sealing: HashSet<ContentId>,
     adoptions: VecDeque<(GroupDigest, Placement)>,
     evict: bool,
+    /// Whether the thread is running a job.
     busy: bool,
 }
 
-enum Job {
+enum CacheJob {
     Seal(ContentId),
     Adopt(GroupDigest, Placement),
     Evict,
@@ -49,7 +53,7 @@ enum Job {
 }
 
 impl Worker {
-    /// This content seems to have every byte.
+    /// Queues a content that seems to be complete for sealing.
     pub(super) fn seal(&self, id: ContentId) {
         let mut work = self.work.lock();
         if work.seals.len() < SEALS_MAX && work.sealing.insert(id) {
@@ -58,7 +62,7 @@ impl Worker {
         }
     }
 
-    /// The bytes of this group, which the cache has, belong here, too.
+    /// Queues a cached group for copying into a content that it also belongs to.
     pub(super) fn adopt(&self, group: GroupDigest, placement: Placement) {
         let mut work = self.work.lock();
         let job = (group, placement);
@@ -68,7 +72,7 @@ impl Worker {
         }
     }
 
-    /// The cache is too full.
+    /// Requests an eviction.
     pub(super) fn evict(&self) {
         let mut work = self.work.lock();
         if !work.evict {
@@ -77,17 +81,17 @@ impl Worker {
         }
     }
 
-    /// Whether work that can as well be done another time is to end.
+    /// Returns whether the cache is being closed. Work that can be done later stops.
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    /// Whether even an eviction is to end.
+    /// Returns whether the time limit of the last eviction has expired.
     pub(super) fn is_out_of_time(&self) -> bool {
         self.stopped_at.get().is_some_and(|at| at.elapsed() > LAST_EVICTION)
     }
 
-    /// Waits until nothing is left to do.
+    /// Blocks until the queue is empty and the thread is idle.
     pub(super) fn settle(&self) {
         let mut work = self.work.lock();
         while work.busy || work.evict || !work.seals.is_empty() || !work.adoptions.is_empty() {
@@ -95,23 +99,25 @@ impl Worker {
         }
     }
 
-    fn next(&self, tick: Instant) -> Job {
+    /// Blocks until a job is queued, the tick is due, or the cache is being closed. Evictions go
+    /// first.
+    fn next(&self, tick: Instant) -> CacheJob {
         let mut work = self.work.lock();
         work.busy = false;
         loop {
             if self.is_stopping() && (!work.evict || self.is_out_of_time()) {
-                // So that nobody waits for what is not done any more.
+                // Wake all threads in `settle`, because the remaining jobs will not be done.
                 *work = Work::default();
                 self.changed.notify_all();
-                return Job::Stop;
+                return CacheJob::Stop;
             }
             let job = if std::mem::take(&mut work.evict) {
-                Some(Job::Evict)
+                Some(CacheJob::Evict)
             } else if let Some((group, placement)) = work.adoptions.pop_front() {
-                Some(Job::Adopt(group, placement))
+                Some(CacheJob::Adopt(group, placement))
             } else if let Some(id) = work.seals.pop_front() {
                 work.sealing.remove(&id);
-                Some(Job::Seal(id))
+                Some(CacheJob::Seal(id))
             } else {
                 None
             };
@@ -121,7 +127,7 @@ impl Worker {
             }
             self.changed.notify_all();
             if self.changed.wait_until(&mut work, tick).timed_out() {
-                return Job::Tick;
+                return CacheJob::Tick;
             }
         }
     }
@@ -134,7 +140,7 @@ impl Worker {
     }
 }
 
-/// Owns the thread: joins it when dropped.
+/// Owns the thread; joins it on drop.
 #[derive(Debug)]
 pub(super) struct WorkerThread {
     worker: Arc<Worker>,
@@ -142,7 +148,7 @@ pub(super) struct WorkerThread {
 }
 
 impl WorkerThread {
-    pub(super) fn start(worker: Arc<Worker>, inner: Weak<Inner>) -> std::io::Result<Self> {
+    pub(super) fn start(worker: Arc<Worker>, inner: Weak<CacheInner>) -> std::io::Result<Self> {
         let shared = Arc::clone(&worker);
         let thread = std::thread::Builder::new()
             .name("inlay-cache".into())
@@ -155,26 +161,38 @@ impl Drop for WorkerThread {
     fn drop(&mut self) {
         self.worker.stop();
         if let Some(thread) = self.thread.take() {
-            // It ends by itself at the next block that it hashes, or after the last eviction.
+            // The thread ends at the next block that it hashes, or after the last eviction.
             let _ = thread.join();
         }
     }
 }
 
-fn run(worker: &Worker, inner: &Weak<Inner>) {
+/// Runs the thread. Holds only a weak reference while idle, so that the cache can be dropped.
+fn run(worker: &Worker, inner: &Weak<CacheInner>) {
     let mut tick = Instant::now() + TICK;
     loop {
         let job = worker.next(tick);
+        if matches!(job, CacheJob::Stop) {
+            return;
+        }
         let Some(inner) = inner.upgrade() else { return };
-        match job {
-            Job::Seal(id) => inner.seal(&id),
-            Job::Adopt(group, placement) => inner.adopt(&group, &placement),
-            Job::Evict => inner.evict(),
-            Job::Tick => {
-                inner.tick();
-                tick = Instant::now() + TICK;
-            }
-            Job::Stop => return,
+        let is_tick = matches!(job, CacheJob::Tick);
+        let work = || match job {
+            CacheJob::Seal(id) => inner.seal(&id),
+            CacheJob::Adopt(group, placement) => inner.adopt(&group, &placement),
+            CacheJob::Evict => inner.evict(),
+            CacheJob::Tick => inner.tick(),
+            CacheJob::Stop => {}
+        };
+        // A panic must not end the thread: `settle` would block forever, and nothing would be
+        // evicted any more. Unwinding releases the locks, and each file is verified on first use.
+        if catch_unwind(AssertUnwindSafe(work)).is_err() {
+            tracing::error!("a job of the cache's thread panicked");
+            // Its reservations may not match the disk.
+            inner.write_failed();
+        }
+        if is_tick {
+            tick = Instant::now() + TICK;
         }
     }
 }

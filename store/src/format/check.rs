@@ -1,41 +1,42 @@
-//! Checks a whole index for everything that the format promises. Reading does not need it: each
-//! access checks what it touches. `inlay verify` and tests do.
+//! Checks a whole index against every guarantee of the format.
+//!
+//! Readers do not need it, because each access checks the records that it reads. `inlay verify` and
+//! tests use it.
 
 use super::error::FormatError;
 use super::model::{FileKind, GroupIdx, InodeIdx};
 use super::reader::{FileData, Index};
 use super::walk::{Step, Walk};
 
-/// What a check counted.
+/// Totals that a check counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Checked {
     /// Regular files.
     pub files: u64,
-    /// Directories, the root among them.
+    /// Directories, including the root.
     pub directories: u64,
     /// All other inodes.
     pub others: u64,
-    /// Bytes of regular files, holes among them.
+    /// Sum of the sizes of regular files, including holes.
     pub content_bytes: u64,
     /// Groups.
     pub groups: u64,
 }
 
-/// Reads every record of `index`. Takes time and memory in proportion to the number of inodes.
+/// Reads and checks every record of `index`. Takes time and memory proportional to the number of
+/// inodes.
 pub fn check_index(index: &Index) -> Result<Checked, FormatError> {
-    let mut names = vec![0u32; index.inode_count() as usize];
-    if let Some(root) = names.first_mut() {
-        *root = 1;
-    }
-    let mut last_names: Vec<Vec<u8>> = vec![Vec::new()];
+    let mut links = Links::of_root(index.inode_count() as usize);
+    // The directories above the current entry, and the last name seen in each.
+    let mut above: Vec<(InodeIdx, Vec<u8>)> = vec![(InodeIdx::ROOT, Vec::new())];
     for step in Walk::new(index, InodeIdx::ROOT)? {
         match step? {
             Step::Leave { .. } => {
-                last_names.pop();
+                above.pop();
             }
             Step::Entry { entry, .. } => {
                 let at = entry.inode.0;
-                let last = last_names
+                let (dir, last) = above
                     .last_mut()
                     .ok_or_else(|| FormatError::corrupt("directories' nesting", at))?;
                 if !last.is_empty() && last.as_slice() >= entry.name {
@@ -46,17 +47,18 @@ pub fn check_index(index: &Index) -> Result<Checked, FormatError> {
                 if index.attr(entry.inode)?.kind != entry.kind {
                     return Err(FormatError::corrupt("an entry of another type", at));
                 }
-                if let Some(count) = names.get_mut(at as usize) {
-                    *count += 1;
-                }
+                links.add(entry.inode, 1);
                 if entry.kind == FileKind::Directory {
-                    last_names.push(Vec::new());
+                    // Its own `.`, and its `..`, which is a link to its parent.
+                    links.add(entry.inode, 1);
+                    links.add(*dir, 1);
+                    above.push((entry.inode, Vec::new()));
                 }
             }
         }
     }
     let mut checked = Checked::default();
-    for (inode, count) in (0u32..).map(InodeIdx).zip(names) {
+    for (inode, count) in (0u32..).map(InodeIdx).zip(links.0) {
         check_inode(index, inode, count, &mut checked)?;
     }
     for group in 0..index.group_count() {
@@ -66,34 +68,50 @@ pub fn check_index(index: &Index) -> Result<Checked, FormatError> {
     Ok(checked)
 }
 
+/// The number of links to each inode, as `stat` reports it.
+struct Links(Vec<u32>);
+
+impl Links {
+    /// Returns the links of a tree of `inodes` inodes before the walk: the root has its `.` and
+    /// `..`.
+    fn of_root(inodes: usize) -> Self {
+        let mut links = Self(vec![0; inodes]);
+        links.add(InodeIdx::ROOT, 2);
+        links
+    }
+
+    fn add(&mut self, inode: InodeIdx, more: u32) {
+        if let Some(count) = self.0.get_mut(inode.0 as usize) {
+            *count = count.saturating_add(more);
+        }
+    }
+}
+
 fn check_inode(
     index: &Index,
     inode: InodeIdx,
-    names: u32,
+    links: u32,
     checked: &mut Checked,
 ) -> Result<(), FormatError> {
     let attr = index.attr(inode)?;
     let wrong = |what| FormatError::corrupt(what, inode.0);
-    if names == 0 {
+    if links == 0 {
         return Err(wrong("an inode without a name"));
     }
     for attribute in index.xattrs(inode)?.iter() {
         attribute?;
     }
     index.content(inode)?;
+    if attr.nlink != links {
+        return Err(wrong("a wrong number of links"));
+    }
     match attr.kind {
         FileKind::Directory => checked.directories += 1,
-        kind => {
-            if attr.nlink != names {
-                return Err(wrong("a wrong number of links"));
-            }
-            if kind == FileKind::Regular {
-                checked.files += 1;
-                checked.content_bytes = checked.content_bytes.saturating_add(attr.size);
-            } else {
-                checked.others += 1;
-            }
+        FileKind::Regular => {
+            checked.files += 1;
+            checked.content_bytes = checked.content_bytes.saturating_add(attr.size);
         }
+        _ => checked.others += 1,
     }
     match attr.kind {
         FileKind::Regular => {

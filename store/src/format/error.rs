@@ -1,95 +1,95 @@
-//! What can be wrong with an index or a group.
+//! Errors of indexes and groups.
 
 use std::io;
 use std::path::PathBuf;
 
-/// Why an index, or something that it points to, can't be used.
+/// An error from reading an index, or something that it refers to.
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
-    /// Not an index at all.
+    /// The magic number is missing.
     #[error("not an inlay index: it does not begin with the format's mark")]
     NotAnIndex,
-    /// A layout that this program does not know.
+    /// The index has a layout version that this program does not support.
     #[error(
         "index version {found} is not known to this inlay, which reads version {known}; \
          use a newer inlay"
     )]
     Version {
-        /// What the header says.
+        /// Version in the header.
         found: u32,
-        /// What this code reads.
+        /// Version that this program reads.
         known: u32,
     },
-    /// Features that this program does not know.
+    /// The index uses features that this program does not support.
     #[error(
         "the index needs features that this inlay does not know (bits {0:#x}); use a newer one"
     )]
     Features(u64),
-    /// Shorter than it says, or than any index is.
+    /// Shorter than its header states, or than a header.
     #[error("the index is cut short: {have} bytes of {want}")]
     Truncated {
-        /// Bytes there are.
+        /// Actual length in bytes.
         have: u64,
-        /// Bytes there should be.
+        /// Expected length in bytes.
         want: u64,
     },
-    /// Something in it contradicts itself or the format.
+    /// A record contradicts another or violates the format.
     #[error("the index is damaged: {what} (at {at})")]
     Corrupt {
-        /// What is wrong.
+        /// The violation.
         what: &'static str,
-        /// Which record: its place in its section.
+        /// Position of the record in its section.
         at: u64,
     },
-    /// An inode was asked for something that its type does not have.
+    /// The operation does not apply to inodes of this type.
     #[error("inode {inode} is not a {wanted}")]
     WrongKind {
-        /// Which.
+        /// The inode.
         inode: u32,
-        /// What was needed.
+        /// The required type.
         wanted: &'static str,
     },
-    /// The bytes are not those that the id names.
+    /// The bytes do not match their digest.
     #[error("{what} does not have the digest it should have: expected {expected}, got {found}")]
     Digest {
-        /// Whose bytes.
+        /// The object that was hashed.
         what: String,
-        /// What was promised.
+        /// Expected digest.
         expected: String,
-        /// What came.
+        /// Actual digest.
         found: String,
     },
     /// The bytes could not be decompressed.
     #[error("{what} can't be decompressed: {why}")]
     Decode {
-        /// Whose bytes.
+        /// The object that was being decompressed.
         what: String,
-        /// What the decoder says.
+        /// Message of the decoder.
         why: String,
     },
-    /// Larger than the format or the caller allows.
+    /// Exceeds a limit of the format or of the caller.
     #[error("{what} is {found}, more than the {limit} allowed")]
     TooLarge {
-        /// What is too large.
+        /// The quantity that is too large.
         what: &'static str,
-        /// Its size.
+        /// Its value.
         found: u64,
         /// The limit.
         limit: u64,
     },
-    /// The local file could not be read or written.
+    /// A local file could not be read or written.
     #[error("{path}: {source}", path = path.display())]
     Io {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system says.
+        /// The OS error.
         source: io::Error,
     },
 }
 
 impl FormatError {
-    /// A contradiction, and the record it was found in.
-    /// Something that the format does not allow, `at` some place of its kind.
+    /// Creates a [`Self::Corrupt`] error: `what` describes the violation, `at` is the position of
+    /// the record.
     pub fn corrupt(what: &'static str, at: impl TryInto<u64>) -> Self {
         Self::Corrupt { what, at: at.try_into().unwrap_or(u64::MAX) }
     }

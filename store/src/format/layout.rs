@@ -1,62 +1,63 @@
-//! The index byte by byte: every structure that `docs/FORMAT.md` draws, and its limits.
+//! Defines the on-disk layout of an index, as drawn in `docs/FORMAT.md`, and its limits.
 
 use zerocopy::little_endian::{I64, U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::ids::Digest;
 
-/// The first bytes of every index.
+/// The magic number at the start of every index.
 pub const INDEX_MAGIC: [u8; 8] = *b"INLAYIDX";
-/// The layout this code reads and writes.
+/// The layout version that this code reads and writes.
 pub const INDEX_VERSION: u32 = 1;
-/// Feature bits this code knows. An index with any other bit is refused by name.
+/// Feature bits that this code supports. Readers reject an index with any other bit set.
 pub const KNOWN_FEATURES: u64 = 0;
-/// The most bytes a group may decode to. Bounds every decoding buffer.
+/// The maximum decoded size of a group, in bytes. Bounds every decoding buffer.
 pub const GROUP_RAW_LEN_MAX: u32 = 4 << 20;
-/// The most bytes a group may take in a blob: what zstd can make of `GROUP_RAW_LEN_MAX`.
+/// The maximum stored size of a group, in bytes: zstd's worst case for `GROUP_RAW_LEN_MAX`.
 pub const GROUP_STORED_LEN_MAX: u32 = GROUP_RAW_LEN_MAX + (GROUP_RAW_LEN_MAX >> 7) + 1024;
-/// The longest name of a directory entry, in bytes (as Linux has it).
+/// The maximum length of a name in a directory, in bytes (`NAME_MAX`).
 pub const NAME_LEN_MAX: usize = 255;
-/// The longest target of a symbolic link, in bytes (`PATH_MAX` less its NUL).
+/// The maximum length of a symbolic link's target, in bytes (`PATH_MAX` without the NUL).
 pub const SYMLINK_LEN_MAX: usize = 4095;
-/// The longest value of an extended attribute, in bytes (`XATTR_SIZE_MAX`).
+/// The maximum size of an extended attribute's value, in bytes (`XATTR_SIZE_MAX`).
 pub const XATTR_VALUE_LEN_MAX: usize = 65536;
-/// The most bytes all names of one inode's extended attributes take (`XATTR_LIST_MAX`).
+/// The maximum total size of the names of one inode's extended attributes, in bytes, including
+/// their NULs (`XATTR_LIST_MAX`).
 pub const XATTR_LIST_LEN_MAX: usize = 65536;
-/// The most bytes of configuration an index may carry.
+/// The maximum size of the configuration in an index, in bytes.
 pub const CONFIG_LEN_MAX: u64 = 4 << 20;
-/// The largest file, in bytes.
+/// The maximum size of a file, in bytes.
 pub const FILE_LEN_MAX: u64 = i64::MAX as u64;
-/// The most inodes a snapshot may have.
+/// The maximum number of inodes in a snapshot.
 pub const INODES_MAX: u64 = 1 << 28;
 
-/// The sections of an index, in the order in which they stand in the table and in the file.
+/// The sections of an index, in the order of the section table and of the file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(usize)]
 pub enum Section {
     /// `RawInode`s; the first is the root directory.
     Inodes,
-    /// `RawDirent`s; those of one directory stand together, sorted by name.
+    /// `RawDirent`s; the entries of a directory are contiguous and sorted by name.
     Dirents,
     /// The bytes of all names.
     Names,
-    /// `RawExtent`s; those of one file stand together, sorted by file offset.
+    /// `RawExtent`s; the extents of a file are contiguous and sorted by file offset.
     Extents,
-    /// `RawGroup`s, sorted by blob and place.
+    /// `RawGroup`s, sorted by blob and ordinal.
     Groups,
     /// `RawBlob`s.
     Blobs,
     /// Sets of extended attributes.
     Xattrs,
-    /// Symbolic links' targets and tiny files' bytes.
+    /// Targets of symbolic links and bytes of tiny files.
     Inline,
-    /// BLAKE3 digests of whole large files.
+    /// BLAKE3 digests of the whole contents of large files.
     Contents,
-    /// The image's configuration, JSON.
+    /// The image configuration, JSON.
     Config,
 }
 
-/// How many sections there are.
+/// The number of sections.
 pub const SECTIONS: usize = 10;
 
 impl Section {
@@ -74,7 +75,7 @@ impl Section {
         Self::Config,
     ];
 
-    /// Its name in error messages and in the documentation.
+    /// Returns the name of the section in error messages and in the documentation.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Inodes => "inodes",
@@ -90,7 +91,7 @@ impl Section {
         }
     }
 
-    /// The size of one record in bytes; 1 where the section is a heap of bytes.
+    /// Returns the size of one record in bytes; 1 for a section that is a byte heap.
     pub const fn record_len(self) -> u64 {
         match self {
             Self::Inodes => size_of::<RawInode>() as u64,
@@ -104,17 +105,17 @@ impl Section {
     }
 }
 
-/// Where a section is.
+/// Position of a section.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct RawSection {
-    /// From the start of the index, in bytes; a multiple of 8.
+    /// Offset from the start of the index in bytes; a multiple of 8.
     pub offset: U64,
-    /// In bytes; a multiple of the record's size.
+    /// Length in bytes; a multiple of the record size.
     pub len: U64,
 }
 
-/// The first 256 bytes of an index.
+/// The header: the first 256 bytes of an index.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct RawHeader {
@@ -124,28 +125,29 @@ pub struct RawHeader {
     pub version: U32,
     /// `Kind::code`.
     pub kind: U32,
-    /// Bits of features that a reader must know.
+    /// Feature bits that a reader must support.
     pub features: U64,
-    /// The whole index, in bytes.
+    /// Length of the whole index, in bytes.
     pub total_len: U64,
-    /// One for each `Section`.
+    /// One per `Section`, in order.
     pub sections: [RawSection; SECTIONS],
-    /// Zero.
+    /// Must be zero.
     pub reserved: [u8; 64],
 }
 
-/// What `RawInode::data` says of the fields `a`, `b` and `c`.
+/// The meaning of the fields `a`, `b` and `c` of a `RawInode`, stored in `RawInode::data`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DataTag {
-    /// Nothing: an empty file, a FIFO, a socket, or a file that is one hole.
+    /// No data: an empty file, a FIFO, a socket, or a file that is a single hole.
     Nothing,
     /// A directory: `a` first entry, `b` number of entries, `c` parent inode.
     Directory,
-    /// Bytes in the inline section: `a` offset, `b` length. A symbolic link or a tiny file.
+    /// Bytes in the inline section: `a` offset, `b` length. Used for symbolic links and tiny files.
     Inline,
-    /// The whole file is one piece of one group: `a` group, `b` offset in its decoded bytes.
+    /// The whole file is one extent: `a` group, `b` offset in the group's decoded bytes.
     Single,
-    /// `a` first extent, `b` number of extents; `c` blocks of 4 KiB that are holes.
+    /// A list of extents: `a` first extent, `b` number of extents, `c` number of 4 KiB blocks that
+    /// are holes.
     Extents,
     /// A device node: `a` major, `b` minor.
     Device,
@@ -155,7 +157,7 @@ impl DataTag {
     const ALL: [Self; 6] =
         [Self::Nothing, Self::Directory, Self::Inline, Self::Single, Self::Extents, Self::Device];
 
-    /// The number in the index.
+    /// Returns the number of this tag in the index.
     pub const fn code(self) -> u32 {
         match self {
             Self::Nothing => 0,
@@ -167,7 +169,7 @@ impl DataTag {
         }
     }
 
-    /// The tag behind a number, if it is one.
+    /// Returns the tag with number `code`, or `None` if it is unknown.
     pub fn from_code(code: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|tag| tag.code() == code)
     }
@@ -179,23 +181,23 @@ impl DataTag {
 pub struct RawInode {
     /// Type and permissions, as in `st_mode`.
     pub mode: U32,
-    /// Owner.
+    /// Owner's uid.
     pub uid: U32,
-    /// Group of the owner.
+    /// Owner's gid.
     pub gid: U32,
-    /// Number of names; for a directory 2 plus its subdirectories.
+    /// Number of names; for a directory, 2 plus the number of subdirectories.
     pub nlink: U32,
-    /// In bytes; 0 for a directory.
+    /// Size in bytes; 0 for a directory.
     pub size: U64,
-    /// Last modification, seconds since 1970.
+    /// Time of last modification, in seconds since 1970.
     pub mtime_s: I64,
-    /// Nanoseconds of the second, below 1,000,000,000.
+    /// Nanoseconds within the second, below 1,000,000,000.
     pub mtime_ns: U32,
-    /// 0, or one more than the offset of its set in the xattrs section.
+    /// 0 for none, or 1 plus the offset of the attribute set in the xattrs section.
     pub xattrs: U32,
     /// A `DataTag`.
     pub data: U32,
-    /// 0, or one more than the place of its digest in the contents section.
+    /// 0 for none, or 1 plus the position of the digest in the contents section.
     pub content: U32,
     /// See `DataTag`.
     pub a: U64,
@@ -211,29 +213,29 @@ pub struct RawInode {
 pub struct RawDirent {
     /// Offset of the name in the names section.
     pub name: U32,
-    /// The inode it names.
+    /// The inode that the name refers to.
     pub inode: U32,
-    /// Length of the name, in bytes, 1 to 255.
+    /// Length of the name in bytes, 1 to 255.
     pub name_len: u8,
-    /// The inode's type: `mode >> 12`.
+    /// Type of the inode: `mode >> 12`.
     pub kind: u8,
-    /// Zero.
+    /// Must be zero.
     pub reserved: U16,
 }
 
-/// A piece of a file, 24 bytes. What lies between two pieces is a hole.
+/// An extent of a file, 24 bytes. Gaps between extents are holes.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct RawExtent {
-    /// Where the piece begins in the file, in bytes.
+    /// Offset in the file, in bytes.
     pub file_offset: U64,
-    /// The group that holds it.
+    /// The group that holds the bytes.
     pub group: U32,
-    /// Where it begins in the group's decoded bytes.
+    /// Offset in the group's decoded bytes.
     pub group_offset: U32,
-    /// In bytes, at least 1.
+    /// Length in bytes, at least 1.
     pub len: U32,
-    /// Zero.
+    /// Must be zero.
     pub reserved: U32,
 }
 
@@ -241,19 +243,19 @@ pub struct RawExtent {
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct RawGroup {
-    /// The blob that holds it.
+    /// The blob that holds the group.
     pub blob: U32,
-    /// Its place among the blob's groups.
+    /// Position among the groups of the blob.
     pub ordinal: U32,
-    /// Where its compressed bytes begin in the blob.
+    /// Offset of the compressed bytes in the blob.
     pub offset: U64,
-    /// The compressed bytes' number.
+    /// Length of the compressed bytes.
     pub stored_len: U32,
-    /// The decoded bytes' number.
+    /// Length of the decoded bytes.
     pub raw_len: U32,
-    /// 0, or one more than the inode of the large file whose own group it is.
+    /// 0 for none, or 1 plus the inode of the large file that the group was packed for.
     pub owner: U32,
-    /// Zero.
+    /// Must be zero.
     pub reserved: U32,
     /// BLAKE3 of the compressed bytes.
     pub digest: Digest,
@@ -265,9 +267,9 @@ pub struct RawGroup {
 pub struct RawBlob {
     /// BLAKE3 of the whole blob.
     pub id: Digest,
-    /// In bytes.
+    /// Size in bytes.
     pub size: U64,
-    /// Where its table of chunks begins; it reaches to the blob's end.
+    /// Offset of the table of chunks, which extends to the end of the blob.
     pub toc_offset: U64,
     /// BLAKE3 of the table of chunks.
     pub toc_digest: Digest,

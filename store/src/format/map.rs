@@ -1,7 +1,7 @@
-//! The one place that maps files into memory.
+//! Maps index files into memory; all `mmap` calls of the format live here.
 //!
-//! An index is read in place, so that opening one costs the same for ten files and for a million,
-//! and the kernel can drop its pages and share them between processes. That needs `mmap`.
+//! An index is read in place, so that opening it costs the same for ten files and for a million,
+//! and so that the kernel can evict its pages and share them between processes.
 
 #![allow(unsafe_code)] // `Mmap::map` and `unchecked_advise` have no safe form: see SAFETY below
 
@@ -10,44 +10,44 @@ use std::path::Path;
 
 use super::error::FormatError;
 
-/// Bytes in memory: owned, or a file mapped read-only.
+/// The bytes of an index: owned, or a file mapped read-only.
 #[derive(Debug)]
 pub(crate) enum Backing {
-    /// From anywhere; tests and fuzzing.
+    /// Heap memory, used by tests and fuzzing.
     Owned(Vec<u8>),
     /// A file in the state directory.
     Mapped(memmap2::Mmap),
 }
 
 impl Backing {
-    /// Maps `file`, which was opened at `path`.
+    /// Maps `file`, which was opened at `path`. `path` is for error messages.
     pub(crate) fn map(file: &File, path: &Path) -> Result<Self, FormatError> {
         let at = |source| FormatError::Io { path: path.to_owned(), source };
         if file.metadata().map_err(at)?.len() == 0 {
             return Ok(Self::Owned(Vec::new()));
         }
-        // SAFETY: the map is valid as long as nobody truncates or writes the file. Index files are
-        // written once, under another name, synced and renamed to their own; nothing in this
-        // program opens them for writing afterwards, and the state directory is open to its owner
-        // alone. Whatever the bytes are, every access to them is checked.
+        // SAFETY: the mapping is valid as long as the file is neither truncated nor written. Index
+        // files are written once under a temporary name, synced, and renamed to their final name;
+        // nothing in this program opens them for writing afterwards, and the state directory is
+        // accessible to its owner alone. Every access to the bytes is checked, so their content
+        // does not matter.
         let map = unsafe { memmap2::Mmap::map(file) }.map_err(at)?;
         Ok(Self::Mapped(map))
     }
 
-    /// Gives back the memory that pages of a mapped file take in this process. They come again when
-    /// they are looked at.
+    /// Releases the resident pages of a mapped file (`MADV_DONTNEED`). The next access faults them
+    /// in again. A no-op for owned bytes.
     pub(crate) fn release(&self) {
         if let Self::Mapped(map) = self {
-            // SAFETY: the map is of a file, read-only and never written, so that pages that are
-            // dropped are read again from the file with the same bytes. References into the map
-            // stay valid.
+            // SAFETY: the mapping is of a file, read-only and never written, so a dropped page is
+            // read again from the file with the same bytes. References into the mapping stay valid.
             let advised = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
-            // Nothing depends on it.
+            // Best effort: only memory use depends on it.
             drop(advised);
         }
     }
 
-    /// The bytes.
+    /// Returns the whole index.
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
             Self::Owned(bytes) => bytes,

@@ -1,4 +1,4 @@
-//! The index: the one file that describes a snapshot. `docs/FORMAT.md` draws it.
+//! The index: the file that describes a snapshot. `docs/FORMAT.md` draws its layout.
 
 pub mod check;
 pub mod error;

@@ -1,4 +1,4 @@
-//! What an index says, as types: attributes, directory entries, pieces of files, groups, blobs.
+//! The in-memory types of an index: attributes, directory entries, extents, groups, blobs.
 
 use serde::Serialize;
 
@@ -14,15 +14,15 @@ macro_rules! number {
 }
 
 number!(
-    /// The place of an inode in its index. The root directory is 0.
+    /// The number of an inode in its index. The root directory is 0.
     InodeIdx
 );
 number!(
-    /// The place of a group in its index.
+    /// The number of a group in its index.
     GroupIdx
 );
 number!(
-    /// The place of a blob in its index.
+    /// The number of a blob in its index.
     BlobIdx
 );
 
@@ -31,7 +31,7 @@ impl InodeIdx {
     pub const ROOT: Self = Self(0);
 }
 
-/// What an inode is.
+/// The type of an inode.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FileKind {
@@ -45,9 +45,9 @@ pub enum FileKind {
     CharDevice,
     /// A block device node.
     BlockDevice,
-    /// A named pipe.
+    /// A FIFO.
     Fifo,
-    /// A socket's name.
+    /// A Unix domain socket.
     Socket,
 }
 
@@ -63,7 +63,7 @@ impl FileKind {
         Self::Socket,
     ];
 
-    /// The type bits of `st_mode`, shifted down: `DT_REG` and so on.
+    /// Returns the type bits of `st_mode`, shifted down: `DT_REG` and so on.
     pub const fn code(self) -> u8 {
         match self {
             Self::Fifo => 1,
@@ -76,17 +76,17 @@ impl FileKind {
         }
     }
 
-    /// The kind behind a type code, if it is one.
+    /// Returns the type with this code, or `None` if it is unknown.
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.code() == code)
     }
 
-    /// The kind that `st_mode` tells, if it is one.
+    /// Returns the type encoded in `st_mode`, or `None` if it is unknown.
     pub fn from_mode(mode: u32) -> Option<Self> {
         u8::try_from(mode >> 12).ok().and_then(Self::from_code)
     }
 
-    /// The letter that `ls -l` shows.
+    /// Returns the letter that `ls -l` shows.
     pub const fn letter(self) -> char {
         match self {
             Self::Regular => '-',
@@ -100,49 +100,49 @@ impl FileKind {
     }
 }
 
-/// A point in time, to the nanosecond, also before 1970.
+/// A point in time with nanosecond resolution. May be before 1970.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default, Serialize)]
 pub struct Timestamp {
     /// Seconds since 1970.
     pub secs: i64,
-    /// Nanoseconds of the second, below 1,000,000,000.
+    /// Nanoseconds within the second, below 1,000,000,000.
     pub nanos: u32,
 }
 
-/// A device's number.
+/// A device number.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize)]
 pub struct Device {
-    /// Which driver.
+    /// Identifies the driver.
     pub major: u32,
-    /// Which of its devices.
+    /// Identifies the device of the driver.
     pub minor: u32,
 }
 
-/// What `stat` tells of an inode.
+/// The attributes of an inode, as `stat` reports them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub struct Attr {
-    /// Its type.
+    /// Type.
     pub kind: FileKind,
-    /// Its permissions: the low 12 bits of `st_mode`, setuid, setgid and sticky among them.
+    /// Permissions: the low 12 bits of `st_mode`, including setuid, setgid and sticky.
     pub perm: u16,
-    /// Its owner.
+    /// Owner's uid.
     pub uid: u32,
-    /// Its owner's group.
+    /// Owner's gid.
     pub gid: u32,
-    /// How many names it has.
+    /// Number of names.
     pub nlink: u32,
-    /// Its length in bytes: a file's contents, a symbolic link's target, 0 for a directory.
+    /// Length in bytes of a file's contents or a symbolic link's target; 0 for a directory.
     pub size: u64,
-    /// Blocks of 512 bytes that hold data: holes do not count.
+    /// Allocated blocks of 512 bytes, without holes.
     pub blocks: u64,
-    /// When its contents were last changed.
+    /// Time of the last modification of the contents.
     pub mtime: Timestamp,
-    /// What device it stands for, if it is a device node.
+    /// Device number of a device node; 0 otherwise.
     pub device: Device,
 }
 
 impl Attr {
-    /// `st_mode`.
+    /// Returns `st_mode`.
     pub fn mode(&self) -> u32 {
         u32::from(self.kind.code()) << 12 | u32::from(self.perm)
     }
@@ -153,59 +153,59 @@ impl Attr {
 pub struct DirEntry<'a> {
     /// 1 to 255 bytes, neither `.` nor `..`, without `/` or NUL.
     pub name: &'a [u8],
-    /// What it names.
+    /// The inode that the name refers to.
     pub inode: InodeIdx,
-    /// Of what type that is.
+    /// Type of the inode.
     pub kind: FileKind,
 }
 
-/// A piece of a file's bytes, inside one group.
+/// A contiguous range of a file's bytes within one group.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Extent {
-    /// Where it begins in the file, in bytes.
+    /// Offset in the file, in bytes.
     pub file_offset: u64,
-    /// In bytes, at least 1.
+    /// Length in bytes, at least 1.
     pub len: u32,
     /// The group.
     pub group: GroupIdx,
-    /// Where it begins in the group's decoded bytes.
+    /// Offset in the group's decoded bytes.
     pub group_offset: u32,
 }
 
 impl Extent {
-    /// Where it ends in the file, in bytes.
+    /// Returns the offset of its end in the file, in bytes.
     pub const fn file_end(&self) -> u64 {
         self.file_offset + self.len as u64
     }
 }
 
-/// A group: what is fetched, verified and decoded as a whole.
+/// A group: the unit of fetching, verification and decoding.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Group {
-    /// BLAKE3 of its compressed bytes.
+    /// BLAKE3 of the compressed bytes.
     pub digest: GroupDigest,
-    /// The blob that holds it.
+    /// The blob that holds the group.
     pub blob: BlobIdx,
-    /// Its place among the blob's groups.
+    /// Position among the groups of the blob.
     pub ordinal: u32,
-    /// Where it begins in the blob, in bytes.
+    /// Offset in the blob, in bytes.
     pub offset: u64,
-    /// How many bytes it takes there.
+    /// Length in the blob, in bytes.
     pub stored_len: u32,
-    /// How many bytes it decodes to.
+    /// Decoded length, in bytes.
     pub raw_len: u32,
-    /// The large file that it belongs to, if it belongs to one alone.
+    /// The large file that the group was packed for, if its chunks all come from one large file.
     pub owner: Option<InodeIdx>,
 }
 
-/// A blob: an object of the store that holds groups.
+/// A blob: an object in the store that holds groups.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Blob {
     /// BLAKE3 of all its bytes.
     pub id: BlobId,
-    /// In bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Where its table of chunks begins; it reaches to the end.
+    /// Offset of the table of chunks, which extends to the end of the blob.
     pub toc_offset: u64,
     /// BLAKE3 of the table of chunks.
     pub toc_digest: Digest,

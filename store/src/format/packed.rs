@@ -1,10 +1,10 @@
-//! How an index travels and rests in the store: in compressed segments that are verified one by one.
+//! Packs an index into compressed segments that a reader can verify one by one.
 //!
 //! The id of a snapshot is the plain BLAKE3 of its index. BLAKE3 is a tree: the chaining values of
-//! aligned segments merge into the very same hash. The packed form lists those chaining values in
-//! front, so a reader checks the list against the id once, and each segment against the list as it
-//! comes: in any order, in parallel, or only those that it needs. (BLAKE3 specification, section 2.1
-//! and 5.5; the crate's `hazmat` module.)
+//! aligned segments merge into exactly that hash. The packed form starts with a list of these
+//! chaining values. A reader checks the list against the id once, and then each segment against the
+//! list as it arrives: in any order, in parallel, or only the segments it needs. (BLAKE3
+//! specification, sections 2.1 and 5.5; the crate's `hazmat` module.)
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,22 +17,22 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::error::FormatError;
 use crate::ids::{Digest, IndexDigest};
 
-/// The first bytes of every packed index.
+/// The magic number at the start of every packed index.
 pub const PACKED_MAGIC: [u8; 8] = *b"INLAYPAK";
 /// The version of the packed form that this code reads and writes.
 pub const PACKED_VERSION: u32 = 1;
-/// Bytes of index in a segment; the last may be shorter. A power of two, so that segments are whole
-/// subtrees of BLAKE3.
+/// Length of a segment, in bytes of the index; the last may be shorter. A power of two, so that
+/// segments are whole subtrees of BLAKE3.
 pub const SEGMENT_LEN: u32 = 128 << 10;
-/// The most bytes of an index that are taken: what 16 million inodes with long names need.
+/// The maximum length of an index, in bytes: enough for 16 million inodes with long names.
 pub const INDEX_LEN_MAX: u64 = 8 << 30;
 
-/// How hard it is tried to make a packed index short.
+/// The trade-off between the size of a packed index and the time to compress it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effort {
-    /// As short as is sensible: zstd level 9.
+    /// Smallest reasonable size: zstd level 9.
     Thorough,
-    /// Somewhat longer, in less time: zstd level 3.
+    /// Larger, but faster: zstd level 3.
     Quick,
 }
 
@@ -62,28 +62,28 @@ struct RawSegment {
     stored_len: U32,
 }
 
-/// Length of the fixed part in front of the list of segments, in bytes.
+/// Length of the fixed header before the list of segments, in bytes.
 pub const PACKED_HEADER_LEN: u64 = size_of::<RawPackedHeader>() as u64;
 
-/// What packing gave.
+/// The result of packing an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackedIndex {
     /// The BLAKE3 of the index.
     pub digest: IndexDigest,
-    /// The index's bytes.
+    /// Length of the index, in bytes.
     pub raw_len: u64,
-    /// The packed form's bytes.
+    /// Length of the packed form, in bytes.
     pub packed_len: u64,
 }
 
-/// A packed index's list of segments, verified against the id.
+/// The list of segments of a packed index, verified against the id.
 #[derive(Debug)]
 pub struct SegmentTable {
     raw_len: u64,
     segments: Vec<(hazmat::ChainingValue, u32)>,
 }
 
-/// Packs the index `raw` into `out`, on all cores.
+/// Packs the index `raw` and appends it to `out`. Uses all cores.
 pub fn pack_index(raw: &[u8], effort: Effort, out: &mut Vec<u8>) -> io::Result<PackedIndex> {
     let segments: Vec<&[u8]> = raw.chunks(SEGMENT_LEN as usize).collect();
     let packed = pack_segments(&segments, effort)?;
@@ -119,7 +119,7 @@ pub fn pack_index(raw: &[u8], effort: Effort, out: &mut Vec<u8>) -> io::Result<P
 
 type PackedSegment = (hazmat::ChainingValue, Vec<u8>);
 
-/// Compresses and hashes each segment; each thread takes the next one that nobody has.
+/// Compresses and hashes each segment. Each thread repeatedly claims the next unclaimed segment.
 fn pack_segments(segments: &[&[u8]], effort: Effort) -> io::Result<Vec<PackedSegment>> {
     let threads = thread::available_parallelism().map_or(1, usize::from).min(segments.len());
     let next = AtomicUsize::new(0);
@@ -147,9 +147,11 @@ fn pack_segments(segments: &[&[u8]], effort: Effort) -> io::Result<Vec<PackedSeg
 }
 
 impl SegmentTable {
-    /// Reads the header and the list that `packed` begins with, and checks them against `id`.
+    /// Reads the header and the list of segments at the start of `packed`, and verifies them
+    /// against `id`.
     ///
-    /// With fewer bytes than the list takes, says how many are needed (`FormatError::Truncated`).
+    /// If `packed` is too short, fails with `FormatError::Truncated`, which states how many bytes
+    /// are needed.
     pub fn parse(packed: &[u8], id: IndexDigest) -> Result<Self, FormatError> {
         let have = packed.len() as u64;
         let Ok((header, rest)) = RawPackedHeader::ref_from_prefix(packed) else {
@@ -198,37 +200,37 @@ impl SegmentTable {
         Ok(table)
     }
 
-    /// The index's length in bytes.
+    /// Returns the length of the index, in bytes.
     pub fn raw_len(&self) -> u64 {
         self.raw_len
     }
 
-    /// How many segments there are.
+    /// Returns the number of segments.
     pub fn len(&self) -> usize {
         self.segments.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.segments.is_empty()
     }
 
-    /// Where the first segment begins in the packed form, in bytes.
+    /// Returns the offset of the first segment in the packed form, in bytes.
     pub fn body_offset(&self) -> u64 {
         PACKED_HEADER_LEN + self.segments.len() as u64 * size_of::<RawSegment>() as u64
     }
 
-    /// How long the packed form is, in bytes.
+    /// Returns the length of the packed form, in bytes.
     pub fn packed_len(&self) -> u64 {
         self.body_offset() + self.segments.iter().map(|(_, len)| u64::from(*len)).sum::<u64>()
     }
 
-    /// How many bytes segment `place` takes in the packed form; 0 past the last.
+    /// Returns the length of segment `place` in the packed form, in bytes; 0 past the last.
     pub fn stored_len(&self, place: usize) -> u32 {
         self.segments.get(place).map_or(0, |(_, len)| *len)
     }
 
-    /// Decompresses and verifies segment `place` from its stored bytes.
+    /// Decompresses segment `place` from its stored bytes and verifies it.
     pub fn decode(&self, place: usize, stored: &[u8]) -> Result<Vec<u8>, FormatError> {
         let what = || format!("segment {place} of an index");
         let (expected, stored_len) = self
@@ -257,9 +259,9 @@ impl SegmentTable {
     }
 }
 
-/// Unpacks a whole packed index into `out`, verified against `id`. Returns the index's length.
+/// Unpacks a packed index into `out` and verifies it against `id`. Returns the length of the index.
 ///
-/// What is written to `out` before an error is verified too, but is not the whole index.
+/// On error, `out` may hold a verified prefix of the index.
 pub fn unpack_index(
     packed: &[u8],
     id: IndexDigest,
@@ -288,7 +290,7 @@ pub fn unpack_index(
     Ok(table.raw_len)
 }
 
-/// The digest of the index in `file`, by the same merging of segments.
+/// Returns the digest of the index in `file`, which is hashed from its start.
 pub fn digest_of(file: &mut (impl Read + Seek)) -> io::Result<IndexDigest> {
     file.seek(SeekFrom::Start(0))?;
     let mut hasher = blake3::Hasher::new();
@@ -296,7 +298,8 @@ pub fn digest_of(file: &mut (impl Read + Seek)) -> io::Result<IndexDigest> {
     Ok(IndexDigest(Digest::from_bytes(*hasher.finalize().as_bytes())))
 }
 
-/// The value that stands in the list: a subtree's, or the root's where there is one segment only.
+/// Returns the value for the list: the chaining value of a subtree, or the root hash if the index
+/// has a single segment.
 fn chaining_value(place: u64, count: u64, segment: &[u8]) -> hazmat::ChainingValue {
     if count == 1 {
         return *blake3::hash(segment).as_bytes();
@@ -307,7 +310,7 @@ fn chaining_value(place: u64, count: u64, segment: &[u8]) -> hazmat::ChainingVal
     hasher.finalize_non_root()
 }
 
-/// Merges the chaining values of all segments, of which there are at least two, into the root hash.
+/// Merges the chaining values of all segments into the root hash. Requires at least two segments.
 fn root_of(raw_len: u64, table: &[(hazmat::ChainingValue, u32)]) -> Digest {
     let (left, right) = split(raw_len, table);
     let hash = hazmat::merge_subtrees_root(
@@ -320,7 +323,8 @@ fn root_of(raw_len: u64, table: &[(hazmat::ChainingValue, u32)]) -> Digest {
 
 type Subtree<'a> = (u64, &'a [(hazmat::ChainingValue, u32)]);
 
-/// Depth is the logarithm of the number of segments: at most 17.
+/// Merges the chaining values of a subtree. Recursion depth is the logarithm of the number of
+/// segments: at most 17.
 fn subtree(raw_len: u64, table: &[(hazmat::ChainingValue, u32)]) -> hazmat::ChainingValue {
     match table {
         [] => [0; 32],
@@ -336,6 +340,7 @@ fn subtree(raw_len: u64, table: &[(hazmat::ChainingValue, u32)]) -> hazmat::Chai
     }
 }
 
+/// Splits a subtree as BLAKE3 does.
 fn split(raw_len: u64, table: &[(hazmat::ChainingValue, u32)]) -> (Subtree<'_>, Subtree<'_>) {
     let left_len = hazmat::left_subtree_len(raw_len);
     let left_count = usize::try_from(left_len / u64::from(SEGMENT_LEN)).unwrap_or(usize::MAX);
@@ -389,7 +394,8 @@ mod tests {
             packed[at] ^= flip;
             let mut out = Vec::new();
             match unpack_index(&packed, info.digest, &mut out) {
-                // Reserved bytes and bits that zstd ignores may change; the index may not.
+                // Flips in reserved bytes, or in bits that zstd ignores, go unnoticed; the index
+                // must be intact.
                 Ok(_) => prop_assert!(out == raw),
                 Err(_) => prop_assert!(raw.starts_with(&out)),
             }

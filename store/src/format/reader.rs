@@ -1,8 +1,9 @@
-//! Reads an index in place. Every access is checked, so that an index from a hostile store gives an
-//! error, never a panic, a wild read or an endless loop.
+//! Reads an index in place.
 //!
-//! Opening looks at the header alone; each call looks at the records it needs and at nothing else.
-//! A lookup is a binary search among one directory's entries. Nothing is allocated.
+//! Every access is checked, so that an index from a hostile store causes an error, never a panic, a
+//! wild read or an endless loop. Opening reads only the header; each call reads only the records it
+//! needs. A lookup is a binary search among the entries of one directory. Reading does not
+//! allocate.
 
 use std::fs::File;
 use std::ops::Range;
@@ -24,7 +25,7 @@ use super::model::{
 use super::xattrs::{XattrSet, Xattrs};
 use crate::ids::{BlobId, Digest, GroupDigest, IndexDigest, Kind};
 
-/// An open index. Cheap to clone: clones share the map.
+/// An open index. Cheap to clone: clones share the mapping.
 #[derive(Clone, Debug)]
 pub struct Index {
     backing: Arc<Backing>,
@@ -32,10 +33,10 @@ pub struct Index {
     sections: [(usize, usize); SECTIONS],
 }
 
-/// Where a regular file's bytes are.
+/// The location of a regular file's bytes.
 #[derive(Clone, Copy, Debug)]
 pub enum FileData<'a> {
-    /// Nowhere: the file is empty or one hole.
+    /// No bytes are stored: the file is empty or a single hole.
     Hole,
     /// In the index.
     Inline(&'a [u8]),
@@ -43,7 +44,7 @@ pub enum FileData<'a> {
     Extents(Extents<'a>),
 }
 
-/// The pieces of one file, sorted by file offset.
+/// The extents of one file, sorted by file offset.
 #[derive(Clone, Copy, Debug)]
 pub struct Extents<'a> {
     index: &'a Index,
@@ -53,8 +54,15 @@ pub struct Extents<'a> {
 
 #[derive(Clone, Copy, Debug)]
 enum ExtentSource<'a> {
-    Single { group: u32, group_offset: u32 },
-    Many { records: &'a [RawExtent] },
+    Single {
+        group: u32,
+        group_offset: u32,
+    },
+    /// `first` is the position of the first record in its section.
+    Many {
+        first: u64,
+        records: &'a [RawExtent],
+    },
 }
 
 /// The entries of one directory, sorted by name.
@@ -67,27 +75,27 @@ pub struct Dir<'a> {
 }
 
 impl Index {
-    /// Maps the index at `path` and checks its header. Costs the same whatever its size.
+    /// Maps the index at `path` and checks its header. The cost does not depend on the size.
     ///
-    /// The caller has made sure that the bytes are those that the snapshot's id names: they were
-    /// verified when the file was written.
+    /// The caller guarantees that the bytes match the snapshot's id: they were verified when the
+    /// file was written.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
         let at = |source| FormatError::Io { path: path.to_owned(), source };
         Self::of_file(&File::open(path).map_err(at)?, path)
     }
 
-    /// The same for a file that was opened at `path`.
+    /// Like [`Self::open`], for a file that was opened at `path`.
     pub fn of_file(file: &File, path: &Path) -> Result<Self, FormatError> {
         Self::new(Backing::map(file, path)?)
     }
 
-    /// Gives back the memory that this process holds of a mapped index. What is looked at again
-    /// comes from the kernel's page cache, or from disk.
+    /// Releases the resident pages of a mapped index. The next access reads them from the kernel's
+    /// page cache or from disk.
     pub fn release_pages(&self) {
         self.backing.release();
     }
 
-    /// Takes an index that is in memory.
+    /// Opens an index in memory.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, FormatError> {
         Self::new(Backing::Owned(bytes))
     }
@@ -122,58 +130,57 @@ impl Index {
         Ok(Self { backing: Arc::new(backing), kind, sections })
     }
 
-    /// What the snapshot is of.
+    /// Returns the kind of the snapshot.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The whole index's bytes.
+    /// Returns the bytes of the whole index.
     pub fn bytes(&self) -> &[u8] {
         self.backing.bytes()
     }
 
-    /// The BLAKE3 of the whole index. Reads all of it.
+    /// Hashes the whole index. Reads all of it.
     pub fn digest(&self) -> IndexDigest {
         IndexDigest(Digest::of(self.bytes()))
     }
 
-    /// How many inodes there are.
+    /// Returns the number of inodes.
     pub fn inode_count(&self) -> u32 {
         self.count(Section::Inodes)
     }
 
-    /// How many directory entries there are, all directories together.
+    /// Returns the number of directory entries in all directories.
     pub fn entry_count(&self) -> u32 {
         self.count(Section::Dirents)
     }
 
-    /// How many groups there are.
+    /// Returns the number of groups.
     pub fn group_count(&self) -> u32 {
         self.count(Section::Groups)
     }
 
-    /// How many blobs there are.
+    /// Returns the number of blobs.
     pub fn blob_count(&self) -> u32 {
         self.count(Section::Blobs)
     }
 
-    /// Whether any inode has an extended attribute. Looks at the header alone.
+    /// Returns whether any inode has an extended attribute. Reads only the header.
     pub fn has_xattrs(&self) -> bool {
         !self.section(Section::Xattrs).is_empty()
     }
 
-    /// Whether any file is large, which is to say has a digest of its own. Looks at the header
-    /// alone.
+    /// Returns whether any file is large, i.e. has a content digest. Reads only the header.
     pub fn has_large_files(&self) -> bool {
         !self.section(Section::Contents).is_empty()
     }
 
-    /// The image's configuration, JSON, as it was imported; empty where there is none.
+    /// Returns the image configuration, JSON, as imported; empty if there is none.
     pub fn config(&self) -> &[u8] {
         self.section(Section::Config)
     }
 
-    /// What `stat` tells of `inode`.
+    /// Returns the attributes of `inode`.
     pub fn attr(&self, inode: InodeIdx) -> Result<Attr, FormatError> {
         let raw = self.inode(inode)?;
         let mode = raw.mode.get();
@@ -193,7 +200,7 @@ impl Index {
             },
             _ => Device::default(),
         };
-        // `mode & 0xfff` fits: twelve bits.
+        // `mode & 0o7777` fits: twelve bits.
         let perm = u16::try_from(mode & 0o7777).unwrap_or(0);
         Ok(Attr {
             kind,
@@ -208,7 +215,7 @@ impl Index {
         })
     }
 
-    /// The directory `inode`.
+    /// Returns the directory `inode`. Fails with `FormatError::WrongKind` for other types.
     pub fn dir(&self, inode: InodeIdx) -> Result<Dir<'_>, FormatError> {
         let raw = self.inode(inode)?;
         if FileKind::from_mode(raw.mode.get()) != Some(FileKind::Directory)
@@ -221,12 +228,12 @@ impl Index {
         Ok(Dir { index: self, first, records, parent: InodeIdx(raw.c.get()) })
     }
 
-    /// What `name` is in the directory `dir`; `None` if it has no such entry.
+    /// Returns the inode of `name` in the directory `dir`, or `None` if no such entry exists.
     pub fn lookup(&self, dir: InodeIdx, name: &[u8]) -> Result<Option<InodeIdx>, FormatError> {
         self.dir(dir)?.find(name)
     }
 
-    /// The target of the symbolic link `inode`.
+    /// Returns the target of the symbolic link `inode`.
     pub fn symlink(&self, inode: InodeIdx) -> Result<&[u8], FormatError> {
         let raw = self.inode(inode)?;
         if FileKind::from_mode(raw.mode.get()) != Some(FileKind::Symlink) {
@@ -239,7 +246,7 @@ impl Index {
         Ok(target)
     }
 
-    /// The extended attributes of `inode`.
+    /// Returns the extended attributes of `inode`.
     pub fn xattrs(&self, inode: InodeIdx) -> Result<Xattrs<'_>, FormatError> {
         let place = self.inode(inode)?.xattrs.get();
         match place.checked_sub(1) {
@@ -256,7 +263,7 @@ impl Index {
         XattrSet::parse(bytes, offset)
     }
 
-    /// Where the bytes of the regular file `inode` are.
+    /// Returns the location of the bytes of the regular file `inode`.
     pub fn data(&self, inode: InodeIdx) -> Result<FileData<'_>, FormatError> {
         let raw = self.inode(inode)?;
         if FileKind::from_mode(raw.mode.get()) != Some(FileKind::Regular) {
@@ -278,6 +285,7 @@ impl Index {
                 group_offset: raw.b.get(),
             },
             DataTag::Extents => ExtentSource::Many {
+                first: raw.a.get(),
                 records: self.run(Section::Extents, raw.a.get(), raw.b.get(), inode)?,
             },
             DataTag::Directory | DataTag::Device => {
@@ -287,21 +295,21 @@ impl Index {
         Ok(FileData::Extents(Extents { index: self, size, source }))
     }
 
-    /// The BLAKE3 of the whole contents of `inode`; large files have one.
+    /// Returns the BLAKE3 of the whole contents of `inode`. Only large files have one.
     pub fn content(&self, inode: InodeIdx) -> Result<Option<Digest>, FormatError> {
         let place = self.inode(inode)?.content.get();
         let Some(place) = place.checked_sub(1) else { return Ok(None) };
         self.record::<Digest>(Section::Contents, place).copied().map(Some)
     }
 
-    /// Whether the regular file `inode` has neither extended attributes nor, from `large` bytes on, a
-    /// digest of its own.
+    /// Returns whether `inode` has no extended attributes and, if it has at least `large` bytes, no
+    /// content digest.
     pub fn is_common(&self, inode: InodeIdx, large: u64) -> Result<bool, FormatError> {
         let raw = self.inode(inode)?;
         Ok(raw.xattrs.get() == 0 && (raw.content.get() == 0 || raw.size.get() < large))
     }
 
-    /// A group.
+    /// Returns a group, after checking that it fits its blob and the limits.
     pub fn group(&self, group: GroupIdx) -> Result<Group, FormatError> {
         let raw = self.record::<RawGroup>(Section::Groups, group.0)?;
         let blob = self.record::<RawBlob>(Section::Blobs, raw.blob.get())?;
@@ -332,7 +340,7 @@ impl Index {
         })
     }
 
-    /// A blob.
+    /// Returns a blob.
     pub fn blob(&self, blob: BlobIdx) -> Result<Blob, FormatError> {
         let raw = self.record::<RawBlob>(Section::Blobs, blob.0)?;
         if raw.toc_offset.get() > raw.size.get() {
@@ -415,6 +423,7 @@ fn out_of_range(section: Section) -> &'static str {
     }
 }
 
+/// Checks the section table: sections are in order, aligned, disjoint, and hold whole records.
 fn section_table(
     header: &RawHeader,
     total: usize,
@@ -451,7 +460,7 @@ fn data_tag(raw: &RawInode, inode: InodeIdx) -> Result<DataTag, FormatError> {
         .ok_or_else(|| FormatError::corrupt("unknown place of data", inode.0))
 }
 
-/// Blocks of 512 bytes, counted as a file system with blocks of 4 KiB does.
+/// Returns the number of allocated 512-byte blocks, as a filesystem with 4 KiB blocks counts them.
 fn blocks(kind: FileKind, tag: DataTag, size: u64, hole_blocks: u32) -> u64 {
     match (kind, tag) {
         (FileKind::Regular, DataTag::Nothing) => 0,
@@ -463,33 +472,33 @@ fn blocks(kind: FileKind, tag: DataTag, size: u64, hole_blocks: u32) -> u64 {
 }
 
 impl<'a> Dir<'a> {
-    /// How many entries there are, without `.` and `..`.
+    /// Returns the number of entries, without `.` and `..`.
     pub fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether the directory has no entries.
     pub fn is_empty(&self) -> bool {
         self.records.is_empty()
     }
 
-    /// The directory it is in; the root is in itself.
+    /// Returns the parent directory. The root is its own parent.
     pub fn parent(&self) -> InodeIdx {
         self.parent
     }
 
-    /// The entry at `place`; `None` past the last.
+    /// Returns the entry at `place`; `None` past the last.
     pub fn get(&self, place: usize) -> Option<Result<DirEntry<'a>, FormatError>> {
         self.records.get(place).map(|raw| self.entry(raw, place))
     }
 
-    /// All entries, sorted by name.
+    /// Iterates over the entries, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = Result<DirEntry<'a>, FormatError>> + use<'a> {
         let dir = *self;
         self.records.iter().enumerate().map(move |(place, raw)| dir.entry(raw, place))
     }
 
-    /// The inode that `name` names.
+    /// Returns the inode of `name`, or `None` if no such entry exists.
     pub fn find(&self, name: &[u8]) -> Result<Option<InodeIdx>, FormatError> {
         let (mut low, mut high) = (0usize, self.records.len());
         while low < high {
@@ -535,20 +544,21 @@ impl<'a> Dir<'a> {
 }
 
 impl Extents<'_> {
-    /// How many there are.
+    /// Returns the number of extents.
     pub fn len(&self) -> usize {
         match self.source {
             ExtentSource::Single { .. } => 1,
-            ExtentSource::Many { records } => records.len(),
+            ExtentSource::Many { records, .. } => records.len(),
         }
     }
 
-    /// Whether there is none.
+    /// Returns whether the file has no extents.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The one piece of a file that the index says to be one.
+    /// Returns the extent of a file that is stored as a single extent, or `None` for a list of
+    /// extents.
     pub(crate) fn single(&self) -> Option<Result<Extent, FormatError>> {
         match self.source {
             ExtentSource::Single { .. } => self.get(0),
@@ -556,7 +566,7 @@ impl Extents<'_> {
         }
     }
 
-    /// The extent at `place`; `None` past the last.
+    /// Returns the extent at `place`; `None` past the last.
     pub fn get(&self, place: usize) -> Option<Result<Extent, FormatError>> {
         match self.source {
             ExtentSource::Single { group, group_offset } if place == 0 => {
@@ -565,7 +575,7 @@ impl Extents<'_> {
                 Some(len.and_then(|len| self.checked(0, len, GroupIdx(group), group_offset)))
             }
             ExtentSource::Single { .. } => None,
-            ExtentSource::Many { records } => records.get(place).map(|raw| {
+            ExtentSource::Many { records, .. } => records.get(place).map(|raw| {
                 self.checked(
                     raw.file_offset.get(),
                     raw.len.get(),
@@ -576,13 +586,13 @@ impl Extents<'_> {
         }
     }
 
-    /// All of them.
+    /// Iterates over all extents.
     pub fn iter(&self) -> impl Iterator<Item = Result<Extent, FormatError>> + use<'_> {
         (0..self.len()).filter_map(|place| self.get(place))
     }
 
-    /// Those that hold bytes of `range`, in order. What `range` has besides is hole, or past the
-    /// end.
+    /// Iterates in order over the extents that overlap `range`. The rest of `range` is a hole or
+    /// past the end of the file.
     pub fn within(
         &self,
         range: Range<u64>,
@@ -594,8 +604,9 @@ impl Extents<'_> {
             place += 1;
             match next {
                 Ok(extent) if extent.file_offset < floor => {
+                    let wrong = self.wrong("extents out of order", place - 1);
                     place = usize::MAX;
-                    Some(Err(FormatError::corrupt("extents out of order", place)))
+                    Some(Err(wrong))
                 }
                 Ok(extent) if extent.file_offset >= range.end => None,
                 Ok(extent) => {
@@ -610,10 +621,18 @@ impl Extents<'_> {
         })
     }
 
+    fn wrong(&self, what: &'static str, place: usize) -> FormatError {
+        let first = match self.source {
+            ExtentSource::Single { .. } => 0,
+            ExtentSource::Many { first, .. } => first,
+        };
+        FormatError::corrupt(what, first.saturating_add(place as u64))
+    }
+
     fn first_ending_after(&self, offset: u64) -> usize {
         match self.source {
             ExtentSource::Single { .. } => 0,
-            ExtentSource::Many { records } => records.partition_point(|raw| {
+            ExtentSource::Many { records, .. } => records.partition_point(|raw| {
                 raw.file_offset.get().saturating_add(u64::from(raw.len.get())) <= offset
             }),
         }
@@ -637,3 +656,7 @@ impl Extents<'_> {
         Ok(Extent { file_offset, len, group, group_offset })
     }
 }
+
+#[cfg(test)]
+#[path = "reader_tests.rs"]
+mod tests;

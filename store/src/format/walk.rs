@@ -1,7 +1,7 @@
-//! Walks a snapshot from a directory down, safely: an index from a hostile store may hold cycles.
+//! Walks a snapshot depth first, in order of names, without recursion.
 //!
-//! Depth first, in order of names, without recursion. A directory that is met twice is an error, so
-//! a walk ends after at most as many steps as the index has entries.
+//! An index from a hostile store may contain cycles. A directory that is reached twice is an error,
+//! so a walk takes at most as many steps as the index has entries.
 
 use super::error::FormatError;
 use super::model::{DirEntry, FileKind, InodeIdx};
@@ -10,31 +10,33 @@ use super::reader::{Dir, Index};
 /// A step of a walk.
 #[derive(Debug, Clone, Copy)]
 pub enum Step<'a> {
-    /// An entry. If it is a directory, its own entries follow, then its `Leave`.
+    /// An entry. For a directory, its own entries follow, then its `Leave`.
     Entry {
-        /// How many directories it is below the start; the start's own entries are at 0.
+        /// Number of directories between the start and the entry; 0 for entries of the start
+        /// itself.
         depth: usize,
         /// The entry.
         entry: DirEntry<'a>,
     },
-    /// The end of a directory that was entered.
+    /// The end of a directory.
     Leave {
         /// The directory.
         dir: InodeIdx,
     },
 }
 
-/// A walk under way.
+/// A walk in progress.
 #[derive(Debug)]
 pub struct Walk<'a> {
     index: &'a Index,
     stack: Vec<(InodeIdx, Dir<'a>, usize)>,
+    /// One bit per inode: the directories already reached.
     met: Vec<u64>,
     failed: bool,
 }
 
 impl<'a> Walk<'a> {
-    /// A walk through everything below `start`, which is a directory.
+    /// Starts a walk of everything below the directory `start`.
     pub fn new(index: &'a Index, start: InodeIdx) -> Result<Self, FormatError> {
         let words = index.inode_count() as usize / 64 + 1;
         let mut walk = Self { index, stack: Vec::new(), met: vec![0; words], failed: false };
@@ -42,6 +44,7 @@ impl<'a> Walk<'a> {
         Ok(walk)
     }
 
+    /// Pushes a directory. Fails if it was reached before or has a different parent.
     fn enter(&mut self, inode: InodeIdx) -> Result<(), FormatError> {
         let dir = self.index.dir(inode)?;
         let bit = 1u64 << (inode.0 % 64);
@@ -64,7 +67,7 @@ impl<'a> Walk<'a> {
         let Some(entry) = entries.get(*place) else {
             let dir = *dir;
             self.stack.pop();
-            // The start was never an entry, so it has no end either.
+            // The start was never returned as an entry, so it gets no `Leave`.
             return Ok((!self.stack.is_empty()).then_some(Step::Leave { dir }));
         };
         *place += 1;

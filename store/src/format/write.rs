@@ -1,9 +1,9 @@
-//! Writes an index from a finished tree and the groups that hold its files' bytes.
+//! Writes an index from a finished tree and the groups that hold the bytes of its files.
 //!
-//! The order of everything follows from the tree and the contents alone, so that importing the same
-//! tree twice gives the same index and thereby the same id. Inodes are numbered directory by
-//! directory, depth first: the children of one directory stand together, and so do the pages that a
-//! walk of a subtree touches. Records are written as they are made; nothing but the order is held.
+//! The order of all records depends only on the tree and its contents, so importing the same tree
+//! twice produces the same index and the same id. Inodes are numbered directory by directory, depth
+//! first: the children of a directory are contiguous, and so are the pages that a walk of a subtree
+//! touches. Inode and extent records are written as they are created and are not buffered.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, BufWriter, Write};
@@ -21,44 +21,44 @@ use crate::ids::{Digest, Kind};
 use crate::pack::{Content, PackedExtent, PackedGroups, Pieces};
 use crate::tree::{Node, NodeId, NodeKind, Tree};
 
-/// Why an index could not be written.
+/// An error from writing an index.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// The file could not be written.
+    /// The output could not be written.
     #[error("writing the index: {0}")]
     Io(#[from] io::Error),
-    /// The snapshot does not fit the format.
+    /// The snapshot exceeds a limit of the format.
     #[error("the snapshot has more than {limit} {what}")]
     TooLarge {
-        /// Of what.
+        /// The resource that is limited.
         what: &'static str,
-        /// How many are allowed.
+        /// The maximum.
         limit: u64,
     },
-    /// A file refers to a group that was never packed: a defect of this program.
+    /// A file refers to a group that was never packed: a bug in this program.
     #[error("a file refers to group {0}, which was not packed")]
     NoGroup(u32),
 }
 
-/// What goes into an index beside the tree.
+/// The parts of an index.
 #[derive(Debug, Clone, Copy)]
 pub struct IndexParts<'a> {
-    /// What the snapshot is of.
+    /// The kind of the snapshot.
     pub kind: Kind,
     /// The files and directories.
     pub tree: &'a Tree,
     /// The groups that the files refer to.
     pub groups: &'a PackedGroups,
-    /// The image's configuration, JSON, or nothing.
+    /// The image configuration, JSON, or empty.
     pub config: &'a [u8],
 }
 
-/// Which inode of an index each node of its tree became.
+/// Maps the nodes of a tree to the inodes of its index.
 #[derive(Debug, Clone, Default)]
 pub struct Numbering(Vec<u32>);
 
 impl Numbering {
-    /// The inode that `node` became; none if it has no name.
+    /// Returns the inode of `node`, or `None` if the node has no name.
     pub fn inode(&self, node: NodeId) -> Option<InodeIdx> {
         self.0.get(node.place()).copied().filter(|number| *number != u32::MAX).map(InodeIdx)
     }
@@ -69,7 +69,7 @@ pub fn write_index(parts: IndexParts<'_>, out: &mut dyn Write) -> Result<u64, Wr
     Ok(write_numbered(parts, out)?.0)
 }
 
-/// The same, and tells how the nodes were numbered.
+/// Like [`write_index`], and also returns the numbering of the nodes.
 pub fn write_numbered(
     parts: IndexParts<'_>,
     out: &mut dyn Write,
@@ -134,7 +134,7 @@ fn write_header<W: Write>(
     Ok(offset)
 }
 
-/// A directory's place in the plan.
+/// The entries of one directory, and their position in the dirents section.
 #[derive(Clone, Copy, Default)]
 struct DirRun {
     first: u64,
@@ -143,23 +143,23 @@ struct DirRun {
     subdirs: u32,
 }
 
-/// The order of everything.
+/// The order and numbering of all records.
 struct Plan {
-    /// Nodes in the order of their inode numbers.
+    /// Nodes ordered by inode number.
     order: Vec<NodeId>,
-    /// The inode number of each node, by the node's place; `u32::MAX` for one that is gone.
+    /// The inode number of each node, indexed by node; `u32::MAX` for a removed node.
     inode_of: Vec<u32>,
-    /// Only for directories, by inode number.
+    /// Directories only, by inode number.
     dirs: HashMap<u32, DirRun>,
     dirents: Vec<RawDirent>,
     names: Vec<u8>,
     xattrs: Vec<u8>,
-    /// Where each of the tree's sets of attributes that is in use stands in `xattrs`.
+    /// 1 plus the offset in `xattrs` of each attribute set in use, by the set's number in the tree.
     xattrs_at: HashMap<u32, u32>,
     extents: u64,
     inline: u64,
     contents: u64,
-    /// The final number of each of the packer's groups that is referred to.
+    /// Maps the packer's group numbers to the final ones. Contains only groups in use.
     group_of: HashMap<u32, u32>,
     groups: Vec<RawGroup>,
     blobs: Vec<RawBlob>,
@@ -191,6 +191,7 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Numbers the inodes depth first, and lays out directory entries and names.
     fn number(&mut self, tree: &Tree) -> Result<(), WriteError> {
         let mut heap = NameHeap::new();
         let mut pending = vec![(NodeId::ROOT, 0u32, 0u32)];
@@ -225,6 +226,7 @@ impl Plan {
         Ok(())
     }
 
+    /// Returns the inode number of a node. Assigns the next one on first use; hard links share it.
     fn inode_number(&mut self, node: NodeId) -> Result<u32, WriteError> {
         let next = count("inodes", self.order.len())?;
         match self.inode_of.get_mut(node.place()) {
@@ -238,6 +240,7 @@ impl Plan {
         }
     }
 
+    /// Lays out the attribute sets in use, each once.
     fn place_xattrs(&mut self, tree: &Tree) -> Result<(), WriteError> {
         for node in self.order.iter().filter_map(|node| tree.node(*node)) {
             let Some(set) = tree.xattr_set(node.xattrs) else { continue };
@@ -250,10 +253,10 @@ impl Plan {
         Ok(())
     }
 
-    /// Numbers the groups that are referred to: blobs by their first use, groups by their place.
+    /// Numbers the groups in use: blobs by first use, groups by blob and ordinal.
     fn place_groups(&mut self, parts: IndexParts<'_>) -> Result<(), WriteError> {
         let mut blob_of: HashMap<u32, u32> = HashMap::new();
-        // (final blob, ordinal, the packer's number, one more than the owner's inode)
+        // (final blob, ordinal, packer's number, 1 plus the owner's inode)
         let mut used: Vec<(u32, u32, u32, u32)> = Vec::new();
         let mut seen: HashSet<u32> = HashSet::new();
         for (inode, node) in self.order.iter().enumerate() {
@@ -390,6 +393,8 @@ impl Plan {
         Ok(())
     }
 
+    /// Sets the data fields of an inode. Must advance `cursor` in the order in which
+    /// `write_section` writes the sections.
     fn place_data(
         &self,
         inode: u32,
@@ -462,7 +467,7 @@ impl Plan {
     }
 }
 
-/// How far each heap has been filled while the inodes are written.
+/// Fill levels of the sections while inodes are written.
 #[derive(Default)]
 struct Cursor {
     extents: u64,
@@ -470,7 +475,7 @@ struct Cursor {
     contents: u32,
 }
 
-/// Gives equal names one place in the names section.
+/// Stores equal names once in the names section.
 struct NameHeap {
     table: HashTable<(u32, u8)>,
     hasher: RandomState,
@@ -541,7 +546,7 @@ fn inline_of(node: &Node) -> &[u8] {
     }
 }
 
-/// Blocks of 4 KiB in which the file has no data at all.
+/// Returns the number of 4 KiB blocks that contain no data.
 fn hole_blocks(size: u64, extents: &[PackedExtent]) -> u32 {
     let mut with_data = 0u64;
     let mut counted_to = 0u64;

@@ -1,17 +1,20 @@
-//! Random trees against a reference model: what was put in is what the index says.
+//! Compares indexes of random trees with a reference model.
 
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::check::check_index;
+use zerocopy::FromBytes;
+
+use super::check::{Checked, check_index};
+use super::layout::{RawHeader, RawInode, Section};
 use super::write::{IndexParts, write_index};
 use super::*;
 use crate::ids::Kind;
 use crate::pack::{Content, PackedGroups};
 use crate::tree::{Meta, NodeId, NodeKind, Tree, TreeLimits};
 
-/// The reference: a path and what is there; hard links share a number.
+/// The reference: a path and its node. Hard links share a number.
 #[derive(Debug, Clone, PartialEq)]
 struct Model {
     meta: Meta,
@@ -92,7 +95,8 @@ fn forget(model: &mut BTreeMap<Vec<u8>, Model>, path: &[u8]) {
     model.retain(|p, _| p != path && !p.starts_with(&below));
 }
 
-/// Applies `ops` to both. Directories and targets are picked by number among what there is.
+/// Applies `ops` to both the tree and the model. Numbers in `ops` select among existing directories
+/// and targets.
 fn build(ops: &[Op]) -> (Tree, BTreeMap<Vec<u8>, Model>) {
     let mut tree = Tree::new(TreeLimits::default());
     let mut model: BTreeMap<Vec<u8>, Model> = BTreeMap::new();
@@ -119,7 +123,7 @@ fn build(ops: &[Op]) -> (Tree, BTreeMap<Vec<u8>, Model>) {
                     model.iter().filter(|(_, m)| m.kind != NodeKind::Directory).collect();
                 let Some((from, target)) = targets.get(to % targets.len().max(1)) else { continue };
                 let (from, target) = ((*from).clone(), (*target).clone());
-                // Replacing a directory by a link to something inside it is the importer's matter.
+                // Replacing a directory with a link to something inside it is up to the importer.
                 if from.starts_with(&[here.as_slice(), b"/"].concat()) {
                     continue;
                 }
@@ -202,6 +206,39 @@ fn compare(index: &Index, model: &BTreeMap<Vec<u8>, Model>) {
     }
     for (inode, count) in links.values() {
         assert_eq!(index.attr(*inode).unwrap().nlink, *count);
+    }
+}
+
+/// Returns the result of checking an index of two nested directories and a file, with the link
+/// count of inode number `inode` replaced.
+fn checked_with_nlink(inode: usize, nlink: u32) -> Result<Checked, FormatError> {
+    let mut tree = Tree::new(TreeLimits::default());
+    let insert = |tree: &mut Tree, dir, name: &[u8], kind| {
+        tree.insert(dir, name, Meta::default(), kind).unwrap()
+    };
+    let above = insert(&mut tree, NodeId::ROOT, b"a", NodeKind::Directory);
+    insert(&mut tree, above, b"b", NodeKind::Directory);
+    insert(&mut tree, above, b"c", NodeKind::Fifo);
+    let mut bytes = written(&tree).bytes().to_vec();
+    let (header, _) = RawHeader::ref_from_prefix(&bytes).unwrap();
+    let inodes = header.sections[Section::Inodes as usize].offset.get();
+    let at = usize::try_from(inodes).unwrap()
+        + inode * size_of::<RawInode>()
+        + std::mem::offset_of!(RawInode, nlink);
+    bytes[at..at + 4].copy_from_slice(&nlink.to_le_bytes());
+    check_index(&Index::from_bytes(bytes).unwrap())
+}
+
+#[test]
+fn a_wrong_number_of_links_is_found() {
+    for (inode, nlink) in [(0, 3), (1, 3), (2, 2), (3, 1)] {
+        checked_with_nlink(inode, nlink).unwrap();
+        for wrong in [0, nlink - 1, nlink + 1, u32::MAX] {
+            let error = checked_with_nlink(inode, wrong).unwrap_err();
+            let at = inode as u64;
+            let expected = FormatError::Corrupt { what: "a wrong number of links", at };
+            assert_eq!(error.to_string(), expected.to_string());
+        }
     }
 }
 

@@ -1,19 +1,20 @@
-//! Sets of extended attributes as they stand in an index.
+//! Encodes and decodes sets of extended attributes.
 //!
-//! A set is a u32 number of attributes, then each: u16 length of the name, u32 length of the value,
-//! the name, the value. Names are sorted, so that equal sets are equal bytes and stored once.
+//! A set is a u32 count, followed by each attribute: u16 length of the name, u32 length of the
+//! value, the name, the value. Names are sorted, so that equal sets have equal bytes and are stored
+//! once.
 
 use super::error::FormatError;
 use super::layout::{XATTR_LIST_LEN_MAX, XATTR_VALUE_LEN_MAX};
 use crate::tree::Xattr;
 
-/// The extended attributes of an inode, in order of their names.
+/// The extended attributes of an inode, sorted by name.
 #[derive(Clone, Copy, Debug)]
 pub struct Xattrs<'a> {
     set: Option<XattrSet<'a>>,
 }
 
-/// A set whose number of attributes has been read.
+/// An encoded set after its count.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct XattrSet<'a> {
     count: u32,
@@ -22,7 +23,7 @@ pub(crate) struct XattrSet<'a> {
 }
 
 impl<'a> XattrSet<'a> {
-    /// Takes the set that begins where `bytes` begin; `at` is for messages.
+    /// Reads the count of the set at the start of `bytes`. `at` is its offset, for error messages.
     pub(crate) fn parse(bytes: &'a [u8], at: u32) -> Result<Self, FormatError> {
         let (count, bytes) = bytes
             .split_first_chunk::<4>()
@@ -40,12 +41,12 @@ impl<'a> Xattrs<'a> {
         Self { set: Some(set) }
     }
 
-    /// Whether the inode has none.
+    /// Returns whether the inode has no attributes.
     pub fn is_empty(&self) -> bool {
         self.set.is_none_or(|set| set.count == 0)
     }
 
-    /// Names and values. Stops at the first error.
+    /// Iterates over names and values. Stops after the first error.
     pub fn iter(
         &self,
     ) -> impl Iterator<Item = Result<(&'a [u8], &'a [u8]), FormatError>> + use<'a> {
@@ -67,7 +68,7 @@ impl<'a> Xattrs<'a> {
         })
     }
 
-    /// The value of the attribute `name`.
+    /// Returns the value of the attribute `name`.
     pub fn get(&self, name: &[u8]) -> Result<Option<&'a [u8]>, FormatError> {
         for entry in self.iter() {
             let (found, value) = entry?;
@@ -92,12 +93,12 @@ fn take_one(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     (!name.contains(&0)).then_some((name, value, rest))
 }
 
-/// Appends the set of `attributes`, which are sorted by name, to `out`.
+/// Appends the encoded set of `attributes` to `out`. `attributes` must be sorted by name.
 pub(crate) fn write_set(attributes: &[Xattr], out: &mut Vec<u8>) {
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes();
     out.extend_from_slice(&number(attributes.len()));
     for (name, value) in attributes {
-        // Names have at most 255 bytes: `Meta::check` refuses longer ones.
+        // Names have at most 255 bytes: `Tree` rejects longer ones.
         out.extend_from_slice(&u16::try_from(name.len()).unwrap_or(u16::MAX).to_le_bytes());
         out.extend_from_slice(&number(value.len()));
         out.extend_from_slice(name);

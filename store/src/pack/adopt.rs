@@ -1,5 +1,5 @@
-//! Files of earlier snapshots that a new one has unchanged: it refers to the groups that they are in,
-//! and nothing of them is read.
+//! Adopts unchanged files of earlier snapshots by reference: the new snapshot refers to their
+//! groups, and none of their bytes are read.
 
 use super::content::{Content, PackedExtent, Pieces};
 use super::known::ForeignGroup;
@@ -7,25 +7,25 @@ use super::packer::Packer;
 use super::{AdoptError, PackError};
 use crate::format::{FileData, FormatError, GroupIdx, Index, InodeIdx};
 
-/// A number that has not been given yet.
+/// Marks a group without a number.
 const NONE: u32 = u32::MAX;
 
-/// An index whose files are adopted by one [`Packer`].
+/// An index that a [`Packer`] adopts files from.
 #[derive(Debug)]
 pub struct Adopter {
     index: Index,
-    /// The packer's number of each group, once a file in it was adopted.
+    /// The packer's number of each group, or `NONE` until a file in the group is adopted.
     numbers: Vec<u32>,
 }
 
 impl Adopter {
-    /// For files of `index`.
+    /// Prepares to adopt files of `index`.
     pub fn new(index: Index) -> Self {
         let numbers = vec![NONE; index.group_count() as usize];
         Self { index, numbers }
     }
 
-    /// The index.
+    /// Returns the index.
     pub fn index(&self) -> &Index {
         &self.index
     }
@@ -57,8 +57,8 @@ impl Adopter {
 }
 
 impl Packer {
-    /// Where the bytes of the regular file `inode` of an earlier snapshot are. They have to be in the
-    /// store still.
+    /// Returns the location of the bytes of the regular file `inode` in an earlier snapshot. The
+    /// blobs must still be in the store.
     pub fn adopt(&mut self, from: &mut Adopter, inode: InodeIdx) -> Result<Content, AdoptError> {
         let index = from.index.clone();
         let extents = match index.data(inode)? {
@@ -90,7 +90,7 @@ impl Packer {
         Ok(Content::Pieces(Box::new(Pieces { extents: packed, digest })))
     }
 
-    /// The number of a group of another snapshot's blob.
+    /// Returns the number of a foreign group. Assigns one on first use.
     pub(super) fn numbered(&mut self, foreign: u32) -> Result<u32, PackError> {
         let known = self.known.groups.get(foreign as usize).and_then(|group| group.number);
         if let Some(number) = known {

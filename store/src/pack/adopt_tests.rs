@@ -1,4 +1,4 @@
-//! Tests of adoption: an index made of nothing but adopted files is the one that they come from.
+//! Tests of adoption: an index made only of adopted files equals the index that they come from.
 
 use std::io::Cursor;
 
@@ -77,7 +77,7 @@ fn a_group_that_is_adopted_and_known_by_its_table_is_one_group() {
     let mut adopter = Adopter::new(old.clone());
     let mut contents = Vec::new();
     for (number, (size, file)) in sizes.iter().zip(files()).enumerate() {
-        // Every second one is found by its chunks.
+        // Every second file is found by its chunks.
         let content = if number % 2 == 0 {
             packer.adopt(&mut adopter, inode(&old, number)).unwrap()
         } else {

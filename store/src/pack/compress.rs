@@ -1,9 +1,9 @@
-//! The threads behind the packer: groups are compressed side by side and put into blobs in order.
+//! Runs the packer's threads, which compress groups in parallel and append them to blobs in order.
 //!
-//! Every queue is bounded, so memory does not depend on the image's size: a few groups in each
-//! queue, one blob that grows, and those that `BlobStore` holds. Order is kept by number: the same
-//! input gives the same blobs, whatever the threads do, so a repeated import finds what an earlier
-//! one has stored.
+//! Every queue is bounded, so memory use does not depend on the size of the image: a few groups per
+//! queue, the open blob, and the blobs that `BlobStore` holds. Groups are appended by sequence
+//! number: the same input produces the same blobs regardless of thread scheduling, so a repeated
+//! import reuses the blobs of an earlier one.
 
 use std::collections::BTreeMap;
 use std::thread::{self, JoinHandle};
@@ -17,8 +17,8 @@ use crate::format::Blob;
 use crate::ids::{BlobId, Digest, GroupDigest};
 
 /// A closed group.
-pub(crate) struct Job {
-    /// Counts up without a gap, in the order in which groups were closed.
+pub(crate) struct CompressJob {
+    /// Consecutive, in the order in which groups were closed.
     pub(crate) sequence: u64,
     /// The packer's number of the group.
     pub(crate) number: u32,
@@ -27,6 +27,7 @@ pub(crate) struct Job {
     pub(crate) chunks: Vec<TocChunk>,
 }
 
+/// A compressed group.
 struct Done {
     sequence: u64,
     number: u32,
@@ -37,26 +38,26 @@ struct Done {
     digest: GroupDigest,
 }
 
-/// Where a group came to lie.
+/// The position of a packed group.
 #[derive(Debug, Clone, Copy)]
 pub struct PackedGroup {
     /// The packer's number of the blob.
     pub blob: u32,
-    /// Its place among the blob's groups.
+    /// Position among the groups of the blob.
     pub ordinal: u32,
-    /// Where its compressed bytes begin in the blob.
+    /// Offset of the compressed bytes in the blob.
     pub offset: u64,
-    /// The compressed bytes' number.
+    /// Length of the compressed bytes.
     pub stored_len: u32,
-    /// The decoded bytes' number.
+    /// Length of the decoded bytes.
     pub raw_len: u32,
-    /// Whether it holds nothing but pieces of one large file.
+    /// Whether all chunks in it come from one large file.
     pub exclusive: bool,
     /// BLAKE3 of the compressed bytes.
     pub digest: GroupDigest,
 }
 
-/// What the threads made.
+/// The groups and blobs that the threads produced.
 #[derive(Debug, Default)]
 pub(crate) struct Assembled {
     pub(crate) groups: Vec<(u32, PackedGroup)>,
@@ -66,7 +67,7 @@ pub(crate) struct Assembled {
 
 /// The running threads.
 pub(crate) struct Pipeline {
-    jobs: Option<Sender<Job>>,
+    jobs: Option<Sender<CompressJob>>,
     spare: Receiver<Vec<u8>>,
     workers: Vec<JoinHandle<Result<(), PackError>>>,
     assembler: Option<JoinHandle<Result<Assembled, PackError>>>,
@@ -78,7 +79,7 @@ impl Pipeline {
         store: Box<dyn BlobStore>,
     ) -> Result<Self, PackError> {
         let workers = options.workers.max(1);
-        let (jobs, job_queue) = bounded::<Job>(2 * workers);
+        let (jobs, job_queue) = bounded::<CompressJob>(2 * workers);
         let (done, done_queue) = bounded::<Done>(2 * workers);
         let (spare_in, spare) = bounded::<Vec<u8>>(4 * workers);
         let level = options.level;
@@ -98,7 +99,7 @@ impl Pipeline {
         Ok(Self { jobs: Some(jobs), spare, workers: handles, assembler: Some(assembler) })
     }
 
-    /// An empty buffer, used before if there is one.
+    /// Returns an empty buffer, reusing a spare one if possible.
     pub(crate) fn buffer(&self, capacity: usize) -> Vec<u8> {
         let mut buffer = self.spare.try_recv().unwrap_or_default();
         buffer.clear();
@@ -106,13 +107,13 @@ impl Pipeline {
         buffer
     }
 
-    /// Hands a group over; waits while the threads are behind. False if they have failed: `finish`
-    /// tells why.
-    pub(crate) fn submit(&self, job: Job) -> bool {
+    /// Submits a group. Blocks while the queue is full. Returns false if a thread has failed:
+    /// `finish` returns the error.
+    pub(crate) fn submit(&self, job: CompressJob) -> bool {
         self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok())
     }
 
-    /// Waits until all is stored.
+    /// Blocks until every blob is stored.
     pub(crate) fn finish(mut self) -> Result<Assembled, PackError> {
         self.jobs = None;
         let mut failed = None;
@@ -127,7 +128,7 @@ impl Pipeline {
             Some(Ok(result)) => result,
             Some(Err(_)) | None => Err(PackError::Panicked),
         };
-        // The assembler's own error is the cause where a worker only found its queue closed.
+        // The assembler's error is the cause: a worker may only have found its queue closed.
         match (assembled, failed) {
             (Err(error), _) | (Ok(_), Some(error)) => Err(error),
             (Ok(assembled), None) => Ok(assembled),
@@ -145,9 +146,10 @@ impl Drop for Pipeline {
     }
 }
 
+/// Runs a compression thread, until the queue is closed.
 fn compress(
     level: i32,
-    queue: &Receiver<Job>,
+    queue: &Receiver<CompressJob>,
     done: &Sender<Done>,
     spare: &Sender<Vec<u8>>,
 ) -> Result<(), PackError> {
@@ -167,13 +169,14 @@ fn compress(
             Ok(()) | Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {}
         }
         if done.send(result).is_err() {
-            // The assembler has failed, and tells why itself.
+            // The assembler has failed and reports the error itself.
             return Ok(());
         }
     }
     Ok(())
 }
 
+/// Appends compressed groups to blobs, and stores the full ones.
 struct Assembler {
     blob_len: usize,
     store: Box<dyn BlobStore>,
@@ -188,7 +191,7 @@ impl Assembler {
     }
 
     fn run(mut self, queue: &Receiver<Done>) -> Result<Assembled, PackError> {
-        // Holds what came before its turn: no more than is under way at once.
+        // Groups that finished before their turn: no more than are in flight.
         let mut early: BTreeMap<u64, Done> = BTreeMap::new();
         let mut next = 0;
         for done in queue {
@@ -232,6 +235,7 @@ impl Assembler {
         if self.open.len() >= self.blob_len { self.close() } else { Ok(()) }
     }
 
+    /// Completes the open blob with its table of chunks and stores it.
     fn close(&mut self) -> Result<(), PackError> {
         if self.toc.is_empty() {
             return Ok(());

@@ -1,43 +1,43 @@
-//! Where a packed file's bytes are, before the index gives its groups their final numbers.
+//! The location of a packed file's bytes, before the index assigns final group numbers.
 
 use crate::ids::Digest;
 
-/// A piece of a file in a group that the packer knows.
+/// An extent of a file in a group of the packer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackedExtent {
-    /// Where it begins in the file, in bytes.
+    /// Offset in the file, in bytes.
     pub file_offset: u64,
     /// The packer's number of the group.
     pub group: u32,
-    /// Where it begins in the group's decoded bytes.
+    /// Offset in the group's decoded bytes.
     pub group_offset: u32,
-    /// In bytes, at least 1.
+    /// Length in bytes, at least 1.
     pub len: u32,
 }
 
-/// Where a file's bytes are.
+/// The location of a file's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// Nowhere: empty, or one hole.
+    /// No bytes are stored: the file is empty or a single hole.
     Hole,
     /// In the index itself.
     Inline(Box<[u8]>),
-    /// The whole file in one piece of one group.
+    /// The whole file is one extent of one group.
     Single {
         /// The packer's number of the group.
         group: u32,
-        /// Where it begins in the group's decoded bytes.
+        /// Offset in the group's decoded bytes.
         group_offset: u32,
     },
-    /// In several pieces, or with holes.
+    /// Several extents, or extents with holes.
     Pieces(Box<Pieces>),
 }
 
-/// The pieces of a large or sparse file.
+/// The extents of a large or sparse file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pieces {
-    /// Sorted by file offset, without overlap; what lies between them is hole.
+    /// Sorted by file offset, without overlap; gaps are holes.
     pub extents: Vec<PackedExtent>,
-    /// The BLAKE3 of the whole contents, holes read as zeros; for files that are large enough.
+    /// The BLAKE3 of the whole contents; `None` for a file with holes.
     pub digest: Option<Digest>,
 }

@@ -1,4 +1,4 @@
-//! Which chunks there are already, and where: in this import, and in blobs of other snapshots.
+//! Tracks the chunks that already exist, in this import and in blobs of other snapshots.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,33 +8,33 @@ use super::toc::TocGroup;
 use crate::format::Blob;
 use crate::ids::{BlobId, ChunkDigest};
 
-/// Where a chunk is.
+/// The location of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     /// In a group that has a number in this import.
     Numbered {
         /// The packer's number of the group.
         group: u32,
-        /// Where the chunk begins in the group's decoded bytes.
+        /// Offset of the chunk in the group's decoded bytes.
         offset: u32,
     },
-    /// In a group of another snapshot's blob that nothing here has referred to yet.
+    /// In a group of another snapshot's blob that this import has not referred to yet.
     Foreign {
-        /// Place in `KnownChunks::groups`.
+        /// Position in `KnownChunks::groups`.
         group: u32,
-        /// Where the chunk begins in the group's decoded bytes.
+        /// Offset of the chunk in the group's decoded bytes.
         offset: u32,
     },
 }
 
 #[derive(Debug)]
-struct Entry {
+struct KnownChunk {
     digest: ChunkDigest,
     len: u32,
     place: Place,
 }
 
-/// A group of a blob that was there before.
+/// A group of a blob that existed before this import.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ForeignGroup {
     pub(crate) blob: u32,
@@ -44,12 +44,12 @@ pub(crate) struct ForeignGroup {
     pub(crate) raw_len: u32,
     pub(crate) exclusive: bool,
     pub(crate) digest: crate::ids::GroupDigest,
-    /// The number that it has in this import, once something refers to it.
+    /// The packer's number of the group, assigned on first use.
     pub(crate) number: Option<u32>,
 }
 
 impl ForeignGroup {
-    /// Whether both are the same bytes of the same blob.
+    /// Returns whether both are the same bytes of a blob.
     fn is(&self, other: &Self) -> bool {
         (self.offset, self.stored_len, self.raw_len, self.digest)
             == (other.offset, other.stored_len, other.raw_len, other.digest)
@@ -59,50 +59,50 @@ impl ForeignGroup {
 /// The chunks that need not be stored again.
 #[derive(Debug, Default)]
 pub struct KnownChunks {
-    table: HashTable<Entry>,
+    table: HashTable<KnownChunk>,
     pub(crate) blobs: Vec<Blob>,
     pub(crate) groups: Vec<ForeignGroup>,
     blob_places: HashMap<BlobId, u32>,
-    /// Where each group of each blob is in `groups`, by the blob's place and its own among the blob's.
+    /// Maps (blob, ordinal) to the position of the group in `groups`.
     places: HashMap<(u32, u32), u32>,
-    /// The blobs whose tables were added, by their places.
+    /// The blobs added by [`Self::add_blob`], by their positions in `blobs`.
     read: HashSet<u32>,
     left_out: u64,
 }
 
-/// A digest is as good as random: its first bytes are the hash.
+/// Digests are uniformly distributed, so the first bytes serve as the hash.
 fn hash_of(digest: &ChunkDigest) -> u64 {
     digest.0.as_bytes().first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
-/// Memory ends long before the numbers do: each blob and each group takes more than 40 bytes.
+/// Cannot overflow in practice: each blob and each group takes more than 40 bytes of memory.
 fn place_of(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
 
 impl KnownChunks {
-    /// Nothing known.
+    /// Creates an empty set.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How many chunks are known.
+    /// Returns the number of known chunks.
     pub fn len(&self) -> usize {
         self.table.len()
     }
 
-    /// Whether none is.
+    /// Returns whether no chunk is known.
     pub fn is_empty(&self) -> bool {
         self.table.is_empty()
     }
 
-    /// Chunks that were not taken because there were too many.
+    /// Returns the number of chunks dropped because of the limit.
     pub fn left_out(&self) -> u64 {
         self.left_out
     }
 
-    /// Adds what `blob` holds, as its verified table says. Past `chunks_max` chunks in all, the
-    /// rest is left out: it will be stored again.
+    /// Adds the chunks of `blob`, as listed in its verified table `toc`. Beyond a total of
+    /// `chunks_max`, chunks are dropped and will be stored again.
     pub fn add_blob(&mut self, blob: Blob, toc: &[TocGroup], chunks_max: usize) {
         let blob_place = self.blob_place(blob);
         if !self.read.insert(blob_place) {
@@ -130,7 +130,7 @@ impl KnownChunks {
         }
     }
 
-    /// The place of `blob`, which is a new one if it was not known.
+    /// Returns the position of `blob`, adding it if it is new.
     pub(crate) fn blob_place(&mut self, blob: Blob) -> u32 {
         if let Some(&place) = self.blob_places.get(&blob.id)
             && self.blobs.get(place as usize) == Some(&blob)
@@ -143,7 +143,7 @@ impl KnownChunks {
         place
     }
 
-    /// The place of `group`, which is a new one if it was not known.
+    /// Returns the position of `group`, adding it if it is new.
     pub(crate) fn group_place(&mut self, group: ForeignGroup) -> u32 {
         let key = (group.blob, group.ordinal);
         if let Some(&place) = self.places.get(&key)
@@ -163,11 +163,12 @@ impl KnownChunks {
             .map(|entry| entry.place)
     }
 
-    /// Keeps the first place of a chunk that comes twice.
+    /// Adds a chunk. Keeps the first location of a chunk that occurs twice.
     pub(crate) fn insert(&mut self, digest: ChunkDigest, len: u32, place: Place) {
         let hash = hash_of(&digest);
         if self.table.find(hash, |entry| entry.digest == digest && entry.len == len).is_none() {
-            self.table.insert_unique(hash, Entry { digest, len, place }, |e| hash_of(&e.digest));
+            self.table
+                .insert_unique(hash, KnownChunk { digest, len, place }, |e| hash_of(&e.digest));
         }
     }
 }

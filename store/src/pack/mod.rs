@@ -1,4 +1,4 @@
-//! From bytes to blobs: chunking, deduplication, grouping, compression.
+//! Packs files into blobs: chunking, deduplication, grouping, compression.
 
 mod adopt;
 #[cfg(test)]
@@ -21,23 +21,23 @@ pub use content::{Content, PackedExtent, Pieces};
 pub use known::KnownChunks;
 pub use options::{ChunkLen, PackOptions};
 pub use packer::{PackStats, PackedGroups, Packer};
-pub use toc::{TOC_LEN_MAX, TocChunk, TocGroup, read_toc, write_toc};
+pub use toc::{TOC_LEN_MAX, TOC_VERSION, TocChunk, TocGroup, read_toc, write_toc};
 
 use crate::format::FormatError;
 use crate::ids::BlobId;
 
-/// Why a file could not be packed.
+/// An error from packing a file.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
-    /// The source of the bytes failed.
+    /// The reader failed.
     #[error("reading the file's bytes: {0}")]
     Read(#[source] io::Error),
-    /// The source ended before the promised size.
+    /// The reader ended before the announced size.
     #[error("the file ended after {have} of {want} bytes")]
     Short {
-        /// Bytes that came.
+        /// Bytes read.
         have: u64,
-        /// Bytes that were promised.
+        /// Bytes announced.
         want: u64,
     },
     /// A finished blob could not be stored.
@@ -49,39 +49,39 @@ pub enum PackError {
     /// A thread could not be started.
     #[error("starting a thread: {0}")]
     Thread(#[source] io::Error),
-    /// The threads behind have failed; finishing the packer tells why.
+    /// A thread of the packer has failed; `Packer::finish` returns the error.
     #[error("packing has stopped after an earlier error")]
     Stopped,
-    /// A thread behind has panicked: a defect of this program.
+    /// A thread of the packer has panicked: a bug in this program.
     #[error("packing has stopped after a defect of this program")]
     Panicked,
-    /// Something of the snapshot exceeds what the format can hold.
+    /// The snapshot exceeds a limit of the format.
     #[error("the snapshot has more than {limit} {what}")]
     Limit {
-        /// Of what.
+        /// The resource that is limited.
         what: &'static str,
-        /// How many are allowed.
+        /// The maximum.
         limit: u64,
     },
 }
 
-/// Why a file of an earlier snapshot could not be adopted.
+/// An error from adopting a file of an earlier snapshot.
 #[derive(Debug, thiserror::Error)]
 pub enum AdoptError {
-    /// Its index.
+    /// The earlier index could not be read.
     #[error(transparent)]
     Format(#[from] FormatError),
-    /// The packer.
+    /// The packer failed.
     #[error(transparent)]
     Pack(#[from] PackError),
 }
 
-/// Takes files' bytes and says where they went. Importers write into it.
+/// Accepts the bytes of files and returns where they are stored. Importers write to it.
 pub trait FileSink {
-    /// Takes a file of `size` bytes whose data are `data`: ranges of the file, sorted, without
-    /// overlap, not past `size`. `reader` gives the bytes of those ranges, one after another, and
-    /// nothing of the holes between them. A file without holes has the one range `0..size`; empty
-    /// ranges do no harm.
+    /// Adds a file of `size` bytes. `data` lists the ranges that hold data: sorted, without
+    /// overlap, not past `size`. `reader` returns the bytes of those ranges, one after another,
+    /// without the holes between them. A file without holes has the single range `0..size`; empty
+    /// ranges are ignored.
     fn add_file(
         &mut self,
         size: u64,
@@ -90,11 +90,11 @@ pub trait FileSink {
     ) -> Result<Content, PackError>;
 }
 
-/// Where finished blobs go. Called from one thread, in the order of the blobs.
+/// Receives finished blobs. Called from one thread, in the order of the blobs.
 pub trait BlobStore: Send {
-    /// Takes a blob. May return before it is stored, but then holds a bounded number only.
+    /// Stores a blob. May return before the blob is stored, but must hold only a bounded number.
     fn put(&mut self, id: BlobId, bytes: Vec<u8>) -> Result<(), PackError>;
 
-    /// Waits until every blob that was taken is stored.
+    /// Blocks until every blob passed to [`Self::put`] is stored.
     fn finish(&mut self) -> Result<(), PackError>;
 }

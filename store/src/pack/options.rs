@@ -1,34 +1,34 @@
-//! How snapshots are packed: the sizes that `docs/FORMAT.md` reasons about and `benches/` measures.
+//! Options of packing: the sizes that `docs/FORMAT.md` explains and `benches/` measures.
 
-/// Sizes and strengths. Readers don't depend on them.
+/// Sizes and compression level. Readers do not depend on them.
 #[derive(Debug, Clone, Copy)]
 pub struct PackOptions {
     /// zstd level, 1 to 19.
     pub level: i32,
-    /// A group is closed once it decodes to this many bytes.
+    /// A group is closed when it reaches this decoded size, in bytes.
     pub group_len: usize,
-    /// A blob is closed once its groups take this many bytes.
+    /// A blob is closed when its groups reach this size, in bytes.
     pub blob_len: usize,
-    /// Files up to this many bytes stand in the index itself.
+    /// Files up to this size, in bytes, are stored in the index.
     pub inline_len_max: u64,
-    /// Files up to this many bytes are one chunk, packed with their neighbours.
+    /// Files up to this size, in bytes, are one chunk, packed with their neighbours.
     pub small_len_max: u64,
-    /// Content-defined chunks of larger files: the least, the aimed and the most bytes.
+    /// Bounds of the content-defined chunks of larger files.
     pub chunk_len: ChunkLen,
-    /// Threads that compress.
+    /// Number of compression threads.
     pub workers: usize,
-    /// The most chunks of other snapshots that are kept in memory to compare with (44 bytes each).
+    /// The maximum number of chunks of other snapshots kept in memory for dedup (44 bytes each).
     pub known_chunks_max: usize,
 }
 
-/// The bounds of FastCDC.
+/// Bounds of FastCDC, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct ChunkLen {
-    /// No chunk but a file's last is shorter.
+    /// Minimum; only the last chunk of a file may be shorter.
     pub min: usize,
-    /// What the cutting aims at.
+    /// Target average.
     pub avg: usize,
-    /// No chunk is longer.
+    /// Maximum.
     pub max: usize,
 }
 

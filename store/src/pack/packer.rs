@@ -1,18 +1,18 @@
-//! The packer: takes files one after another and says where their bytes went.
+//! Packs files one after another, and returns where their bytes are stored.
 //!
-//! A tiny file stands in the index. A small file is one chunk, appended to the group that its
-//! neighbours are in, so that one fetch brings a neighbourhood. A large file is cut where its
-//! content says (FastCDC: Xia et al., "FastCDC: a Fast and Efficient Content-Defined Chunking
-//! Approach for Data Deduplication", USENIX ATC 2016), and its chunks get groups of their own, in
-//! order, so that the groups one after another are the file. A chunk that is known already is not
-//! stored again.
+//! A tiny file is stored in the index. A small file is one chunk, appended to the same group as its
+//! neighbours, so that one fetch returns a neighbourhood. A large file is cut at content-defined
+//! boundaries (FastCDC: Xia et al., "FastCDC: a Fast and Efficient Content-Defined Chunking
+//! Approach for Data Deduplication", USENIX ATC 2016), and its chunks fill groups of their own, in
+//! order, so that the concatenated groups are the file. A chunk that is already known is not stored
+//! again.
 
 use std::io::{self, Read};
 use std::ops::Range;
 
 use fastcdc::v2020::FastCDC;
 
-use super::compress::{Job, PackedGroup, Pipeline};
+use super::compress::{CompressJob, PackedGroup, Pipeline};
 use super::content::{Content, PackedExtent, Pieces};
 use super::known::{KnownChunks, Place};
 use super::options::PackOptions;
@@ -22,38 +22,38 @@ use crate::format::Blob;
 use crate::format::layout::{FILE_LEN_MAX, GROUP_RAW_LEN_MAX};
 use crate::ids::{ChunkDigest, Digest};
 
-/// How many bytes of a large file are read at a time, at least.
+/// Bytes of a large file read at a time.
 const READ_LEN: usize = 4 << 20;
 
-/// What packing did.
+/// Statistics of packing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PackStats {
-    /// Bytes of files that were taken.
+    /// Bytes of file data added.
     pub content_bytes: u64,
-    /// Of them, bytes in chunks that were known already.
+    /// Of these, bytes in chunks that were already known.
     pub known_bytes: u64,
-    /// Bytes of the blobs that this packing made.
+    /// Size of the blobs created, in bytes.
     pub stored_bytes: u64,
-    /// How many blobs it made.
+    /// Number of blobs created.
     pub blobs: u64,
 }
 
-/// All groups that files of this packing refer to.
+/// All groups that the packed files refer to.
 #[derive(Debug, Default)]
 pub struct PackedGroups {
     groups: Vec<Option<PackedGroup>>,
     blobs: Vec<Blob>,
-    /// What packing did.
+    /// Statistics of packing.
     pub stats: PackStats,
 }
 
 impl PackedGroups {
-    /// The group with the packer's number `number`.
+    /// Returns the group that the packer numbered `number`.
     pub fn group(&self, number: u32) -> Option<PackedGroup> {
         self.groups.get(number as usize).copied().flatten()
     }
 
-    /// The blob with the packer's number `number`.
+    /// Returns the blob that the packer numbered `number`.
     pub fn blob(&self, number: u32) -> Option<Blob> {
         self.blobs.get(number as usize).copied()
     }
@@ -67,22 +67,24 @@ struct OpenGroup {
     chunks: Vec<TocChunk>,
 }
 
-/// Packs files into blobs. One at a time; its threads compress behind it.
+/// Packs files into blobs, one file at a time. Compression runs on background threads.
 pub struct Packer {
     options: PackOptions,
     pub(super) known: KnownChunks,
     pipeline: Pipeline,
     small: OpenGroup,
     large: OpenGroup,
-    /// What each number stands for: a group of another snapshot's blob, or none: one of ours.
+    /// By group number: the foreign group, or `None` for a group that this packer fills.
     foreign: Vec<Option<u32>>,
+    /// Sequence number of the next group to close.
     sequence: u64,
+    /// The read buffer for large files, kept to reuse its allocation.
     window: Vec<u8>,
     stats: PackStats,
 }
 
 impl Packer {
-    /// A packer that puts its blobs into `store`.
+    /// Creates a packer that writes its blobs to `store`.
     pub fn new(
         options: PackOptions,
         known: KnownChunks,
@@ -109,7 +111,7 @@ impl Packer {
         })
     }
 
-    /// Closes what is open and waits until every blob is stored.
+    /// Closes open groups and blocks until every blob is stored.
     pub fn finish(mut self) -> Result<PackedGroups, PackError> {
         let flushed = self.close(Lane::Large).and_then(|()| self.close(Lane::Small));
         let assembled = self.pipeline.finish()?;
@@ -152,6 +154,7 @@ impl Packer {
         }
     }
 
+    /// Returns the number of the lane's open group. Opens one if necessary.
     fn open(&mut self, lane: Lane) -> Result<u32, PackError> {
         if let Some(number) = self.lane(lane).number {
             return Ok(number);
@@ -170,14 +173,15 @@ impl Packer {
         Ok(number)
     }
 
+    /// Submits the lane's open group for compression.
     fn close(&mut self, lane: Lane) -> Result<(), PackError> {
         let group = std::mem::take(self.lane(lane));
         let Some(number) = group.number.filter(|_| !group.raw.is_empty()) else {
-            // Nothing in it yet: stays open under its number.
+            // Still empty: it stays open and keeps its number.
             *self.lane(lane) = group;
             return Ok(());
         };
-        let job = Job {
+        let job = CompressJob {
             sequence: self.sequence,
             number,
             raw: group.raw,
@@ -188,7 +192,7 @@ impl Packer {
         if self.pipeline.submit(job) { Ok(()) } else { Err(PackError::Stopped) }
     }
 
-    /// Where a chunk is that is known already.
+    /// Returns the group and offset of a known chunk, or `None` if the chunk is new.
     fn find(&mut self, digest: &ChunkDigest, len: u32) -> Result<Option<(u32, u32)>, PackError> {
         let found = match self.known.find(digest, len) {
             None => return Ok(None),
@@ -199,7 +203,8 @@ impl Packer {
         Ok(Some(found))
     }
 
-    /// Takes a file that is one chunk, straight into the open group.
+    /// Adds a file that is one chunk. Reads it directly into the open group, and truncates the
+    /// group again if the chunk is already known.
     fn add_small(&mut self, size: u64, reader: &mut dyn Read) -> Result<(u32, u32), PackError> {
         let number = self.open(Lane::Small)?;
         let group = &mut self.small;
@@ -210,7 +215,7 @@ impl Packer {
             return Err(PackError::Short { have: have as u64, want: size });
         }
         let digest = ChunkDigest(Digest::of(group.raw.get(start..).unwrap_or(&[])));
-        // Fits: a small file is far below 4 GiB, and so is a group.
+        // Fits: small files and groups are far below 4 GiB.
         let (offset, len) = (count(start), count(have));
         if let Some(found) = self.find(&digest, len)? {
             self.small.raw.truncate(start);
@@ -224,7 +229,7 @@ impl Packer {
         Ok((number, offset))
     }
 
-    /// Takes one chunk of a large file.
+    /// Adds one chunk of a large file.
     fn add_chunk(&mut self, chunk: &[u8]) -> Result<(u32, u32), PackError> {
         let digest = ChunkDigest(Digest::of(chunk));
         let len = count(chunk.len());
@@ -242,7 +247,7 @@ impl Packer {
         Ok((number, offset))
     }
 
-    /// Cuts `len` bytes of a large file into chunks. `at` is where they begin in the file.
+    /// Cuts `len` bytes of a large file, starting at file offset `at`, into chunks.
     fn add_range(
         &mut self,
         at: u64,
@@ -339,10 +344,11 @@ impl FileSink for Packer {
             let (group, group_offset) = self.add_small(size, reader)?;
             return Ok(Content::Single { group, group_offset });
         }
-        // The digest is for files that may be served whole; a hole may be endless.
+        // The digest is for files that may be served whole. Files with holes get none: hashing a
+        // huge hole would take too long.
         let mut pieces = Collected::new(whole);
         let added = self.add_ranges(content, data, reader, &mut pieces);
-        // Of a file that ended early, too: the next one does not share a group with it.
+        // Also after an error, so that the next file does not share a group with this one.
         self.close(Lane::Large)?;
         added?;
         Ok(Content::Pieces(Box::new(pieces.finish())))
@@ -355,7 +361,7 @@ enum Lane {
     Large,
 }
 
-/// The pieces of the file that is being taken.
+/// The extents of the current file.
 struct Collected {
     extents: Vec<PackedExtent>,
     hasher: Option<blake3::Hasher>,
@@ -373,7 +379,8 @@ impl Collected {
         self.place(file_offset, count(chunk.len()), place);
     }
 
-    /// Joins what lies side by side in the file and in the group.
+    /// Appends an extent. Merges it with the last one if they are adjacent in both the file and the
+    /// group.
     fn place(&mut self, file_offset: u64, len: u32, (group, group_offset): (u32, u32)) {
         if let Some(last) = self.extents.last_mut()
             && last.group == group
@@ -396,7 +403,7 @@ fn small_max(options: &PackOptions) -> usize {
     usize::try_from(options.small_len_max).unwrap_or(usize::MAX)
 }
 
-/// Lengths and offsets inside a group: bounded by `GROUP_RAW_LEN_MAX`, which fits.
+/// Converts a length or offset inside a group. Always fits, because `GROUP_RAW_LEN_MAX` does.
 fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }

@@ -1,4 +1,4 @@
-//! Tests of the packer: what goes in comes out, once, and the same way every time.
+//! Tests of the packer: contents round-trip, chunks are stored once, and output is deterministic.
 
 use std::collections::HashMap;
 use std::io::Cursor;
@@ -102,7 +102,7 @@ fn unpack(content: &Content, size: usize, groups: &PackedGroups, stored: &Stored
     out
 }
 
-/// What an earlier packing left, as a later one learns it: from the tables of its blobs.
+/// The chunks that a later packing learns from the tables of an earlier one.
 pub(super) fn known_from(groups: &PackedGroups, stored: &Stored) -> KnownChunks {
     let mut known = KnownChunks::new();
     for number in 0.. {

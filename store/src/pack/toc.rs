@@ -1,8 +1,8 @@
-//! A blob's table of chunks: what makes its contents usable for later snapshots.
+//! Encodes and decodes the table of chunks at the end of a blob, which lets later snapshots reuse
+//! its chunks.
 //!
-//! A snapshot that is mounted never needs it. Who makes another snapshot reads it to learn which
-//! chunks the blob holds already. The index pins it by its digest, so that a store that lies about
-//! it is found out.
+//! A mount never reads it. The packer reads it to learn which chunks a blob already holds. The
+//! index contains its digest, so that a forged table is detected.
 
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -11,11 +11,11 @@ use crate::format::FormatError;
 use crate::format::layout::{GROUP_RAW_LEN_MAX, GROUP_STORED_LEN_MAX};
 use crate::ids::{ChunkDigest, Digest, GroupDigest};
 
-/// The first bytes of a table, and the last of a blob.
+/// The magic number, at the start of a table and at the end of a blob.
 const TOC_MAGIC: [u8; 8] = *b"INLAYTOC";
-/// The version of the table that this code reads and writes.
-const TOC_VERSION: u32 = 1;
-/// The most bytes of a table that are taken.
+/// The table version that this code reads and writes.
+pub const TOC_VERSION: u32 = 1;
+/// The maximum size of a table that is accepted, in bytes.
 pub const TOC_LEN_MAX: u64 = 256 << 20;
 
 const EXCLUSIVE: u32 = 1;
@@ -55,20 +55,20 @@ struct RawTocEnd {
     magic: [u8; 8],
 }
 
-/// A group of a blob, as its table lists it.
+/// A group of a blob, as listed in the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TocGroup {
-    /// Where its compressed bytes begin in the blob.
+    /// Offset of the compressed bytes in the blob.
     pub offset: u64,
-    /// The compressed bytes' number.
+    /// Length of the compressed bytes.
     pub stored_len: u32,
-    /// The decoded bytes' number.
+    /// Length of the decoded bytes.
     pub raw_len: u32,
-    /// Whether it holds nothing but pieces of one large file.
+    /// Whether all chunks in it come from one large file.
     pub exclusive: bool,
     /// BLAKE3 of the compressed bytes.
     pub digest: GroupDigest,
-    /// What it holds, in order.
+    /// Its chunks, in order.
     pub chunks: Vec<TocChunk>,
 }
 
@@ -77,13 +77,13 @@ pub struct TocGroup {
 pub struct TocChunk {
     /// BLAKE3 of its bytes.
     pub digest: ChunkDigest,
-    /// Where it begins in the group's decoded bytes.
+    /// Offset in the group's decoded bytes.
     pub offset: u32,
-    /// In bytes.
+    /// Length in bytes.
     pub len: u32,
 }
 
-/// The bytes of the table for `groups`.
+/// Encodes the table for `groups`.
 pub fn write_toc(groups: &[TocGroup]) -> Vec<u8> {
     let chunks: usize = groups.iter().map(|group| group.chunks.len()).sum();
     let mut out = Vec::with_capacity(40 + 56 * groups.len() + 40 * chunks);
@@ -119,7 +119,8 @@ pub fn write_toc(groups: &[TocGroup]) -> Vec<u8> {
     out
 }
 
-/// Reads a table of chunks that begins at `toc_offset` of its blob and has the digest `expected`.
+/// Verifies and decodes a table that starts at `toc_offset` in its blob and has the digest
+/// `expected`.
 pub fn read_toc(
     bytes: &[u8],
     toc_offset: u64,

@@ -1,4 +1,4 @@
-//! A profile byte by byte. `docs/FORMAT.md` draws it.
+//! Encodes and decodes profiles, as drawn in `docs/FORMAT.md`.
 
 use std::collections::HashSet;
 
@@ -12,10 +12,10 @@ use super::model::{ENTRIES_MAX, Entry, Profile, RUNS_MAX, Seen};
 use crate::format::GroupIdx;
 use crate::ids::{Digest, IndexDigest, Kind, SnapshotId};
 
-/// The most bytes of an encoded profile.
+/// The maximum size of an encoded profile, in bytes.
 pub const ENCODED_LEN_MAX: u64 = 1 << 20;
-/// The version that is written, and the only one that is read.
-pub(super) const VERSION: u32 = 1;
+/// The version that this code reads and writes.
+pub const VERSION: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"INLAYPRF";
 const LEVEL: i32 = 3;
@@ -24,19 +24,19 @@ const ZSTD: u32 = 1;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
-struct RawHeader {
+struct RawProfileHeader {
     magic: [u8; 8],
     version: U32,
     /// `Kind::code`.
     kind: U32,
     index: Digest,
-    /// Filled up with zeros.
+    /// Padded with zeros.
     label: [u8; ProfileLabel::LEN_MAX],
     runs: U32,
     entries: U32,
     /// `PLAIN` or `ZSTD`.
     stored: U32,
-    /// Zero.
+    /// Must be zero.
     reserved: U32,
 }
 
@@ -46,19 +46,20 @@ struct RawEntry {
     group: U32,
     at_ms: U32,
     seen: U16,
-    /// Zero.
+    /// Must be zero.
     reserved: U16,
 }
 
 const _: () = {
-    assert!(size_of::<RawHeader>() == 128);
+    assert!(size_of::<RawProfileHeader>() == 128);
     assert!(size_of::<RawEntry>() == 12);
-    let len = size_of::<RawHeader>() + ENTRIES_MAX * size_of::<RawEntry>() + size_of::<Digest>();
+    let len =
+        size_of::<RawProfileHeader>() + ENTRIES_MAX * size_of::<RawEntry>() + size_of::<Digest>();
     assert!(len as u64 <= ENCODED_LEN_MAX);
 };
 
 impl Profile {
-    /// The profile as it is stored: at most [`ENCODED_LEN_MAX`] bytes.
+    /// Encodes the profile into at most [`ENCODED_LEN_MAX`] bytes.
     pub fn encode(&self) -> Vec<u8> {
         let mut entries = Vec::with_capacity(self.entries.len() * size_of::<RawEntry>());
         for entry in &self.entries {
@@ -79,7 +80,7 @@ impl Profile {
         for (to, from) in label.iter_mut().zip(self.label.as_str().bytes()) {
             *to = from;
         }
-        let header = RawHeader {
+        let header = RawProfileHeader {
             magic: MAGIC,
             version: VERSION.into(),
             kind: self.snapshot.kind.code().into(),
@@ -95,10 +96,10 @@ impl Profile {
         out
     }
 
-    /// Reads a stored profile, and checks all of it, except that the index has these groups: that is
-    /// what [`Self::retain_groups`] is for.
+    /// Decodes and checks a stored profile. Does not check that its groups exist in the index: call
+    /// [`Self::retain_groups`] for that.
     ///
-    /// Whatever the bytes are, it takes no more memory than the largest profile does.
+    /// Never uses more memory than the largest valid profile, even for hostile bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, ProfileError> {
         let damaged = ProfileError::Damaged;
         if bytes.len() as u64 > ENCODED_LEN_MAX {
@@ -108,7 +109,7 @@ impl Profile {
             return Err(ProfileError::NotAProfile);
         }
         let short = damaged("it is cut short");
-        // The version before the digest: where that stands, the version says.
+        // Check the version before the digest, because the position of the digest depends on it.
         let version = bytes.get(MAGIC.len()..).map(U32::read_from_prefix);
         let Some(Ok((version, _))) = version else { return Err(short) };
         if version.get() != VERSION {
@@ -118,7 +119,9 @@ impl Profile {
         if Digest::of(content) != *digest {
             return Err(ProfileError::Digest);
         }
-        let Ok((header, body)) = RawHeader::ref_from_prefix(content) else { return Err(short) };
+        let Ok((header, body)) = RawProfileHeader::ref_from_prefix(content) else {
+            return Err(short);
+        };
         let kind = Kind::from_code(header.kind.get()).ok_or(damaged("unknown kind of snapshot"))?;
         let label = label(&header.label).ok_or(damaged("its label"))?;
         let runs = header.runs.get();
@@ -143,7 +146,7 @@ fn label(padded: &[u8; ProfileLabel::LEN_MAX]) -> Option<ProfileLabel> {
     std::str::from_utf8(label).ok()?.parse().ok()
 }
 
-fn entries(header: &RawHeader, body: &[u8]) -> Result<Vec<Entry>, ProfileError> {
+fn entries(header: &RawProfileHeader, body: &[u8]) -> Result<Vec<Entry>, ProfileError> {
     let damaged = ProfileError::Damaged;
     let count = header.entries.get() as usize;
     if count > ENTRIES_MAX {
@@ -161,7 +164,7 @@ fn entries(header: &RawHeader, body: &[u8]) -> Result<Vec<Entry>, ProfileError> 
     };
     let raw = <[RawEntry]>::ref_from_bytes_with_elems(plain, count)
         .map_err(|_| damaged("as many entries as it says are not there"))?;
-    // The bits of the runs that there were.
+    // The bits of the runs that have happened.
     let known = u16::MAX.checked_shr(RUNS_MAX.saturating_sub(header.runs.get())).unwrap_or(0);
     let mut met = HashSet::with_capacity(count);
     raw.iter()
@@ -181,7 +184,7 @@ fn entries(header: &RawHeader, body: &[u8]) -> Result<Vec<Entry>, ProfileError> 
         .collect()
 }
 
-/// Exactly one frame, of exactly `len` bytes.
+/// Decompresses exactly one frame of exactly `len` decoded bytes.
 fn unpack(frame: &[u8], len: usize) -> Result<Vec<u8>, ProfileError> {
     let wrong = ProfileError::Damaged("its entries can't be decompressed");
     if zstd_safe::find_frame_compressed_size(frame) != Ok(frame.len()) {

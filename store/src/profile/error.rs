@@ -1,37 +1,37 @@
-//! What can be wrong with a stored profile.
+//! Errors of stored profiles.
 
 use super::codec::{ENCODED_LEN_MAX, VERSION};
 
-/// Why bytes are no profile that can be used. Whoever wanted one can go on without.
+/// An error from reading a profile. Callers can continue without one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProfileError {
-    /// Not a profile at all.
+    /// The magic number is missing.
     #[error("it is no profile of inlay's: it does not begin with the format's mark")]
     NotAProfile,
-    /// A layout that this program does not know.
+    /// The profile has a version that this program does not support.
     #[error(
         "its version {found} is not known to this inlay, which knows {VERSION}; use a newer inlay"
     )]
     Version {
-        /// What the header says.
+        /// Version in the header.
         found: u32,
     },
-    /// Longer than any profile is.
+    /// Longer than any valid profile.
     #[error("it has {len} bytes, and no profile has more than {ENCODED_LEN_MAX}")]
     TooLong {
-        /// Its length in bytes.
+        /// Actual length in bytes.
         len: u64,
     },
-    /// The bytes are not those that were written.
+    /// The bytes do not match the digest at their end.
     #[error("it is damaged: its bytes do not have the digest that it ends with")]
     Digest,
-    /// Something in it contradicts itself or the format.
+    /// The profile contradicts itself or the format.
     #[error("it is damaged: {0}")]
     Damaged(&'static str),
-    /// The profile is of something else than its place says.
+    /// The profile belongs to another snapshot or label than its key states.
     #[error("it is {found}; the store is damaged or lies")]
     Misplaced {
-        /// Of what it is.
+        /// The snapshot and label that it belongs to.
         found: String,
     },
 }

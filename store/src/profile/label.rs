@@ -1,42 +1,42 @@
-//! The label of a profile: which use of a snapshot it is of.
+//! The label of a profile, which names one use of a snapshot.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a text is not a label.
+/// An error from parsing a label.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LabelError {
     /// Too short or too long.
     #[error("'{0}' is no label: a label has 1 to {max} characters", max = ProfileLabel::LEN_MAX)]
     Length(String),
-    /// A character that no label has.
+    /// Contains a character that is not allowed.
     #[error("'{label}' is no label: '{found}' is not one of a-z A-Z 0-9 . _ -")]
     Character {
         /// The text.
         label: String,
-        /// The first character that does not belong.
+        /// The first character that is not allowed.
         found: char,
     },
-    /// Does not begin with a letter or a digit.
+    /// Does not start with a letter or a digit.
     #[error("'{0}' is no label: a label begins with a letter or a digit")]
     Start(String),
 }
 
-/// Says of which use of a snapshot a profile is: `default`, or for example a command's name.
+/// Names the use of a snapshot that a profile describes: `default`, or e.g. the name of a command.
 ///
-/// 1 to 64 characters of `a-z A-Z 0-9 . _ -`, the first one a letter or a digit, so that a label is
-/// one part of a path and never leaves its directory.
+/// 1 to 64 characters of `a-z A-Z 0-9 . _ -`, starting with a letter or a digit, so that a label is
+/// a single path component and cannot leave its directory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ProfileLabel(String);
 
 impl ProfileLabel {
-    /// The most characters that a label has.
+    /// The maximum length, in characters.
     pub const LEN_MAX: usize = 64;
 
-    /// The label as it was given.
+    /// Returns the label as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

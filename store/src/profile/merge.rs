@@ -1,4 +1,4 @@
-//! Adds a run to a profile. The module above says why it is done this way.
+//! Merges a run into a profile. The documentation of the parent module explains the method.
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
@@ -8,21 +8,22 @@ use super::model::{ENTRIES_MAX, Entry, Profile, RUNS_MAX, Seen, Touched};
 use super::run::Run;
 use crate::format::GroupIdx;
 
-/// The longest pause between two touches that counts.
+/// The longest pause between two touches that counts; longer ones are cut to it.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// The newest run's weight in the mean is one in so many; while there are fewer runs, one in those.
+/// The newest run has a weight of one in `MEAN_OF` in the mean, or one in the number of runs while
+/// there are fewer.
 const MEAN_OF: u32 = 4;
-/// What is added to the time of a touch before likelihoods are compared: about one round trip.
+/// Added to the time of a touch before likelihoods are compared: about one round trip.
 const ROUND_TRIP_MS: u64 = 50;
-/// A group is forgotten if fewer than one run in so many touched it…
+/// A group is forgotten if fewer than one in `FORGET_BELOW_ONE_IN` runs touched it…
 const FORGET_BELOW_ONE_IN: u32 = 8;
-/// …and none of so many last runs did.
+/// …and none of the last `FORGET_AFTER` runs did.
 const FORGET_AFTER: u32 = 8;
 
 impl Profile {
-    /// Adds a run. One without touches says nothing, and changes nothing.
+    /// Merges a run. A run without touches is a no-op.
     ///
-    /// The first run's order is taken as it is. Merging the same run again keeps the order.
+    /// The first run's order is kept unchanged. Merging the same run again preserves the order.
     pub fn merge(&mut self, run: &Run) {
         if run.is_empty() {
             return;
@@ -50,13 +51,14 @@ impl Profile {
             let rare = entry.seen.count() * FORGET_BELOW_ONE_IN < runs;
             !rare || entry.seen.age() < FORGET_AFTER
         });
-        // Stable: what is equal stays as the runs had it.
+        // The sort is stable: equal entries keep the order of the runs.
         self.entries.sort_by(sooner);
         self.entries.truncate(ENTRIES_MAX);
     }
 }
 
-/// The touches with the milliseconds since the first one, long pauses cut short.
+/// Returns each touch with its time in milliseconds since the first touch, with long pauses cut to
+/// `PAUSE_MAX`.
 fn paced(run: &Run) -> Vec<(GroupIdx, u32)> {
     let mut clock = Duration::ZERO;
     let mut last = None;
@@ -69,25 +71,27 @@ fn paced(run: &Run) -> Vec<(GroupIdx, u32)> {
     touches.collect()
 }
 
-/// Compares `(t + 50 ms) / p`. The number of runs, which `p` is a share of, is the same for both.
+/// Compares `(t + 50 ms) / p`. Both shares `p` have the same number of runs as denominator, so it
+/// cancels.
 fn sooner(a: &Entry, b: &Entry) -> Ordering {
     let at = |entry: &Entry| u64::from(entry.at_ms) + ROUND_TRIP_MS;
     let seen = |entry: &Entry| u64::from(entry.seen.count());
     (at(a) * seen(b)).cmp(&(at(b) * seen(a)))
 }
 
-/// How a run's clock and the profile's compare: `run` of the one pass while `own` of the other do.
+/// The ratio of the run's clock to the profile's: `run` units of the former pass while `own` units
+/// of the latter pass.
 struct Clocks {
     run: u128,
     own: u128,
-    /// The new run's weight in the mean is one in so many.
+    /// The new run has a weight of one in `mean_of` in the mean.
     mean_of: u128,
 }
 
 impl Clocks {
-    /// `runs` counts the new one.
+    /// Derives the ratio from the groups that both have. `runs` includes the new run.
     fn compare(entries: &[Entry], touched: &HashMap<GroupIdx, u32>, runs: u32) -> Self {
-        // One more, so that neither is zero.
+        // Add 1 to both, so that neither is zero.
         let mut ratios: Vec<(u64, u64)> = entries
             .iter()
             .filter_map(|entry| {
@@ -103,23 +107,26 @@ impl Clocks {
         Self { run: run.into(), own: own.into(), mean_of: runs.clamp(1, MEAN_OF).into() }
     }
 
-    /// The mean of a time of the profile and one of the run.
+    /// Returns the weighted mean of a time of the profile and a time of the run.
     fn mean(&self, own: u32, run: u32) -> u32 {
         let sum = u128::from(own) * (self.mean_of - 1) + u128::from(run);
         millis(sum / self.mean_of)
     }
 
-    /// A time of the profile, where the run has none: as if the run had had it at the same place.
+    /// Returns the merged time of a group that only the profile has, as if the run had touched it
+    /// at the same position.
     fn moved(&self, own: u32) -> u32 {
         millis(u128::from(own) * self.step() / (self.mean_of * self.own))
     }
 
-    /// A time of the run, where the profile has none, on the profile's clock after the merge.
+    /// Returns the merged time of a group that only the run has, on the profile's clock after the
+    /// merge.
     fn taken(&self, run: u32) -> u32 {
         millis(u128::from(run) * self.step() / (self.mean_of * self.run))
     }
 
-    /// How far the mean of both clocks goes while `run` and `own` pass, times `mean_of`.
+    /// Returns how far the mean of both clocks advances while `run` and `own` pass, times
+    /// `mean_of`.
     fn step(&self) -> u128 {
         (self.mean_of - 1) * self.own + self.run
     }

@@ -1,34 +1,34 @@
-//! A profile: what earlier runs touched, in the order in which to fetch it.
+//! A profile: the groups that earlier runs touched, in the order in which to fetch them.
 
 use super::label::ProfileLabel;
 use super::run::Run;
 use crate::format::GroupIdx;
 use crate::ids::SnapshotId;
 
-/// The most groups that a profile or a run holds.
+/// The maximum number of groups in a profile or a run.
 pub const ENTRIES_MAX: usize = 65_536;
-/// How many runs a profile remembers.
+/// The number of runs that a profile remembers.
 pub const RUNS_MAX: u32 = u16::BITS;
 
-/// In which of the remembered runs a group was touched: bit 0 is the last run.
+/// The remembered runs that touched a group, as a bit set: bit 0 is the last run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Seen(pub(super) u16);
 
 impl Seen {
-    /// In the last run alone.
+    /// Only the last run.
     pub(super) const ONCE: Self = Self(1);
 
-    /// One run further on.
+    /// Shifts the set by one run, and records whether that run touched the group.
     pub(super) fn then(self, touched: Touched) -> Self {
         Self(self.0 << 1 | u16::from(touched == Touched::Yes))
     }
 
-    /// In how many runs.
+    /// Returns the number of runs.
     pub fn count(self) -> u32 {
         self.0.count_ones()
     }
 
-    /// How many runs have passed since the last one that touched it.
+    /// Returns the number of runs since the last touch.
     pub(super) fn age(self) -> u32 {
         self.0.trailing_zeros()
     }
@@ -44,58 +44,58 @@ pub(super) enum Touched {
 /// A group of a profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
-    /// The group. The index may have fewer: see [`Profile::retain_groups`].
+    /// The group. The index may not have it: see [`Profile::retain_groups`].
     pub group: GroupIdx,
-    /// The mean time of its first touch, in milliseconds on the profile's own clock, which begins at
-    /// a run's first touch and skips long pauses.
+    /// The mean time of the first touch, in milliseconds on the profile's own clock, which starts
+    /// at a run's first touch and skips long pauses.
     pub at_ms: u32,
-    /// In which runs it was touched: in one of them at least.
+    /// The runs that touched it; never empty.
     pub seen: Seen,
 }
 
 /// The order in which to fetch a snapshot's groups, learned from runs.
 ///
-/// Each group stands in it once; at most [`ENTRIES_MAX`] do.
+/// Contains each group at most once, and at most [`ENTRIES_MAX`] groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Profile {
-    /// Whose groups these are.
+    /// The snapshot that the groups belong to.
     pub snapshot: SnapshotId,
-    /// Of which use of it.
+    /// The use of the snapshot.
     pub label: ProfileLabel,
     pub(super) runs: u32,
     pub(super) entries: Vec<Entry>,
 }
 
 impl Profile {
-    /// A profile without runs.
+    /// Creates a profile without runs.
     pub fn new(snapshot: SnapshotId, label: ProfileLabel) -> Self {
         Self { snapshot, label, runs: 0, entries: Vec::new() }
     }
 
-    /// The profile of one run.
+    /// Creates a profile from one run.
     pub fn of_run(snapshot: SnapshotId, label: ProfileLabel, run: &Run) -> Self {
         let mut profile = Self::new(snapshot, label);
         profile.merge(run);
         profile
     }
 
-    /// How many runs it remembers: at most [`RUNS_MAX`], however many there were.
+    /// Returns the number of remembered runs: at most [`RUNS_MAX`].
     pub fn runs(&self) -> u32 {
         self.runs
     }
 
-    /// What to fetch, in this order.
+    /// Returns the entries, in the order in which to fetch them.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// The groups to fetch, in this order.
+    /// Iterates over the groups, in the order in which to fetch them.
     pub fn groups(&self) -> impl ExactSizeIterator<Item = GroupIdx> + '_ {
         self.entries.iter().map(|entry| entry.group)
     }
 
-    /// Drops what an index of `group_count` groups does not have, and returns how many entries that
-    /// were. To be called with a profile from a store before its groups are looked up.
+    /// Removes entries that an index of `group_count` groups does not have, and returns their
+    /// number. Callers must do this with a profile from a store before they look up its groups.
     pub fn retain_groups(&mut self, group_count: u32) -> usize {
         let before = self.entries.len();
         self.entries.retain(|entry| entry.group.0 < group_count);

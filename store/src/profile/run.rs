@@ -1,4 +1,4 @@
-//! One run: which groups were touched first, and when.
+//! Records one run: which groups were touched first, and when.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -6,19 +6,18 @@ use std::time::Duration;
 use super::model::ENTRIES_MAX;
 use crate::format::GroupIdx;
 
-/// The first time that a reader wanted bytes of a group.
+/// The first read of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Touch {
     /// The group.
     pub group: GroupIdx,
-    /// How long after the snapshot was attached.
+    /// Time since the snapshot was attached.
     pub at: Duration,
 }
 
 /// The touches of one run, in order, each group once.
 ///
-/// Holds at most [`ENTRIES_MAX`] touches, the first ones: what is touched after so many others is no
-/// part of a start.
+/// Holds only the first [`ENTRIES_MAX`] touches: later ones are not part of a start-up.
 #[derive(Debug, Clone, Default)]
 pub struct Run {
     touches: Vec<Touch>,
@@ -26,13 +25,13 @@ pub struct Run {
 }
 
 impl Run {
-    /// A run that has not touched anything yet.
+    /// Creates a run without touches.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A run that touched `groups` one after another, a millisecond apart: an order that comes from
-    /// elsewhere than a run.
+    /// Creates a run that touches `groups` in order, one millisecond apart. For orders that do not
+    /// come from a run.
     pub fn in_order(groups: impl IntoIterator<Item = GroupIdx>) -> Self {
         let mut run = Self::new();
         for group in groups {
@@ -42,11 +41,11 @@ impl Run {
         run
     }
 
-    /// Adds a touch. Returns whether it is kept: a group that was touched before is not, and
-    /// neither is what comes after [`ENTRIES_MAX`] others.
+    /// Records a touch. Returns false if it is dropped, because the group was touched before or the
+    /// run already has [`ENTRIES_MAX`] touches.
     ///
-    /// Touches come in order. One that claims to be earlier than the last counts as simultaneous
-    /// with it: threads may tell of theirs a little late.
+    /// Touches arrive in order. A touch that claims to be earlier than the last counts as
+    /// simultaneous with it, because threads may report slightly late.
     pub fn record(&mut self, touch: Touch) -> bool {
         if self.touches.len() >= ENTRIES_MAX || !self.met.insert(touch.group) {
             return false;
@@ -56,17 +55,17 @@ impl Run {
         true
     }
 
-    /// All touches, in order.
+    /// Returns all touches, in order.
     pub fn touches(&self) -> &[Touch] {
         &self.touches
     }
 
-    /// How many groups were touched.
+    /// Returns the number of groups touched.
     pub fn len(&self) -> usize {
         self.touches.len()
     }
 
-    /// Whether nothing was touched.
+    /// Returns whether no group was touched.
     pub fn is_empty(&self) -> bool {
         self.touches.is_empty()
     }

@@ -1,4 +1,4 @@
-//! Profiles: how runs are merged, and what comes back from bytes.
+//! Tests of merging, encoding and decoding profiles.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -17,7 +17,7 @@ fn empty() -> Profile {
     Profile::new(snapshot(), ProfileLabel::default())
 }
 
-/// A run with these touches: groups, and milliseconds after it was attached.
+/// Creates a run from touches: groups, and milliseconds since the snapshot was attached.
 fn run(touches: &[(u32, u64)]) -> Run {
     let touch = |&(group, at)| Touch { group: GroupIdx(group), at: Duration::from_millis(at) };
     touches.iter().map(touch).collect()
@@ -77,7 +77,8 @@ fn likelihood_matters_at_the_very_start_too() {
 
 #[test]
 fn a_slow_run_and_a_fast_one_agree_on_the_order() {
-    // The same program from a distant store and from a warm cache, each time with one more group.
+    // The same program from a distant store and from a warm cache, each time with one additional
+    // group.
     let mut profile = empty();
     profile.merge(&run(&[(1, 0), (2, 400), (4, 450), (3, 800)]));
     profile.merge(&run(&[(1, 0), (2, 40), (5, 45), (3, 80)]));
@@ -146,7 +147,7 @@ fn groups_that_an_index_does_not_have_are_dropped() {
     assert_eq!(order(&profile), [5, 9, 0]);
 }
 
-/// Gives `bytes` the digest that they should end with.
+/// Replaces the digest at the end of `bytes` with the correct one.
 fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
     let end = bytes.len() - 32;
     let digest = Digest::of(&bytes[..end]);
@@ -185,7 +186,7 @@ fn contradictions_are_refused_though_the_digest_is_right() {
     let mut profile = empty();
     profile.merge(&run(&[(5, 0), (9, 1)]));
     let bytes = profile.encode();
-    // Two entries do not compress, so they stand at 128 and 140 as they are.
+    // Two entries do not compress, so they are stored plain, at offsets 128 and 140.
     assert_eq!(bytes.len(), 128 + 2 * 12 + 32);
     let cases: &[(&str, usize, &[u8])] = &[
         ("kind", 12, &[9]),
@@ -275,7 +276,7 @@ proptest! {
         for entry in profile.entries() {
             let touched = |run: &&Run| run.touches().iter().any(|touch| touch.group == entry.group);
             let count = remembered.iter().filter(touched).count();
-            // What was forgotten and came back is counted from then on.
+            // The count of a group that was forgotten and came back starts anew.
             let seen = entry.seen.count() as usize;
             prop_assert!(seen == count || seen + 1 == count, "{} of {}", seen, count);
         }

@@ -1,4 +1,4 @@
-//! An answer's bytes: as many as were asked for, or a failure.
+//! Reads the body of a response: exactly the requested bytes, or a failure.
 
 use std::time::Duration;
 
@@ -9,24 +9,25 @@ use tokio::time::timeout;
 
 use super::failure::Failure;
 
-/// How much is set aside before a byte has come, at most: a length is only a promise.
+/// The maximum buffer reserved before any byte has arrived, in bytes: a content length is only a
+/// promise.
 const RESERVE_MAX: u64 = 1 << 20;
 
-/// Is told of bytes as they come.
+/// Receives progress of a transfer.
 pub trait Arrivals: Send + Sync {
-    /// So many more have come. Called on a thread of the runtime: it must not wait.
+    /// Called when `bytes` more have arrived. Runs on a runtime thread and must not block.
     fn came(&self, bytes: u64);
 }
 
-/// Whoever wants to be told of nothing.
+/// Ignores progress.
 pub(super) struct Unwatched;
 
 impl Arrivals for Unwatched {
     fn came(&self, _bytes: u64) {}
 }
 
-/// Reads the whole body of `answer`, which has to have exactly `want` bytes. Silence for longer
-/// than `stall` is a failure.
+/// Reads the whole body of `answer`, which must have exactly `want` bytes. Fails if no byte arrives
+/// for longer than `stall`.
 pub(super) async fn read(
     answer: GetResult,
     want: u64,
@@ -34,10 +35,13 @@ pub(super) async fn read(
     arrivals: &dyn Arrivals,
 ) -> Result<Bytes, Failure> {
     let promised = answer.range.end.saturating_sub(answer.range.start);
+    if matches!(answer.payload, GetResultPayload::File(..)) && promised < want {
+        return Err(Failure::Truncated(answer.meta.size));
+    }
     check(want, promised)?;
     let mut stream = match answer.payload {
         GetResultPayload::Stream(stream) => stream,
-        // A file is read in one piece by the library, not in its stream's small ones.
+        // `bytes` reads a file in one piece, the stream would read it in small ones.
         GetResultPayload::File(..) => {
             let bytes = timeout(stall, answer.bytes()).await;
             let bytes = bytes.map_err(|_| Failure::Timeout(stall))??;
@@ -57,7 +61,7 @@ pub(super) async fn read(
             return Err(Failure::Long(want));
         }
         arrivals.came(piece.len() as u64);
-        // The usual answer is one piece, which is handed on as it is.
+        // Usually the body is a single piece, which is returned without copying.
         if first.is_empty() {
             first = piece;
         } else {
@@ -68,6 +72,7 @@ pub(super) async fn read(
     Ok(rest.map_or(first, BytesMut::freeze))
 }
 
+/// Creates a buffer for a body in several pieces, which starts with `first`.
 fn gathered(first: &Bytes, want: u64) -> BytesMut {
     let reserve = usize::try_from(want.min(RESERVE_MAX)).unwrap_or_default();
     let mut all = BytesMut::with_capacity(reserve.max(first.len()));

@@ -1,105 +1,236 @@
-//! The store's records: which snapshots there are, and which names they have.
+//! Reads and writes the store's catalog: records of snapshots and names.
 
 use std::collections::BTreeSet;
 
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
+use object_store::PutMode;
 use object_store::path::Path;
 use tokio::time::timeout;
 
-use super::changing::Step;
-use super::client::{Remote, Whole};
+use super::changing::{ChangeStep, Conditional};
+use super::client::{Reach, Remote, WholeObject};
 use super::error::StoreError;
 use super::failure::Failure;
 use super::key::{NAMES, Name, ObjectKey, SNAPSHOTS};
-use super::records::{LEN_MAX, NameRecord, Record, RecordError, SnapshotRecord};
-use super::retry::{Operation, Request};
+use super::records::{LEN_MAX, NameRecord, RecordError, SnapshotRecord, StoreRecord};
+use super::retry::{Operation, RetriedRequest};
 use crate::ids::SnapshotId;
 
-/// The most records of one sort that are listed.
+/// The maximum number of records in a listing.
 const LIST_MAX: usize = 1_000_000;
-/// About how many bytes a service sends for each object that it lists.
+/// Approximate size of a listed object in a service's response, in bytes.
 const LIST_ENTRY_BYTES: u64 = 400;
-/// How many records are read at once.
+/// Number of records read concurrently.
 const CONCURRENT_READS: usize = 16;
 
+/// A listed snapshot with its record, or the error from reading it.
+pub type ListedSnapshot = (SnapshotId, Result<SnapshotRecord, StoreError>);
+/// The outcome of moving a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NameMove {
+    /// The name now refers to the snapshot.
+    Moved {
+        /// The previous target.
+        before: Option<SnapshotId>,
+    },
+    /// The store already had exactly this record.
+    There,
+    /// The name was not changed.
+    Refused {
+        /// The record found; `None` if the name is not set.
+        found: Option<NameRecord>,
+    },
+}
+
 impl Remote {
-    /// The record of a snapshot.
+    /// Returns the record of a snapshot.
     pub async fn snapshot(&self, id: &SnapshotId) -> Result<SnapshotRecord, StoreError> {
         let key = ObjectKey::Record(*id);
         let json = self.get(&key, LEN_MAX).await?;
         SnapshotRecord::decode(&json, id).map_err(|reason| self.unusable(&key, reason))
     }
 
-    /// Writes a snapshot's record: from here on the snapshot is there for everybody. All that it
-    /// refers to must be in the store.
+    /// Writes the record of a snapshot, which publishes it. All objects that it refers to must
+    /// already be in the store.
     pub async fn put_snapshot(&self, record: &SnapshotRecord) -> Result<(), StoreError> {
         let key = ObjectKey::Record(record.id);
         let json = record.encode().map_err(|reason| self.unusable(&key, reason))?;
         self.put(&key, json).await
     }
 
-    /// The ids of all snapshots, in order. At most a million.
+    /// Writes the record of a snapshot, or merges it into the existing one (see
+    /// [`SnapshotRecord::merge`]). Returns the resulting record. All objects that it refers to must
+    /// already be in the store.
+    ///
+    /// A damaged record is replaced. A record of a newer version is an error, because replacing it
+    /// would lose its contents.
+    pub async fn put_or_merge_snapshot(
+        &self,
+        record: &SnapshotRecord,
+    ) -> Result<SnapshotRecord, StoreError> {
+        let key = ObjectKey::Record(record.id);
+        let unusable = |reason| self.unusable(&key, reason);
+        self.change(&key, LEN_MAX, |found| {
+            let Some(body) = found else {
+                return Ok(ChangeStep::Write(record.encode().map_err(unusable)?, record.clone()));
+            };
+            let known = match decode_snapshot(body, &record.id) {
+                Ok(known) => known,
+                Err(reason @ RecordError::Version { .. }) => return Err(unusable(reason)),
+                Err(reason) => {
+                    let object = self.object_name(&key);
+                    tracing::warn!(object, %reason, "replacing a damaged record");
+                    return Ok(ChangeStep::Write(
+                        record.encode().map_err(unusable)?,
+                        record.clone(),
+                    ));
+                }
+            };
+            let mut merged = known.clone();
+            merged.merge(record);
+            if merged == known {
+                return Ok(ChangeStep::Leave(known));
+            }
+            Ok(ChangeStep::Write(merged.encode().map_err(unusable)?, merged))
+        })
+        .await
+    }
+
+    /// Like [`Self::put_or_merge_snapshot`], but expects that no record exists: takes a single
+    /// request in that case.
+    pub async fn create_or_merge_snapshot(
+        &self,
+        record: &SnapshotRecord,
+    ) -> Result<SnapshotRecord, StoreError> {
+        let key = ObjectKey::Record(record.id);
+        let json = record.encode().map_err(|reason| self.unusable(&key, reason))?;
+        self.check_writable(&key)?;
+        match self.put_if(&key, json, PutMode::Create).await? {
+            Conditional::Written => Ok(record.clone()),
+            Conditional::Changed | Conditional::Unsupported => {
+                self.put_or_merge_snapshot(record).await
+            }
+        }
+    }
+
+    /// Returns the record of a snapshot in the store itself, ignoring the near directory; `None` if
+    /// the store has none.
+    pub async fn stored_snapshot(
+        &self,
+        id: &SnapshotId,
+    ) -> Result<Option<SnapshotRecord>, StoreError> {
+        let key = ObjectKey::Record(*id);
+        let Some(found) = self.find(&key, LEN_MAX, Reach::StoreOnly).await? else {
+            return Ok(None);
+        };
+        let record = decode_snapshot(&found.body, id);
+        record.map(Some).map_err(|reason| self.unusable(&key, reason))
+    }
+
+    /// Returns the ids of all snapshots, sorted. Fails above one million.
     pub async fn snapshot_ids(&self) -> Result<Vec<SnapshotId>, StoreError> {
         self.list(&Path::from(SNAPSHOTS), ObjectKey::snapshot_at).await
     }
 
-    /// The records of all snapshots, in the order of their ids. A few are read at once.
+    /// Streams the records of all snapshots, sorted by id. Reads several concurrently.
     ///
-    /// A record that can't be used is an error of its own, after which the stream goes on; one that
-    /// goes away meanwhile is left out.
-    pub async fn snapshots(
-        &self,
-    ) -> Result<BoxStream<'static, Result<SnapshotRecord, StoreError>>, StoreError> {
+    /// An unusable record is an error item and does not end the stream. A record that is deleted
+    /// concurrently is skipped.
+    pub async fn snapshots(&self) -> Result<BoxStream<'static, ListedSnapshot>, StoreError> {
         let ids = self.snapshot_ids().await?;
         let remote = self.clone();
         Ok(stream::iter(ids)
             .map(move |id| {
                 let remote = remote.clone();
-                async move { present(remote.snapshot(&id).await) }
+                async move { present(remote.snapshot(&id).await).map(|read| (id, read)) }
             })
             .buffered(CONCURRENT_READS)
             .filter_map(std::future::ready)
             .boxed())
     }
 
-    /// What a name stands for, or nothing if nobody has set it.
+    /// Returns the record of a name, or `None` if it is not set.
     pub async fn name(&self, name: &Name) -> Result<Option<NameRecord>, StoreError> {
+        // Check before reading: if the name is uploaded in between, the record found is the
+        // store's.
+        let waits = self.near().is_some_and(|near| near.has_name(name));
+        let found = self.name_record(name).await?;
+        if let Some(near) = self.near().filter(|_| !waits) {
+            near.note(name, found.as_ref().map(|record| record.id));
+        }
+        Ok(found)
+    }
+
+    async fn name_record(&self, name: &Name) -> Result<Option<NameRecord>, StoreError> {
         let key = ObjectKey::Name(name.clone());
-        let Some(found) = self.find(&key, LEN_MAX).await? else { return Ok(None) };
+        let found = self.find(&key, LEN_MAX, Reach::NearFirst).await?;
+        let Some(found) = found else { return Ok(None) };
         decode_name(&found.body, name).map(Some).map_err(|reason| self.unusable(&key, reason))
     }
 
-    /// Sets a name, and returns what it stood for before.
+    /// Sets a name, and returns its previous target in the store.
     ///
-    /// A store with conditional writes never loses what another set in the same moment: one of the
-    /// two comes after the other. In one without them the later one wins, and what is returned may
-    /// be out of date. A name whose record is damaged is set as if it stood for nothing.
+    /// With conditional writes, concurrent updates are serialized and none is lost. Without them,
+    /// the last one wins, and the returned target may be stale. A name with a damaged record is
+    /// treated as unset. A record of a newer version is left unchanged and is an error.
     pub async fn set_name(&self, record: &NameRecord) -> Result<Option<SnapshotId>, StoreError> {
+        let moved = self.move_name(record, |_| true).await?;
+        let before = match moved {
+            NameMove::Moved { before } => before,
+            // `|_| true` refuses nothing.
+            NameMove::There | NameMove::Refused { .. } => Some(record.id),
+        };
+        if let Some(near) = self.near() {
+            near.name_was_set(&record.name, Some(record.id));
+        }
+        Ok(before)
+    }
+
+    /// Moves a name if `may` accepts its current record in the store.
+    ///
+    /// With conditional writes, the check and the move are atomic.
+    pub async fn move_name(
+        &self,
+        record: &NameRecord,
+        may: impl Fn(Option<&NameRecord>) -> bool,
+    ) -> Result<NameMove, StoreError> {
         let key = ObjectKey::Name(record.name.clone());
         let json = record.encode().map_err(|reason| self.unusable(&key, reason))?;
         self.change(&key, LEN_MAX, |found| {
-            let known = found.map(|body| decode_name(body, &record.name)).transpose();
-            let known = known.unwrap_or_else(|reason| {
-                let object = self.object_name(&key);
-                tracing::warn!(object, %reason, "replacing a record that can't be used");
-                None
-            });
-            let before = known.as_ref().map(|known| known.id);
-            if known.as_ref() == Some(record) {
-                return Ok(Step::Leave(before));
+            let known = match found.map(|body| decode_name(body, &record.name)).transpose() {
+                Ok(known) => known,
+                Err(reason @ RecordError::Version { .. }) => {
+                    return Err(self.unusable(&key, reason));
+                }
+                Err(reason) => {
+                    let object = self.object_name(&key);
+                    tracing::warn!(object, %reason, "replacing a damaged record");
+                    None
+                }
+            };
+            match known {
+                Some(known) if known == *record => Ok(ChangeStep::Leave(NameMove::There)),
+                known if may(known.as_ref()) => {
+                    let before = known.map(|known| known.id);
+                    Ok(ChangeStep::Write(json.clone(), NameMove::Moved { before }))
+                }
+                found => Ok(ChangeStep::Leave(NameMove::Refused { found })),
             }
-            Ok(Step::Write(json.clone(), before))
         })
         .await
     }
 
-    /// Removes a name. One that is not there is removed already.
+    /// Removes a name. Idempotent.
     pub async fn remove_name(&self, name: &Name) -> Result<(), StoreError> {
-        self.remove(&ObjectKey::Name(name.clone())).await
+        self.remove(&ObjectKey::Name(name.clone())).await?;
+        if let Some(near) = self.near() {
+            near.name_was_set(name, None);
+        }
+        Ok(())
     }
 
-    /// All names and what they stand for, in the order of the names, as [`Self::snapshots`] does it.
+    /// Streams the records of all names, sorted by name, like [`Self::snapshots`].
     pub async fn names(
         &self,
     ) -> Result<BoxStream<'static, Result<NameRecord, StoreError>>, StoreError> {
@@ -108,15 +239,15 @@ impl Remote {
         Ok(stream::iter(names)
             .map(move |name| {
                 let remote = remote.clone();
-                async move { remote.name(&name).await.transpose() }
+                async move { remote.name_record(&name).await.transpose() }
             })
             .buffered(CONCURRENT_READS)
             .filter_map(std::future::ready)
             .boxed())
     }
 
-    /// Lists what `parse` makes of the paths in `directory`, which is below the root. What it does
-    /// not know is passed over.
+    /// Lists `directory`, a path below the root, and parses each object's path. Skips paths that
+    /// `parse` rejects.
     pub(super) async fn list<T: Ord>(
         &self,
         directory: &Path,
@@ -125,10 +256,11 @@ impl Remote {
         let object = self.full_name(directory);
         let prefix = directory.parts().fold(self.root().clone(), Path::join);
         let stall = self.policy().stall;
-        let request = Request {
+        let request = RetriedRequest {
             operation: Operation::List,
             object: object.clone(),
             bytes: LIST_ENTRY_BYTES * LIST_MAX as u64,
+            known: None,
             budget: self.policy().budget(),
         };
         let found = self
@@ -161,14 +293,22 @@ impl Remote {
     }
 }
 
-/// Reads the record of `name`.
-fn decode_name(body: &Whole, name: &Name) -> Result<NameRecord, RecordError> {
+fn decode_snapshot(body: &WholeObject, id: &SnapshotId) -> Result<SnapshotRecord, RecordError> {
     match body {
-        Whole::Bytes(json) => NameRecord::decode(json, name),
-        Whole::TooLong(len) => Err(RecordError::TooLong { len: *len }),
+        WholeObject::Bytes(json) => SnapshotRecord::decode(json, id),
+        WholeObject::TooLong(len) => Err(RecordError::TooLong { len: *len }),
     }
 }
 
+/// Decodes the record of `name`.
+fn decode_name(body: &WholeObject, name: &Name) -> Result<NameRecord, RecordError> {
+    match body {
+        WholeObject::Bytes(json) => NameRecord::decode(json, name),
+        WholeObject::TooLong(len) => Err(RecordError::TooLong { len: *len }),
+    }
+}
+
+/// Returns `None` for an object that was deleted concurrently.
 fn present<T>(read: Result<T, StoreError>) -> Option<Result<T, StoreError>> {
     match read {
         Err(error) if error.is_not_found() => None,

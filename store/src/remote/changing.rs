@@ -1,79 +1,80 @@
-//! Objects that change: looked at and written again without losing what others write meanwhile.
+//! Updates mutable objects without losing concurrent writes, by compare-and-swap.
 
 use bytes::Bytes;
 use object_store::{ObjectStoreExt, PutMode, PutOptions, PutPayload, UpdateVersion};
 
-use super::client::{Remote, Whole};
+use super::client::{Reach, Remote, WholeObject};
 use super::error::StoreError;
 use super::failure::Failure;
 use super::key::ObjectKey;
 use super::retry::Operation;
 
-/// How often an object is tried to be changed while others change it, too.
+/// The maximum number of attempts to update an object under contention.
 const ATTEMPTS_MAX: u32 = 16;
 
-/// An object as it was found, and its state that a conditional write can refer to.
-pub(super) struct Found {
-    pub(super) body: Whole,
+/// An object as read, with the version that a conditional write must match.
+pub(super) struct VersionedObject {
+    pub(super) body: WholeObject,
     version: UpdateVersion,
 }
 
-/// What is to become of an object that was looked at.
-pub(super) enum Step<R> {
-    /// It stays as it is.
+/// The decision about an object that was read.
+pub(super) enum ChangeStep<R> {
+    /// Leave it unchanged.
     Leave(R),
-    /// It becomes this.
+    /// Write these bytes.
     Write(Bytes, R),
 }
 
-/// What became of a conditional write.
-enum Conditional {
+/// The outcome of a conditional write.
+pub(super) enum Conditional {
     Written,
     Changed,
     Unsupported,
 }
 
 impl Remote {
-    /// Reads an object that can change. One of more than `len_max` bytes is not read.
+    /// Reads a mutable object. Does not read more than `len_max` bytes.
     pub(super) async fn find(
         &self,
         key: &ObjectKey,
         len_max: u64,
-    ) -> Result<Option<Found>, StoreError> {
-        match self.get_whole(key, len_max).await {
+        reach: Reach,
+    ) -> Result<Option<VersionedObject>, StoreError> {
+        match self.get_whole(key, len_max, reach).await {
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
             Ok((meta, body)) => {
                 let version = UpdateVersion { e_tag: meta.e_tag, version: meta.version };
-                Ok(Some(Found { body, version }))
+                Ok(Some(VersionedObject { body, version }))
             }
         }
     }
 
-    /// Changes an object: `look` says what becomes of what is there, and is asked again if that has
-    /// changed before it could be written.
+    /// Updates an object in a read-modify-write loop. `look` decides what to write, and is called
+    /// again if the object was changed before the write.
     ///
-    /// In a store without conditional writes, what others write in the same moment is lost.
+    /// Without conditional writes, concurrent writes by others are lost.
     pub(super) async fn change<R>(
         &self,
         key: &ObjectKey,
         len_max: u64,
-        mut look: impl FnMut(Option<&Whole>) -> Result<Step<R>, StoreError>,
+        mut look: impl FnMut(Option<&WholeObject>) -> Result<ChangeStep<R>, StoreError>,
     ) -> Result<R, StoreError> {
         self.check_writable(key)?;
         let mut attempted: Option<(Bytes, R)> = None;
         for _ in 0..ATTEMPTS_MAX {
-            let found = self.find(key, len_max).await?;
+            let found = self.find(key, len_max, Reach::StoreOnly).await?;
             let body = found.as_ref().map(|found| &found.body);
             if let Some((ours, result)) = attempted.take()
-                && matches!(body, Some(Whole::Bytes(now)) if *now == ours)
+                && matches!(body, Some(WholeObject::Bytes(now)) if *now == ours)
             {
-                // The attempt that seemed to fail had succeeded after all.
+                // The previous write seemed to fail, but had taken effect.
                 return Ok(result);
             }
             let (bytes, result) = match look(body)? {
-                Step::Leave(result) => return Ok(result),
-                Step::Write(bytes, result) => (bytes, result),
+                ChangeStep::Leave(result) => return Ok(result),
+                ChangeStep::Write(bytes, result) => (bytes, result),
             };
             let mode = match found {
                 Some(found) => PutMode::Update(found.version),
@@ -91,7 +92,7 @@ impl Remote {
         Err(StoreError::Contended { object: self.object_name(key), attempts: ATTEMPTS_MAX })
     }
 
-    /// Removes an object that can change. One that is not there is removed already.
+    /// Removes a mutable object. Idempotent.
     pub(super) async fn remove(&self, key: &ObjectKey) -> Result<(), StoreError> {
         self.check_writable(key)?;
         let path = key.path(self.root());
@@ -107,7 +108,8 @@ impl Remote {
         }
     }
 
-    async fn put_if(
+    /// Writes an object if the precondition in `mode` holds.
+    pub(super) async fn put_if(
         &self,
         key: &ObjectKey,
         bytes: Bytes,

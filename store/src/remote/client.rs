@@ -1,60 +1,74 @@
-//! The store as the rest of the program sees it.
+//! The client of a store, which the rest of the program uses.
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::body::{self, Arrivals, Unwatched};
 use super::config::StoreConfig;
 use super::endpoint::Endpoint;
 use super::error::StoreError;
 use super::failure::Failure;
+use super::immutable::Tags;
 use super::key::ObjectKey;
-use super::open::{self, Access, Opened};
-use super::retry::{self, Operation, Request, RetryBudget, RetryPolicy};
-
-/// What became of an object that was to be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PutOutcome {
-    /// It has been uploaded.
-    Written,
-    /// It was there already, with the same length, and was not uploaded.
-    AlreadyThere,
-}
+use super::near::{Near, StoreOnly};
+use super::open::{self, Access, Opened, StorePlace};
+use super::retry::{self, Operation, RetriedRequest, RetryBudget, RetryPolicy};
 
 /// A store. Cheap to clone; all clones share connections and credentials.
 ///
-/// Every call is retried within its budget, and ends, with an answer or an error that names the
-/// object. All need a tokio runtime with time and I/O.
+/// Every call is retried within its budget, and always ends with a result or an error that names
+/// the object. Calls need a tokio runtime with time and I/O enabled.
 #[derive(Clone)]
 pub struct Remote {
-    inner: Arc<Inner>,
+    inner: Arc<RemoteInner>,
 }
 
-struct Inner {
+struct RemoteInner {
     opened: Opened,
     policy: RetryPolicy,
+    tags: Tags,
 }
 
-/// What a whole object turned out to be.
-pub(super) enum Whole {
+/// The body of an object.
+pub(super) enum WholeObject {
     Bytes(Bytes),
-    /// Longer than the caller takes: its length in bytes.
+    /// Longer than the caller accepts: its length in bytes.
     TooLong(u64),
 }
 
+/// Where to look for an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// In the near directory, if there is one, then in the store.
+    NearFirst,
+    /// Only in the store, for reads that decide about a write to it.
+    StoreOnly,
+}
+
+impl Reach {
+    pub(super) fn options(self) -> GetOptions {
+        let mut options = GetOptions::new();
+        if self == Self::StoreOnly {
+            options.extensions.insert(StoreOnly);
+        }
+        options
+    }
+}
+
 impl Remote {
-    /// Opens a store. A directory is made if it is missing; a service is not asked anything yet.
+    /// Opens a store. Creates a directory store if it is missing; sends no request to a service.
     pub fn open(config: &StoreConfig) -> Result<Self, StoreError> {
         Ok(Self::with(open::open(config)?, config.retry))
     }
 
-    /// Takes a client that is there already. `description` stands for its URL in messages.
+    /// Wraps an existing client. `description` replaces its URL in messages.
     pub fn from_object_store(
         store: Arc<dyn ObjectStore>,
         description: String,
@@ -65,25 +79,42 @@ impl Remote {
             root: Path::default(),
             description,
             access: Access::ReadWrite,
+            disk: StorePlace::Elsewhere,
+            near: None,
         };
         Self::with(opened, policy)
     }
 
     fn with(opened: Opened, policy: RetryPolicy) -> Self {
-        Self { inner: Arc::new(Inner { opened, policy }) }
+        Self { inner: Arc::new(RemoteInner { opened, policy, tags: Tags::default() }) }
     }
 
-    /// The store's URL, for messages.
+    /// Returns the URL of the store, for messages.
     pub fn description(&self) -> &str {
         &self.inner.opened.description
     }
 
-    /// How this store's calls are retried.
+    /// Returns whether the store is a local directory, where reads need no request.
+    pub fn is_directory(&self) -> bool {
+        self.inner.opened.disk == StorePlace::Here
+    }
+
+    /// Returns the findings about the store's entity tags.
+    pub(super) fn tags(&self) -> &Tags {
+        &self.inner.tags
+    }
+
+    /// Returns the near directory, which is read before the store, if one is configured.
+    pub fn near(&self) -> Option<&Near> {
+        self.inner.opened.near.as_ref()
+    }
+
+    /// Returns the retry policy of this store.
     pub fn policy(&self) -> &RetryPolicy {
         &self.inner.policy
     }
 
-    /// The object's full name: the store's URL and the path in it.
+    /// Returns the full name of an object: the URL of the store and the path in it.
     pub fn object_name(&self, key: &ObjectKey) -> String {
         self.full_name(&key.path(&Path::default()))
     }
@@ -96,45 +127,53 @@ impl Remote {
         &self.inner.opened.root
     }
 
-    /// Reads a whole object of at most `len_max` bytes. A longer one is an error, and is not read.
+    /// Reads a whole object. Fails, without reading it, if it is longer than `len_max` bytes.
     pub async fn get(&self, key: &ObjectKey, len_max: u64) -> Result<Bytes, StoreError> {
-        match self.get_whole(key, len_max).await? {
-            (_, Whole::Bytes(bytes)) => Ok(bytes),
-            (_, Whole::TooLong(len)) => {
+        match self.get_whole(key, len_max, Reach::NearFirst).await? {
+            (_, WholeObject::Bytes(bytes)) => Ok(bytes),
+            (_, WholeObject::TooLong(len)) => {
                 Err(StoreError::TooLong { object: self.object_name(key), len, len_max })
             }
         }
     }
 
-    /// Reads a whole object unless it has more than `len_max` bytes, and what the store says of it.
+    /// Reads a whole object and its metadata. Does not read the body if it is longer than `len_max`
+    /// bytes.
     pub(super) async fn get_whole(
         &self,
         key: &ObjectKey,
         len_max: u64,
-    ) -> Result<(ObjectMeta, Whole), StoreError> {
+        reach: Reach,
+    ) -> Result<(ObjectMeta, WholeObject), StoreError> {
         let path = key.path(self.root());
         let policy = *self.policy();
-        let stall = policy.stall;
-        self.run(self.request(Operation::Get, key, len_max), |store| {
-            let path = path.clone();
+        // `len_max` may be far larger than the object: once the length is known, derive the time
+        // limits from it.
+        let (began, known_len) = (Instant::now(), Arc::new(AtomicU64::new(0)));
+        let known = Some(Arc::clone(&known_len));
+        let request = RetriedRequest { known, ..self.request(Operation::Get, key, len_max) };
+        let left = |len| (began + policy.limit(len)).saturating_duration_since(Instant::now());
+        self.run(request, |store| {
+            let (path, left, known_len) = (path.clone(), &left, &known_len);
             async move {
-                let answer = within(stall, store.get(&path)).await?;
+                let stall = policy.stall.min(left(known_len.load(Ordering::Relaxed)));
+                let answer = within(stall, store.get_opts(&path, reach.options())).await?;
                 let meta = answer.meta.clone();
                 let len = meta.size;
                 if len > len_max {
-                    return Ok((meta, Whole::TooLong(len)));
+                    return Ok((meta, WholeObject::TooLong(len)));
                 }
-                // The loop's limit is for `len_max`; the object may be far shorter.
-                let limit = policy.attempt_limit(len);
-                let bytes = timeout(limit, body::read(answer, len, stall, &Unwatched)).await;
+                known_len.store(len, Ordering::Relaxed);
+                let limit = policy.attempt_limit(len).min(left(len));
+                let bytes = timeout(limit, body::read(answer, len, policy.stall, &Unwatched)).await;
                 let bytes = bytes.map_err(|_| Failure::Timeout(limit))??;
-                Ok((meta, Whole::Bytes(bytes)))
+                Ok((meta, WholeObject::Bytes(bytes)))
             }
         })
         .await
     }
 
-    /// Reads exactly the bytes of `range`. An object that does not have them all is an error.
+    /// Reads exactly the bytes of `range`. Fails if the object is too short.
     pub async fn get_range(
         &self,
         key: &ObjectKey,
@@ -144,8 +183,8 @@ impl Remote {
         self.get_range_watched(key, range, budget, Arc::new(Unwatched)).await
     }
 
-    /// The same, and `arrivals` is told of bytes as they come: of more than the range has, if they
-    /// have to be asked for again.
+    /// Like [`Self::get_range`], and reports progress to `arrivals`. Bytes that are requested again
+    /// in a retry are reported again.
     pub async fn get_range_watched(
         &self,
         key: &ObjectKey,
@@ -159,7 +198,7 @@ impl Remote {
         }
         let path = key.path(self.root());
         let stall = self.policy().stall;
-        let request = Request { budget, ..self.request(Operation::GetRange, key, want) };
+        let request = RetriedRequest { budget, ..self.request(Operation::GetRange, key, want) };
         self.run(request, |store| {
             let (path, range, arrivals) = (path.clone(), range.clone(), Arc::clone(&arrivals));
             async move {
@@ -171,8 +210,8 @@ impl Remote {
         .await
     }
 
-    /// The first `len` bytes of an object, or all of a shorter one, and how many it has: one request
-    /// instead of two for an object whose length is not known.
+    /// Returns the first `len` bytes of an object, or all of a shorter one, and its total length.
+    /// Takes one request instead of two when the length is unknown.
     pub async fn get_start(&self, key: &ObjectKey, len: u64) -> Result<(Bytes, u64), StoreError> {
         let path = key.path(self.root());
         let stall = self.policy().stall;
@@ -189,13 +228,18 @@ impl Remote {
         .await
     }
 
-    /// The object's length in bytes, or nothing if it is not there.
+    /// Returns the length of an object in bytes, or `None` if it does not exist.
     pub async fn len(&self, key: &ObjectKey) -> Result<Option<u64>, StoreError> {
+        self.len_within(key, Reach::NearFirst).await
+    }
+
+    async fn len_within(&self, key: &ObjectKey, reach: Reach) -> Result<Option<u64>, StoreError> {
         let path = key.path(self.root());
         let head = self
             .run(self.request(Operation::Head, key, 0), |store| {
                 let path = path.clone();
-                async move { Ok(store.head(&path).await?.size) }
+                let options = reach.options().with_head(true);
+                async move { Ok(store.get_opts(&path, options).await?.meta.size) }
             })
             .await;
         match head {
@@ -204,24 +248,7 @@ impl Remote {
         }
     }
 
-    /// Writes an object that is named by its content, unless one with the same length is there.
-    ///
-    /// One with another length is what a broken store has made of it, and is replaced.
-    pub async fn put_immutable(
-        &self,
-        key: &ObjectKey,
-        bytes: Bytes,
-    ) -> Result<PutOutcome, StoreError> {
-        self.check_writable(key)?;
-        let len = bytes.len() as u64;
-        if self.len(key).await? == Some(len) {
-            return Ok(PutOutcome::AlreadyThere);
-        }
-        self.put(key, bytes).await?;
-        Ok(PutOutcome::Written)
-    }
-
-    /// Writes an object, whatever was there.
+    /// Writes an object, replacing an existing one.
     pub(super) async fn put(&self, key: &ObjectKey, bytes: Bytes) -> Result<(), StoreError> {
         self.check_writable(key)?;
         let path = key.path(self.root());
@@ -235,6 +262,7 @@ impl Remote {
         .await
     }
 
+    /// Fails if the store is read-only.
     pub(super) fn check_writable(&self, key: &ObjectKey) -> Result<(), StoreError> {
         match self.inner.opened.access {
             Access::ReadWrite => Ok(()),
@@ -242,12 +270,22 @@ impl Remote {
         }
     }
 
-    pub(super) fn request(&self, operation: Operation, key: &ObjectKey, bytes: u64) -> Request {
+    pub(super) fn request(
+        &self,
+        operation: Operation,
+        key: &ObjectKey,
+        bytes: u64,
+    ) -> RetriedRequest {
         let (object, budget) = (self.object_name(key), self.policy().budget());
-        Request { operation, object, bytes, budget }
+        RetriedRequest { operation, object, bytes, known: None, budget }
     }
 
-    pub(super) async fn run<T, F, Fut>(&self, request: Request, attempt: F) -> Result<T, StoreError>
+    /// Sends a request with retries.
+    pub(super) async fn run<T, F, Fut>(
+        &self,
+        request: RetriedRequest,
+        attempt: F,
+    ) -> Result<T, StoreError>
     where
         F: FnMut(Arc<dyn ObjectStore>) -> Fut,
         Fut: Future<Output = Result<T, Failure>>,
@@ -256,7 +294,7 @@ impl Remote {
     }
 }
 
-/// Waits for an answer to begin.
+/// Waits at most `stall` for a response to start.
 pub(super) async fn within<T>(
     stall: std::time::Duration,
     answer: impl Future<Output = object_store::Result<T>>,

@@ -1,4 +1,4 @@
-//! What a store is opened with.
+//! The configuration of a store.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,28 +6,28 @@ use std::sync::Arc;
 use super::near::Near;
 use super::retry::RetryPolicy;
 
-/// Where the store is and how it is talked to.
+/// The location of a store and the settings for accessing it.
 #[derive(Clone)]
 pub struct StoreConfig {
-    /// A directory, or a URL: `file://`, `s3://`, `gs://`, `az://`, `http(s)://` (only for reading),
-    /// or `memory:`, a store that ends with the process.
+    /// A directory, or a URL: `file://`, `s3://`, `gs://`, `az://`, `http(s)://` (read-only), or
+    /// `memory:`, a store that lives as long as the process.
     pub url: String,
-    /// Settings and credentials of the service, by the names of its usual variables in any case:
-    /// `AWS_REGION`, `aws_endpoint_url`. Names that the service does not have are passed over.
+    /// Settings and credentials of the service, by the names of its usual environment variables in
+    /// any case: `AWS_REGION`, `aws_endpoint_url`. Names unknown to the service are ignored.
     pub options: Vec<(String, String)>,
-    /// Gathers `options` anew, for credentials that expire. It is called when the store has refused
-    /// them, and may read files.
+    /// Collects fresh `options`, for credentials that expire. Called after the store has rejected
+    /// them; may read files.
     pub refresh: Option<OptionsRefresh>,
-    /// How failures are met.
+    /// Retry policy.
     pub retry: RetryPolicy,
-    /// Whether bytes may pass unencrypted to other machines.
+    /// Whether unencrypted connections to other machines are allowed.
     pub plain_http: PlainHttp,
-    /// A directory of this host that is looked into first.
+    /// A local directory that is read before the store.
     pub near: Option<Near>,
 }
 
 impl StoreConfig {
-    /// A store at `url` with no options and the usual retries.
+    /// Creates a configuration for `url` with no options and the default retry policy.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -40,7 +40,7 @@ impl StoreConfig {
     }
 }
 
-// The options hold secrets: only their names are shown.
+// The options hold secrets: only print their names.
 impl fmt::Debug for StoreConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = self.options.iter().map(|(name, _)| name.as_str()).collect();
@@ -53,16 +53,16 @@ impl fmt::Debug for StoreConfig {
     }
 }
 
-/// Whether plain HTTP is spoken.
+/// Whether plain HTTP is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PlainHttp {
-    /// Only to this machine itself.
+    /// Only to this machine.
     #[default]
     LoopbackOnly,
     /// To any machine.
     Allowed,
 }
 
-/// A function that gathers a store's options as they are now.
+/// A function that returns the current options of a store.
 #[derive(Clone)]
 pub struct OptionsRefresh(pub Arc<dyn Fn() -> Vec<(String, String)> + Send + Sync>);

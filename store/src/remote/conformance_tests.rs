@@ -1,14 +1,14 @@
-//! What every kind of store does alike.
+//! Conformance tests that every kind of store must pass.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use inlay_testkit::weed::{BUCKET, Weed};
 use object_store::memory::InMemory;
 
-use super::http_server::{Reply, Request, Server};
+use super::http_server::{Reply, Server, ServerRequest};
 use super::profiles_tests::{check_profiles, check_read_only};
 use super::records::tests::{id, name_record, record};
 use super::*;
@@ -94,8 +94,14 @@ async fn check_lists(remote: &Remote) {
     let mut ids = [1, 2, 3].map(id);
     ids.sort();
     assert_eq!(remote.snapshot_ids().await.unwrap(), ids);
-    let records: Vec<_> = remote.snapshots().await.unwrap().try_collect().await.unwrap();
-    assert_eq!(records.iter().map(|record| record.id).collect::<Vec<_>>(), ids);
+    let records: Vec<_> = remote.snapshots().await.unwrap().collect().await;
+    assert_eq!(
+        records
+            .iter()
+            .map(|(id, record)| record.as_ref().map(|_| *id).unwrap())
+            .collect::<Vec<_>>(),
+        ids
+    );
     let names: Vec<_> = remote.names().await.unwrap().try_collect().await.unwrap();
     let names: Vec<_> = names.iter().map(|record| record.name.as_str()).collect();
     assert_eq!(names, ["base", "base/app", "python:3.12-slim"]);
@@ -113,7 +119,8 @@ async fn check_names_change(remote: &Remote) {
     assert_eq!(remote.name(&name).await.unwrap(), None);
 }
 
-/// Several set a name together: each sees what exactly one other, or nobody, had set before it.
+/// Concurrent updates of a name: each sees the value of exactly one other update, or none, as its
+/// predecessor.
 async fn check_names_race(remote: &Remote) {
     let racers = (10..18).map(|number| {
         let remote = remote.clone();
@@ -152,7 +159,7 @@ async fn memory_conforms() {
 async fn a_directory_conforms() {
     let dir = tempfile::tempdir().unwrap();
     conforms(directory(dir.path())).await;
-    // What is left of a write that was cut is not an object.
+    // The remains of an interrupted write are not an object.
     std::fs::write(dir.path().join("snapshots/img-00.json#1"), "half").unwrap();
     check_lists(&directory(dir.path())).await;
 }
@@ -166,8 +173,8 @@ async fn s3_conforms() {
     conforms(Remote::open(&config).unwrap()).await;
 }
 
-/// Serves a directory as any web server does.
-fn serve(root: PathBuf) -> impl Fn(&Request) -> Reply + Send + Sync {
+/// Serves a directory like an ordinary web server.
+fn serve(root: PathBuf) -> impl Fn(&ServerRequest) -> Reply + Send + Sync {
     move |request| {
         if !["GET", "HEAD"].contains(&request.method.as_str()) {
             return Reply::new(405, "only for reading");

@@ -1,4 +1,4 @@
-//! The store's client, and its replacement when the credentials it holds have expired.
+//! Holds the store's client, and replaces it when its credentials have expired.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,10 +6,10 @@ use std::sync::Arc;
 use object_store::ObjectStore;
 use parking_lot::Mutex;
 
-/// Makes a client with the credentials that hold now.
+/// Creates a client with the current credentials; `None` on failure.
 pub(super) type Reopen = Box<dyn Fn() -> Option<Arc<dyn ObjectStore>> + Send + Sync>;
 
-/// A client that can be replaced under those who use it.
+/// A client that can be replaced while others use it.
 pub(super) struct Endpoint {
     store: Mutex<Arc<dyn ObjectStore>>,
     reopen: Option<Reopen>,
@@ -24,7 +24,7 @@ impl Endpoint {
         Self { store: Mutex::new(store), reopen: Some(reopen) }
     }
 
-    /// The same, with each client put into `layer`.
+    /// Wraps the current client and every later one in `layer`.
     pub(super) fn below(
         self,
         layer: impl Fn(Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> + Send + Sync + 'static,
@@ -38,9 +38,9 @@ impl Endpoint {
         Arc::clone(&self.store.lock())
     }
 
-    /// Replaces `refused`, the client whose credentials were refused, by a new one. Says whether
-    /// another client than `refused` is there now: of many requests that were refused together,
-    /// only the first replaces it.
+    /// Replaces `refused`, the client with rejected credentials. Returns whether the current client
+    /// is now a different one. Of several requests that are rejected together, only the first
+    /// replaces the client.
     pub(super) fn refresh(&self, refused: &Arc<dyn ObjectStore>) -> bool {
         let Some(reopen) = &self.reopen else { return false };
         let mut store = self.store.lock();

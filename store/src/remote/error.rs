@@ -1,4 +1,4 @@
-//! Why the store could not do what it was asked for.
+//! Errors of a store.
 
 use std::time::Duration;
 
@@ -7,116 +7,171 @@ use super::records::RecordError;
 use super::retry::Operation;
 use crate::profile::ProfileError;
 
-/// Why a store can't be opened, or why something of it can't be read or written.
+/// An error from opening a store, or from reading or writing an object in it.
 ///
-/// An object is named in full, as the store's URL and the path in it.
+/// Objects are identified by their full name: the URL of the store and the path in it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
-    /// The URL names no kind of store that there is.
+    /// The URL does not identify a supported store.
     #[error("'{url}' names no store: {reason}; give a directory, s3://, gs://, az:// or https://")]
     Url {
-        /// What was given, without a password.
+        /// The URL, without a password.
         url: String,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
-    /// The store's settings do not work together.
+    /// The settings of the store are invalid or inconsistent.
     #[error("can't open the store {store}: {reason}")]
     Open {
-        /// The store's URL.
+        /// URL of the store.
         store: String,
-        /// What is wrong.
+        /// The problem.
         reason: String,
     },
-    /// The bytes would pass over a network where all can read and change them.
+    /// The connection would be unencrypted, so that anyone on the network could read and change its
+    /// bytes.
     #[error(
         "{endpoint} is plain HTTP to another machine: everybody on the way can read and change what \
          passes; use https://, or allow plain HTTP in the settings"
     )]
     PlainHttp {
-        /// Where the bytes would go.
+        /// The server.
         endpoint: String,
     },
-    /// A store that is only for reading was to be written.
+    /// A write to a read-only store.
     #[error("can't write {object}: this store is read-only; name one that is not")]
     ReadOnly {
-        /// Which object.
+        /// The object.
         object: String,
     },
-    /// There is no such object. Other reads may fail with a cause; this one is certain.
+    /// The object does not exist. Unlike other failed reads, this is certain.
     #[error("can't {operation} {object}: it is not in the store; {}", Failure::NotFound.advice())]
     NotFound {
-        /// What was tried.
+        /// The operation.
         operation: Operation,
-        /// Which object.
+        /// The object.
         object: String,
     },
-    /// All that could be tried has been tried, or nothing would help.
+    /// The retry budget is exhausted, or a retry would not help.
     #[error(
         "can't {operation} {object}: {cause} (attempts: {attempts}, in {elapsed:.1?}); {}",
         cause.advice()
     )]
     Failed {
-        /// What was tried.
+        /// The operation.
         operation: Operation,
-        /// Which object.
+        /// The object.
         object: String,
-        /// How many times it was tried.
+        /// Number of attempts.
         attempts: u32,
-        /// How long it took in all.
+        /// Total time.
         elapsed: Duration,
-        /// Why the last attempt failed.
+        /// Error of the last attempt.
         cause: Failure,
     },
-    /// An object that is longer than anything that belongs there.
+    /// The object is longer than any valid one.
     #[error("{object} has {len} bytes, more than the {len_max} that it may have; it is damaged")]
     TooLong {
-        /// Which object.
+        /// The object.
         object: String,
         /// Its length, in bytes.
         len: u64,
-        /// The most that the caller takes.
+        /// The maximum length that the caller accepts, in bytes.
         len_max: u64,
     },
-    /// More objects than a store of this kind can hold.
+    /// A listing exceeds the limit.
     #[error("{object} holds more than {max} objects; is this a store of inlay's?")]
     TooMany {
-        /// Which part of the store.
+        /// The directory in the store.
         object: String,
-        /// The most that are listed.
+        /// The limit.
         max: usize,
     },
-    /// A record that can't be read.
+    /// A record is unusable.
     #[error("can't use {object}: {reason}")]
     Record {
-        /// Which object.
+        /// The object.
         object: String,
-        /// What is wrong with it.
+        /// The problem.
         reason: RecordError,
     },
-    /// A profile that can't be used. Only prefetching wants one: go on without it.
+    /// A profile is unusable. Only prefetching needs profiles: callers can continue without one.
     #[error(
         "can't use {object}: {reason}; only the order of fetching needs it, so it can be dropped"
     )]
     Profile {
-        /// Which object.
+        /// The object.
         object: String,
-        /// What is wrong with it.
+        /// The problem.
         reason: ProfileError,
     },
-    /// Others kept changing the object while it was to be changed.
+    /// Concurrent writers kept changing the object.
     #[error("can't write {object}: others changed it {attempts} times meanwhile; try again")]
     Contended {
-        /// Which object.
+        /// The object.
         object: String,
-        /// How often it was tried.
+        /// Number of attempts.
         attempts: u32,
     },
 }
 
 impl StoreError {
-    /// Whether the store is certain that there is no such object.
+    /// Returns whether only this object is damaged or unreadable, so that others may be intact.
+    pub fn is_of_one_object(&self) -> bool {
+        match self {
+            Self::TooLong { .. } | Self::Record { .. } | Self::Profile { .. } => true,
+            Self::Failed { cause, .. } => matches!(
+                cause,
+                Failure::NotAFile(_)
+                    | Failure::Disk(_)
+                    | Failure::Truncated(_)
+                    | Failure::Short { .. }
+                    | Failure::Long(_)
+            ),
+            _ => false,
+        }
+    }
+
+    /// Returns whether the object exists but is damaged, as opposed to missing, of a newer version,
+    /// or temporarily unavailable. Writing the object again repairs it.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Record { reason, .. } => !matches!(reason, RecordError::Version { .. }),
+            Self::TooLong { .. } => true,
+            Self::Failed { cause, .. } => match cause {
+                Failure::NotAFile(_)
+                | Failure::Truncated(_)
+                | Failure::Short { .. }
+                | Failure::Long(_) => true,
+                // The range starts past the end of the object.
+                Failure::Answer(answer) => answer.status == 416,
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+
+    /// Returns whether the object certainly does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_damaged_is_of_one_object() {
+        let failed = |cause| StoreError::Failed {
+            operation: Operation::Get,
+            object: "blobs/x".to_owned(),
+            attempts: 1,
+            elapsed: Duration::ZERO,
+            cause,
+        };
+        assert!(failed(Failure::Truncated(3)).is_of_one_object());
+        assert!(failed(Failure::Truncated(3)).is_damage());
+        assert!(!failed(Failure::NotFound).is_of_one_object());
     }
 }

@@ -1,66 +1,78 @@
-//! What can go wrong with one attempt, and whether another one could help.
+//! Classifies the failure of one attempt, and decides whether a retry can help.
 
 use std::error::Error as StdError;
 use std::io::ErrorKind;
 use std::time::Duration;
 
 use super::http::ServerAnswer;
+use super::local::{BehindEnd, NotAFile};
+use super::redirect::RefusedRedirect;
 
-/// Why one attempt failed.
+/// The error of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// There is no such object.
+    /// The object does not exist.
     #[error("it is not there")]
     NotFound,
-    /// The store refuses these credentials, or their holder may not do this.
+    /// The credentials are invalid or do not permit the operation.
     #[error("permission denied ({0})")]
     Denied(String),
-    /// The store says, or may mean, that the credentials have expired.
+    /// The credentials have, or may have, expired.
     #[error("the credentials were refused, perhaps because they have expired ({0})")]
     Credentials(String),
-    /// A conditional write found another state than it required.
+    /// The precondition of a conditional write failed.
     #[error("the object was changed meanwhile")]
     Conflict,
-    /// The store can't do this at all.
+    /// The store does not support the operation.
     #[error("the store does not support it ({0})")]
     Unsupported(String),
-    /// An answer that says what is wrong.
+    /// An error response of the server.
     #[error("{0}")]
     Answer(ServerAnswer),
-    /// Not done in time.
+    /// A deadline expired.
     #[error("no answer within {0:.1?}")]
     Timeout(Duration),
-    /// The body ended before its end.
+    /// The body ended early.
     #[error("{got} bytes came instead of {want}")]
     Short {
-        /// Bytes that should have come.
+        /// Expected length, in bytes.
         want: u64,
-        /// Bytes that came.
+        /// Actual length, in bytes.
         got: u64,
     },
-    /// The body went on after its end, or is longer than the caller takes.
+    /// An object on disk ends before the requested range starts or ends; a retry will not help.
+    #[error("it has only {0} bytes")]
+    Truncated(u64),
+    /// The body is longer than expected or than the caller accepts.
     #[error("more than the {0} bytes that were asked for came")]
     Long(u64),
-    /// The local disk or its file system says no, and will go on saying so.
+    /// A persistent error of the local disk or filesystem.
     #[error("{0}")]
     Disk(String),
-    /// Anything else: a broken connection, an answer that makes no sense.
+    /// The server redirects to a location that is not allowed.
+    #[error("{0}")]
+    Redirect(RefusedRedirect),
+    /// In a directory store, the path of the object is not a regular file.
+    #[error("{0}")]
+    NotAFile(String),
+    /// Any other error, e.g. a broken connection or an invalid response.
     #[error("{0}")]
     Transport(String),
 }
 
-/// What helps against a failure.
+/// The remedy for a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Remedy {
-    /// Another attempt, not before this time has passed if one is given.
+    /// Retry. The time is the server's minimum wait, which the deadline of the call limits.
     Again(Option<Duration>),
-    /// Another attempt with fresh credentials.
+    /// Retry with fresh credentials.
     FreshCredentials,
-    /// Nothing.
+    /// None: a retry will not help.
     Nothing,
 }
 
 impl Failure {
+    /// Returns whether and how to retry.
     pub(super) fn remedy(&self) -> Remedy {
         match self {
             Self::Credentials(_) => Remedy::FreshCredentials,
@@ -73,11 +85,14 @@ impl Failure {
             | Self::Conflict
             | Self::Unsupported(_)
             | Self::Disk(_)
+            | Self::NotAFile(_)
+            | Self::Truncated(_)
+            | Self::Redirect(_)
             | Self::Answer(_) => Remedy::Nothing,
         }
     }
 
-    /// What the user can do about it, as the end of a sentence.
+    /// Returns advice for the user, as the end of a sentence.
     pub(super) fn advice(&self) -> &'static str {
         match self {
             Self::NotFound => "check the store's URL, or import the snapshot again",
@@ -85,12 +100,16 @@ impl Failure {
             Self::Credentials(_) => "renew the credentials",
             Self::Unsupported(_) => "use a store that supports it",
             Self::Disk(_) => "check the file system that holds the store",
+            Self::Redirect(_) => {
+                "check the store's URL and region, and give the right server's URL"
+            }
+            Self::NotAFile(_) => "remove it from the store, and restore the object",
             Self::Conflict => "try again",
             Self::Answer(answer) => answer.advice(),
             Self::Timeout(_) | Self::Transport(_) => {
                 "check that the store is reachable, then try again"
             }
-            Self::Short { .. } | Self::Long(_) => {
+            Self::Short { .. } | Self::Truncated(_) | Self::Long(_) => {
                 "check the object with `inlay verify`; it may be damaged in the store"
             }
         }
@@ -115,6 +134,9 @@ impl From<object_store::Error> for Failure {
         if let Some(answer) = in_chain::<ServerAnswer>(&error) {
             return answer.clone().into();
         }
+        if let Some(refused) = in_chain::<RefusedRedirect>(&error) {
+            return Self::Redirect(refused.clone());
+        }
         match &error {
             Error::NotFound { .. } => Self::NotFound,
             Error::AlreadyExists { .. }
@@ -127,6 +149,10 @@ impl From<object_store::Error> for Failure {
             | Error::InvalidPath { .. }
             | Error::UnknownConfigurationKey { .. } => Self::Unsupported(error.to_string()),
             _ => match in_chain::<std::io::Error>(&error) {
+                None if in_chain::<BehindEnd>(&error).is_some() => {
+                    Self::Truncated(in_chain::<BehindEnd>(&error).map_or(0, |behind| behind.len))
+                }
+                Some(io) if not_a_file(io).is_some() => Self::NotAFile(io.to_string()),
                 Some(io) if is_lasting(io.kind()) => Self::Disk(io.to_string()),
                 _ => Self::Transport(innermost(&error)),
             },
@@ -134,7 +160,7 @@ impl From<object_store::Error> for Failure {
     }
 }
 
-/// Errors of a file system that another attempt a second later does not mend.
+/// Returns whether a filesystem error persists, so that a retry a second later will not help.
 fn is_lasting(kind: ErrorKind) -> bool {
     matches!(
         kind,
@@ -149,12 +175,17 @@ fn is_lasting(kind: ErrorKind) -> bool {
     )
 }
 
-/// The first error of type `E` among `error` and its causes.
+fn not_a_file(error: &std::io::Error) -> Option<&NotAFile> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// Returns the first error of type `E` in the chain of `error` and its causes.
 fn in_chain<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
     std::iter::successors(Some(error), |&e| e.source()).find_map(|e| e.downcast_ref())
 }
 
-/// What the last cause says: the errors around it repeat each other, and some span lines.
+/// Returns the message of the innermost cause: the outer errors repeat each other, and some span
+/// several lines.
 fn innermost(error: &(dyn StdError + 'static)) -> String {
     let last = std::iter::successors(Some(error), |&e| e.source()).last().unwrap_or(error);
     last.to_string().split_whitespace().collect::<Vec<_>>().join(" ")

@@ -1,4 +1,5 @@
-//! Every fault that a store can have: the right bytes in the end, or an error that names the object.
+//! Injects every kind of fault: a read returns the right bytes in the end, or an error that names
+//! the object.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::ids::{BlobId, Digest};
 
 const LEN: usize = 10_000;
 
-/// All faults that another attempt may not have.
+/// All transient faults.
 const PASSING: [What; 10] = [
     What::Status(429),
     What::Status(500),
@@ -69,7 +70,7 @@ async fn reads_outlast_faults_that_pass() {
                 "{what:?}"
             );
             store.set_faults(vec![fault(On::Get, Times::First(count), what)]);
-            // The body's faults are about other places here, so some do not even show.
+            // For this range, the faults in the body fall elsewhere, so some have no effect.
             let part = remote.get_range(&key(), 100..9_000, budget).await.unwrap();
             assert_eq!(part, content().slice(100..9_000), "{what:?}");
         }
@@ -151,7 +152,7 @@ async fn an_object_of_another_length_is_written_again() {
     let remote = Remote::from_object_store(inner, "m:".to_owned(), RetryPolicy::default());
     remote.put(&key(), Bytes::from_static(b"half")).await.unwrap();
     let outcome = remote.put_immutable(&key(), content()).await.unwrap();
-    assert_eq!(outcome, PutOutcome::Written);
+    assert_eq!(outcome, PutOutcome::Repaired);
     assert_eq!(remote.get(&key(), 1 << 20).await.unwrap(), content());
 }
 
@@ -179,10 +180,10 @@ async fn one_bad_record_does_not_hide_the_others() {
     let on_second = |what| Fault { key: id(2).to_string(), ..fault(On::Get, Times::Always, what) };
     store.set_faults(vec![on_second(What::FlipByte(3))]);
     let records: Vec<_> = remote.snapshots().await.unwrap().collect().await;
-    assert_eq!(records.iter().filter(|record| record.is_ok()).count(), 2);
-    let error = records.into_iter().find_map(Result::err).unwrap();
+    assert_eq!(records.iter().filter(|(_, record)| record.is_ok()).count(), 2);
+    let error = records.into_iter().find_map(|(_, record)| record.err()).unwrap();
     assert!(error.to_string().contains(&id(2).to_string()), "{error}");
-    // One that went away between the listing and the reading is no error.
+    // A record deleted between the listing and the read is not an error.
     store.set_faults(vec![on_second(What::Status(404))]);
     let records: Vec<_> = remote.snapshots().await.unwrap().collect().await;
     assert_eq!(records.len(), 2);
@@ -224,5 +225,19 @@ async fn a_name_whose_record_is_damaged_can_be_set_again() {
         assert!(error.to_string().contains("names/base.json"), "{error}");
         remote.set_name(&name_record("base", 2)).await.unwrap();
         assert_eq!(remote.name(&"base".parse().unwrap()).await.unwrap().unwrap().id, id(2));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_store_is_given_up_in_time_however_long_an_object_may_be() {
+    let store = Arc::new(FaultyStore::new(Arc::new(InMemory::new()), Vec::new()));
+    let policy = RetryPolicy { attempts_max: 100, ..RetryPolicy::default() };
+    let remote = Remote::from_object_store(store.clone(), "faulty:".to_owned(), policy);
+    remote.put_immutable(&key(), content()).await.unwrap();
+    for what in [What::Stall, What::StallBody(5_000)] {
+        store.set_faults(vec![fault(On::Get, Times::Always, what)]);
+        let began = Instant::now();
+        remote.get(&key(), 1 << 40).await.unwrap_err();
+        assert!(began.elapsed() < policy.total * 2, "{what:?}: {:?}", began.elapsed());
     }
 }

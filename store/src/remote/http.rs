@@ -1,36 +1,43 @@
-//! HTTP as the store's clients see it: errors keep what the server said.
+//! The HTTP layer below `object_store`, which preserves the server's error responses.
 //!
-//! The library's own error for a bad status can't be named outside of it, so a layer below it
-//! turns such an answer into a [`ServerAnswer`], which is found again among the causes.
+//! `object_store`'s own error for a bad status is private. This layer therefore converts such a
+//! response into a [`ServerAnswer`], which callers find again in the error's chain of causes.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
+use object_store::ClientConfigKey;
 use object_store::ClientOptions;
 use object_store::HeaderMap;
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
-    HttpResponseBody, HttpService, ReqwestConnector,
+    HttpResponseBody, HttpService,
 };
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-/// How much of an error's body is read.
+use super::config::PlainHttp;
+use super::open::CONNECT_MAX;
+use super::redirect::Redirects;
+
+/// The maximum length read of an error's body, in bytes.
 const BODY_MAX: usize = 16 * 1024;
-/// How much of what the server wrote is repeated.
+/// The maximum length quoted of a server's message, in characters.
 const TEXT_MAX: usize = 200;
 
-/// A server's answer that is an error.
+/// An error response of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerAnswer {
     /// The HTTP status.
     pub status: u16,
-    /// The error's name, as S3 and Azure give it: `SlowDown`, `ExpiredToken`.
+    /// The error code of S3 or Azure: `SlowDown`, `ExpiredToken`.
     pub code: Option<String>,
-    /// What the server wrote for people, cut short.
+    /// The message of the server for humans, truncated.
     pub message: Option<String>,
-    /// How long the server asks to be left alone.
+    /// How long the server asks clients to wait before a retry.
     pub retry_after: Option<Duration>,
 }
 
@@ -50,15 +57,15 @@ impl fmt::Display for ServerAnswer {
 }
 
 impl ServerAnswer {
-    /// Whether the same request may succeed later.
+    /// Returns whether the error is transient.
     pub(super) fn is_passing(&self) -> bool {
         let passing_code = ["SlowDown", "InternalError", "RequestTimeout", "ServerBusy"];
         matches!(self.status, 408 | 425 | 429 | 500 | 502 | 503 | 504)
             || self.code.as_deref().is_some_and(|code| passing_code.contains(&code))
     }
 
-    /// Whether other credentials may help. Services name expiry in many ways, some with 400; an
-    /// answer to HEAD has no body that could name it, so that one has to be taken for expiry too.
+    /// Returns whether fresh credentials may help. Services signal expiry in many ways, some with
+    /// status 400. A response to HEAD has no body with a code, so it must be treated as expiry too.
     pub(super) fn may_mean_expiry(&self) -> bool {
         let expiry = [
             "ExpiredToken",
@@ -91,6 +98,7 @@ impl ServerAnswer {
         }
     }
 
+    /// Parses an error response.
     fn new(status: u16, headers: &HeaderMap, body: &[u8]) -> Self {
         let text = String::from_utf8_lossy(body);
         let code = element(&text, "Code")
@@ -110,30 +118,174 @@ impl ServerAnswer {
     }
 }
 
-/// One line of printable text, cut short; nothing if nothing is left.
+/// Returns one line of printable text, truncated; `None` if it is empty.
 fn tidy(text: &str) -> Option<String> {
     let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let short: String = line.chars().filter(|c| !c.is_control()).take(TEXT_MAX).collect();
     (!short.is_empty()).then_some(short)
 }
 
-/// The text of the first XML element with this name. Errors of S3 and Azure are so flat that this
-/// is all there is to read.
+/// Returns the text of the first XML element `name`. The errors of S3 and Azure are flat, so this
+/// needs no XML parser.
 fn element(xml: &str, name: &str) -> Option<String> {
     let (_, rest) = xml.split_once(&format!("<{name}>"))?;
     let (text, _) = rest.split_once(&format!("</{name}>"))?;
     Some(text.to_owned())
 }
 
-/// Connects as the library does and puts the layer on top.
-#[derive(Debug, Default)]
+/// Connects with the settings of `object_store`, and adds the error layer. This module decides
+/// about redirects, name resolution and the default HTTP version.
+#[derive(Debug)]
 pub(super) struct Connector {
-    inner: ReqwestConnector,
+    redirects: Redirects,
+    plain: PlainHttp,
+}
+
+/// An error from creating a client.
+type ClientError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Connector {
+    /// Creates a connector that follows redirects as `redirects` and `plain` allow.
+    pub(super) fn new(redirects: Redirects, plain: PlainHttp) -> Self {
+        Self { redirects, plain }
+    }
+
+    fn client(&self, options: &ClientOptions) -> Result<reqwest::Client, ClientError> {
+        let settings = Settings(options);
+        let mut client = reqwest::Client::builder()
+            .redirect(self.redirects.policy(self.plain))
+            .https_only(!settings.is_set(ClientConfigKey::AllowHttp))
+            .tls_danger_accept_invalid_certs(
+                settings.is_set(ClientConfigKey::AllowInvalidCertificates),
+            )
+            .dns_resolver(Arc::new(Shuffled));
+        client = match settings.text(ClientConfigKey::UserAgent) {
+            Some(agent) => client.user_agent(agent),
+            None => client.user_agent(concat!("inlay/", env!("CARGO_PKG_VERSION"))),
+        };
+        // Fetching objects over several HTTP/1.1 connections is faster than over a single HTTP/2
+        // connection.
+        client = if settings.is_set(ClientConfigKey::Http2Only) {
+            settings.http2(client.http2_prior_knowledge())?
+        } else {
+            client.http1_only()
+        };
+        client = settings.limits(client)?;
+        if let Some(url) = settings.text(ClientConfigKey::ProxyUrl) {
+            let excludes = settings.text(ClientConfigKey::ProxyExcludes);
+            let excludes = excludes.and_then(|hosts| reqwest::NoProxy::from_string(&hosts));
+            client = client.proxy(reqwest::Proxy::all(url)?.no_proxy(excludes));
+        }
+        let certificate = settings.text(ClientConfigKey::ProxyCaCertificate);
+        let certificate = certificate.map(|pem| reqwest::Certificate::from_pem(pem.as_bytes()));
+        let certificate = certificate.transpose()?;
+        client = if settings.is_set(ClientConfigKey::NoSystemCertificates) {
+            client.tls_certs_only(certificate)
+        } else {
+            client.tls_certs_merge(certificate)
+        };
+        Ok(client.build()?)
+    }
+}
+
+/// The settings of `object_store`, which are only accessible as text.
+struct Settings<'o>(&'o ClientOptions);
+
+impl Settings<'_> {
+    fn text(&self, key: ClientConfigKey) -> Option<String> {
+        self.0.get_config_value(&key)
+    }
+
+    fn is_set(&self, key: ClientConfigKey) -> bool {
+        self.text(key).is_some_and(|value| value == "true")
+    }
+
+    fn duration(&self, key: ClientConfigKey) -> Result<Option<Duration>, ClientError> {
+        self.parsed(key, |text| humantime::parse_duration(text).map_err(Into::into))
+    }
+
+    fn number<T>(&self, key: ClientConfigKey) -> Result<Option<T>, ClientError>
+    where
+        T: std::str::FromStr<Err = std::num::ParseIntError>,
+    {
+        self.parsed(key, |text| text.parse().map_err(Into::into))
+    }
+
+    fn parsed<T>(
+        &self,
+        key: ClientConfigKey,
+        parse: impl FnOnce(&str) -> Result<T, ClientError>,
+    ) -> Result<Option<T>, ClientError> {
+        let Some(text) = self.text(key) else { return Ok(None) };
+        let parsed = parse(&text);
+        parsed.map(Some).map_err(|error| format!("{}: '{text}': {error}", key.as_ref()).into())
+    }
+
+    /// Applies timeouts and the limits of the connection pool.
+    fn limits(
+        &self,
+        mut client: reqwest::ClientBuilder,
+    ) -> Result<reqwest::ClientBuilder, ClientError> {
+        client = client.connect_timeout(
+            self.duration(ClientConfigKey::ConnectTimeout)?.unwrap_or(CONNECT_MAX),
+        );
+        if let Some(limit) = self.duration(ClientConfigKey::Timeout)? {
+            client = client.timeout(limit);
+        }
+        if let Some(limit) = self.duration(ClientConfigKey::ReadTimeout)? {
+            client = client.read_timeout(limit);
+        }
+        if let Some(limit) = self.duration(ClientConfigKey::PoolIdleTimeout)? {
+            client = client.pool_idle_timeout(limit);
+        }
+        if let Some(most) = self.number(ClientConfigKey::PoolMaxIdlePerHost)? {
+            client = client.pool_max_idle_per_host(most);
+        }
+        Ok(client)
+    }
+
+    /// Applies settings of HTTP/2.
+    fn http2(
+        &self,
+        mut client: reqwest::ClientBuilder,
+    ) -> Result<reqwest::ClientBuilder, ClientError> {
+        if let Some(interval) = self.duration(ClientConfigKey::Http2KeepAliveInterval)? {
+            client = client.http2_keep_alive_interval(interval);
+        }
+        if let Some(limit) = self.duration(ClientConfigKey::Http2KeepAliveTimeout)? {
+            client = client.http2_keep_alive_timeout(limit);
+        }
+        if self.is_set(ClientConfigKey::Http2KeepAliveWhileIdle) {
+            client = client.http2_keep_alive_while_idle(true);
+        }
+        let frame: Option<u32> = self.number(ClientConfigKey::Http2MaxFrameSize)?;
+        Ok(client.http2_max_frame_size(frame))
+    }
 }
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(TellingErrors { inner: self.inner.connect(options)? }))
+        let client = self.client(options).map_err(|error| object_store::Error::Generic {
+            store: "HTTP client",
+            source: error,
+        })?;
+        Ok(HttpClient::new(TellingErrors { inner: HttpClient::new(client) }))
+    }
+}
+
+/// Resolves names and shuffles the addresses, because services rely on that to spread their load.
+#[derive(Debug)]
+struct Shuffled;
+
+impl Resolve for Shuffled {
+    fn resolve(&self, name: Name) -> Resolving {
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let mut addresses: Vec<_> = found.collect();
+            fastrand::shuffle(&mut addresses);
+            let addresses: Addrs = Box::new(addresses.into_iter());
+            Ok(addresses)
+        })
     }
 }
 
@@ -147,15 +299,15 @@ impl HttpService for TellingErrors {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let response = self.inner.execute(request).await?;
         let status = response.status();
-        // The library's clients know what to make of these: conditions, and credentials that a
-        // metadata service does not have.
+        // `object_store` handles these statuses itself, e.g. failed preconditions.
         if status.is_success() || matches!(status.as_u16(), 304 | 409 | 412) {
             return Ok(response);
         }
         let (parts, body) = response.into_parts();
         let body = start_of(body).await;
         let answer = ServerAnswer::new(status.as_u16(), &parts.headers, &body);
-        // A missing object is the library's to report; a missing bucket must not look like one.
+        // `object_store` also handles 404 itself, for missing objects and for credentials that a
+        // metadata service does not have. A missing bucket must not look like either.
         if answer.status == 404 && answer.code.as_deref() != Some("NoSuchBucket") {
             return Ok(HttpResponse::from_parts(parts, HttpResponseBody::from(body)));
         }
@@ -163,7 +315,8 @@ impl HttpService for TellingErrors {
     }
 }
 
-/// The start of a body. One that breaks gives what had come: the status is worth more.
+/// Reads the start of a body. If the body breaks off, returns the part received: the status matters
+/// more.
 async fn start_of(body: HttpResponseBody) -> Bytes {
     let mut stream = body.bytes_stream();
     let mut start = Vec::new();

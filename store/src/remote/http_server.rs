@@ -1,4 +1,4 @@
-//! A tiny HTTP/1.1 server for tests: one request a connection, answers from a function.
+//! A minimal HTTP/1.1 server for tests: one request per connection, responses from a function.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -8,15 +8,15 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-/// A request, with the names of its headers in lower case.
+/// A request. Header names are in lower case.
 #[derive(Debug)]
-pub(crate) struct Request {
+pub(crate) struct ServerRequest {
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) headers: HashMap<String, String>,
 }
 
-/// An answer. `Content-Length` says `body`'s length, of which `sent` bytes are sent.
+/// A response. `Content-Length` is the length of `body`, but only `sent` bytes are sent.
 #[derive(Debug, Clone)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -31,20 +31,22 @@ impl Reply {
         Self { status, headers: Vec::new(), sent: body.len(), body }
     }
 
-    /// An error as S3 writes it.
+    /// Creates an error in the format of S3.
     pub(crate) fn s3_error(status: u16, code: &str) -> Self {
         Self::new(status, format!("<Error><Code>{code}</Code><Message>no</Message></Error>"))
     }
 }
 
-/// The server. It ends when it is dropped.
+/// A running server, stopped on drop.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     _tasks: JoinSet<()>,
 }
 
 impl Server {
-    pub(crate) async fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(
+        answer: impl Fn(&ServerRequest) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let answer = Arc::new(answer);
@@ -68,7 +70,7 @@ impl Server {
 
 async fn talk(
     stream: TcpStream,
-    answer: &(dyn Fn(&Request) -> Reply + Sync),
+    answer: &(dyn Fn(&ServerRequest) -> Reply + Sync),
 ) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
@@ -82,7 +84,7 @@ async fn talk(
         let Some((name, value)) = line.trim_end().split_once(':') else { break };
         headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
-    let request = Request { method, path, headers };
+    let request = ServerRequest { method, path, headers };
     let len = request.headers.get("content-length").and_then(|len| len.parse().ok()).unwrap_or(0);
     let mut body = vec![0; len];
     stream.read_exact(&mut body).await?;

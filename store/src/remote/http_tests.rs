@@ -1,10 +1,10 @@
-//! The store over HTTP: what servers say, and what becomes of it.
+//! Tests of the store over HTTP: server responses and how the client handles them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::http_server::{Reply, Request, Server};
+use super::http_server::{Reply, Server, ServerRequest};
 use super::*;
 use crate::ids::{BlobId, Digest};
 
@@ -35,7 +35,7 @@ fn s3(server: &Server, token: &str) -> StoreConfig {
     }
 }
 
-/// A server that answers with these, one after another and then again the last, and counts.
+/// A server that sends these replies in order, repeats the last one, and counts requests.
 async fn playing(replies: Vec<Reply>) -> (Server, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&count);
@@ -136,7 +136,7 @@ async fn expired_credentials_are_gathered_again() {
         Reply::s3_error(401, "Unauthorized"),
         Reply::new(403, ""),
     ] {
-        let server = Server::start(move |request: &Request| {
+        let server = Server::start(move |request: &ServerRequest| {
             match request.headers.get("x-amz-security-token").map(String::as_str) {
                 Some("new") => Reply::new(200, "bytes"),
                 _ => refusal.clone(),
@@ -151,7 +151,7 @@ async fn expired_credentials_are_gathered_again() {
         let config = StoreConfig { refresh: Some(refresh), ..s3(&server, "old") };
         let remote = Remote::open(&config).unwrap();
         assert_eq!(remote.get(&key(), 100).await.unwrap(), "bytes");
-        // Answers to HEAD have no body that names a reason.
+        // Responses to HEAD have no body that states a reason.
         let remote = Remote::open(&config).unwrap();
         assert_eq!(remote.len(&key()).await.unwrap(), Some(5));
     }
@@ -169,7 +169,7 @@ async fn a_server_that_is_not_there_is_named() {
 
 #[tokio::test]
 async fn without_conditional_writes_names_are_still_set() {
-    let server = Server::start(|request: &Request| {
+    let server = Server::start(|request: &ServerRequest| {
         let conditional = ["if-match", "if-none-match"].map(|h| request.headers.contains_key(h));
         match (request.method.as_str(), conditional) {
             ("PUT", [false, false]) => {
@@ -183,4 +183,43 @@ async fn without_conditional_writes_names_are_still_set() {
     let remote = Remote::open(&s3(&server, "t")).unwrap();
     let record = records::tests::name_record("base", 1);
     assert_eq!(remote.set_name(&record).await.unwrap(), None);
+}
+
+/// A server that redirects all requests to `to`.
+async fn redirecting(to: String) -> Server {
+    Server::start(move |request: &ServerRequest| {
+        let headers = vec![("Location", format!("{to}{}", request.path))];
+        Reply { headers, ..Reply::new(307, "") }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn redirects_lead_to_no_other_server_with_credentials_and_to_no_other_machine() {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&seen);
+    let other = Server::start(move |_: &ServerRequest| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Reply::new(200, "bytes")
+    })
+    .await;
+    // A redirect to another server on this machine: allowed for a store without credentials.
+    let server = redirecting(other.url()).await;
+    let web = Remote::open(&StoreConfig::new(server.url())).unwrap();
+    assert_eq!(web.get(&key(), 100).await.unwrap(), "bytes");
+    assert_eq!(seen.swap(0, Ordering::SeqCst), 1);
+    let signed = Remote::open(&s3(&server, "t")).unwrap();
+    let error = signed.get(&key(), 100).await.unwrap_err().to_string();
+    assert!(error.contains("another server") && error.contains(&other.url()), "{error}");
+    assert!(error.contains("attempts: 1,"), "{error}");
+    assert_eq!(seen.load(Ordering::SeqCst), 0, "the request went to the other server");
+    let put = signed.put_immutable(&key(), bytes::Bytes::from_static(b"x")).await.unwrap_err();
+    assert!(put.to_string().contains("another server"), "{put}");
+    assert_eq!(seen.load(Ordering::SeqCst), 0, "the request went to the other server");
+    // A redirect to another machine over plain HTTP: an unused documentation address.
+    let server = redirecting("http://192.0.2.1:1".to_owned()).await;
+    let web = Remote::open(&StoreConfig::new(server.url())).unwrap();
+    let error = web.get(&key(), 100).await.unwrap_err().to_string();
+    assert!(error.contains("plain HTTP to another machine"), "{error}");
+    assert!(error.contains("attempts: 1,"), "{error}");
 }

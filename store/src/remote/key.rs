@@ -1,4 +1,4 @@
-//! Where an object lies in the store, and the names that users give.
+//! Object paths in the store, and the names that users give to snapshots.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,48 +9,48 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{BlobId, Digest, IndexDigest, Kind, SnapshotId};
 use crate::profile::ProfileLabel;
 
-/// Why a text is not a name for a snapshot.
+/// An error from parsing a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// Too short or too long.
     #[error("'{0}' is no name: a name has 1 to {max} characters", max = Name::LEN_MAX)]
     Length(String),
-    /// A character that no name has.
+    /// Contains a character that is not allowed.
     #[error("'{name}' is no name: '{found}' is not one of a-z A-Z 0-9 . _ - : /")]
     Character {
         /// The text.
         name: String,
-        /// The first character that does not belong.
+        /// The first character that is not allowed.
         found: char,
     },
-    /// A part between slashes that is empty or does not begin with a letter or a digit.
+    /// A part between slashes is empty or does not start with a letter or a digit.
     #[error("'{0}' is no name: each part between slashes begins with a letter or a digit")]
     Part(String),
-    /// Could be taken for an id.
+    /// Could be mistaken for an id.
     #[error("'{0}' is no name: it looks like the id of a snapshot; choose another")]
     LooksLikeAnId(String),
 }
 
 /// A name that a user gives to a snapshot: `base`, `python:3.12-slim`, `team/app`.
 ///
-/// 1 to 128 characters of `a-z A-Z 0-9 . _ - : /`. Each part between slashes begins with a letter
-/// or a digit, so none is empty, `.` or `..`. What looks like a snapshot's id is no name.
+/// 1 to 128 characters of `a-z A-Z 0-9 . _ - : /`. Each part between slashes starts with a letter
+/// or a digit, so none is empty, `.` or `..`. Must not look like the id of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
 
 impl Name {
-    /// The most characters that a name has.
+    /// The maximum length, in characters.
     pub const LEN_MAX: usize = 128;
 
-    /// The name as it was given.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The name as one part of a path. A slash becomes a comma, which no name holds, so that two
-    /// names never share a path and `team` can stand beside `team/app` in a directory. Percent
-    /// signs are avoided: too many servers decode them once more than they should.
+    /// Encodes the name as a single path component. A slash becomes a comma, which no name
+    /// contains, so that two names never share a path, and `team` and `team/app` can coexist in a
+    /// directory. Percent-encoding is avoided, because too many servers decode it twice.
     fn to_part(&self) -> String {
         self.0.replace('/', ",")
     }
@@ -85,7 +85,8 @@ impl FromStr for Name {
     }
 }
 
-/// Whether `text` is a kind's prefix, a dash and hexadecimal digits: an id, or the start of one.
+/// Returns whether `text` is the prefix of a kind, a dash and hexadecimal digits: an id, or the
+/// start of one.
 fn looks_like_an_id(text: &str) -> bool {
     text.split_once('-').is_some_and(|(prefix, digits)| {
         Kind::from_prefix(prefix).is_some() && digits.chars().all(|c| c.is_ascii_hexdigit())
@@ -112,22 +113,22 @@ impl fmt::Display for Name {
     }
 }
 
-/// Names one object of the store.
+/// Identifies an object in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ObjectKey {
-    /// Groups, one after another: `blobs/<2 digits>/<64 digits>`.
+    /// Concatenated groups: `blobs/<2 digits>/<64 digits>`.
     Blob(BlobId),
     /// A packed index: `indexes/<2 digits>/<64 digits>`.
     Index(IndexDigest),
-    /// A snapshot's record: `snapshots/<id>.json`.
+    /// The record of a snapshot: `snapshots/<id>.json`.
     Record(SnapshotId),
-    /// The record that a name is: `names/<name>.json`, with a comma for each slash.
+    /// The record of a name: `names/<name>.json`, with slashes replaced by commas.
     Name(Name),
-    /// In which order runs touched a snapshot's groups: `profiles/<id>/<label>.profile`.
+    /// A profile of a snapshot: `profiles/<id>/<label>.profile`.
     Profile {
-        /// Whose groups.
+        /// The snapshot.
         snapshot: SnapshotId,
-        /// Which runs.
+        /// The label of the profile.
         label: ProfileLabel,
     },
 }
@@ -139,9 +140,9 @@ const RECORD_SUFFIX: &str = ".json";
 const PROFILE_SUFFIX: &str = ".profile";
 
 impl ObjectKey {
-    /// The object's path below the store's `root`.
+    /// Returns the path of the object below the store's `root`.
     pub fn path(&self, root: &Path) -> Path {
-        // Nothing in these parts needs escaping, and a PathPart never leaves its directory.
+        // No character of these parts needs escaping, and a `PathPart` cannot leave its directory.
         let parts = match self {
             Self::Blob(BlobId(digest)) => fanned("blobs", *digest),
             Self::Index(IndexDigest(digest)) => fanned("indexes", *digest),
@@ -155,33 +156,34 @@ impl ObjectKey {
         parts.iter().fold(root.clone(), |path, part| path.join(PathPart::from(part.as_str())))
     }
 
-    /// Where the object is if the store is the directory `dir`.
+    /// Returns the path of the object in the directory store `dir`.
     pub fn file(&self, dir: &std::path::Path) -> std::path::PathBuf {
         dir.join(self.path(&Path::default()).to_string())
     }
 
-    /// Below the store's root, where the profiles of `snapshot` are.
+    /// Returns the directory of the profiles of `snapshot`, relative to the store's root.
     pub(super) fn profiles_of(snapshot: &SnapshotId) -> Path {
         Path::from(PROFILES).join(snapshot.to_string())
     }
 
-    /// The label of the profile at `path`, if one can be there.
+    /// Parses the path of a profile; `None` if it is not one.
     pub(super) fn label_at(path: &Path) -> Option<ProfileLabel> {
         path.filename()?.strip_suffix(PROFILE_SUFFIX)?.parse().ok()
     }
 
-    /// The snapshot whose record is at `path`, if one's record can be there.
+    /// Parses the path of a snapshot's record; `None` if it is not one.
     pub(super) fn snapshot_at(path: &Path) -> Option<SnapshotId> {
         path.filename()?.strip_suffix(RECORD_SUFFIX)?.parse().ok()
     }
 
-    /// The name whose record is at `path`, if one's record can be there.
+    /// Parses the path of a name's record; `None` if it is not one.
     pub(super) fn name_at(path: &Path) -> Option<Name> {
         Name::from_part(path.filename()?.strip_suffix(RECORD_SUFFIX)?)
     }
 }
 
-/// A directory of 256 directories: file systems and browsers do not like millions of entries in one.
+/// Spreads objects over 256 subdirectories, because filesystems and browsers handle huge
+/// directories badly.
 fn fanned(directory: &str, digest: Digest) -> Vec<String> {
     let hex = digest.to_hex();
     let shard = hex.chars().take(2).collect();

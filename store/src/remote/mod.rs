@@ -1,5 +1,5 @@
-//! The remote store: immutable objects named by their content, and small records, in whatever
-//! keeps objects.
+//! The remote store: immutable content-addressed objects and small mutable records, in any object
+//! store.
 
 mod body;
 mod catalog;
@@ -10,6 +10,7 @@ mod endpoint;
 mod error;
 mod failure;
 mod http;
+mod immutable;
 mod key;
 mod local;
 mod near;
@@ -18,17 +19,21 @@ mod near_tests;
 mod open;
 mod profiles;
 mod records;
+mod redirect;
 mod retry;
 
 pub use body::Arrivals;
-pub use client::{PutOutcome, Remote};
+pub use catalog::{ListedSnapshot, NameMove};
+pub use client::Remote;
 pub use config::{OptionsRefresh, PlainHttp, StoreConfig};
 pub use error::StoreError;
 pub use failure::Failure;
 pub use http::ServerAnswer;
+pub use immutable::{Existing, PutOutcome};
 pub use key::{Name, NameError, ObjectKey};
-pub use near::{Near, Used, Writes};
-pub use records::{NameRecord, RecordError, SnapshotRecord, TreeCounts};
+pub use near::{NameSeen, Near, Used};
+pub use records::{NameRecord, RecordError, SnapshotRecord, TreeCounts, VERSION as RECORD_VERSION};
+pub use redirect::{Redirects, RefusedRedirect};
 pub use retry::{Jitter, Operation, RetryBudget, RetryPolicy};
 
 #[cfg(test)]

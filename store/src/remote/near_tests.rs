@@ -1,3 +1,5 @@
+//! Tests of near directories, and of merging the records of snapshots.
+
 use bytes::Bytes;
 use tempfile::TempDir;
 
@@ -12,14 +14,21 @@ struct Both {
 impl Both {
     fn new() -> Self {
         let dir = TempDir::new().unwrap();
-        let near = Near::new(dir.path().join("near"));
+        let near = Near::new(dir.path().join("outbox/objects"));
+        near.set_used(Used::Yes);
         Self { dir, near }
     }
 
-    fn open(&self, writes: Writes) -> Remote {
+    /// The store behind the directory.
+    fn usual(&self) -> Remote {
         let mut config = StoreConfig::new(self.dir.path().join("far").display().to_string());
-        config.near = Some(self.near.with(writes));
+        config.near = Some(self.near.clone());
         Remote::open(&config).unwrap()
+    }
+
+    /// The directory alone.
+    fn sealing(&self) -> Remote {
+        Remote::open(&StoreConfig::new(self.near.dir().display().to_string())).unwrap()
     }
 
     fn far(&self) -> Remote {
@@ -45,58 +54,188 @@ fn record(text: &str) -> SnapshotRecord {
 }
 
 fn named(name: &str, text: &str) -> NameRecord {
-    NameRecord { name: name.parse().unwrap(), id: id(text), updated: 1 }
+    NameRecord { name: name.parse().unwrap(), id: id(text), updated: 1, updated_ns: 0 }
+}
+
+fn name() -> Name {
+    "team/n".parse().unwrap()
 }
 
 #[tokio::test]
 async fn what_is_near_is_read_as_if_the_store_had_it() {
     let both = Both::new();
-    let (sealing, usual) = (both.open(Writes::Near), both.open(Writes::Far));
-    both.near.set_used(Used::Yes);
+    let (sealing, usual) = (both.sealing(), both.usual());
     let (near, far) = (blob(b"near"), blob(b"far"));
     sealing.put_immutable(&near, Bytes::from_static(b"near")).await.unwrap();
     usual.put_immutable(&far, Bytes::from_static(b"far")).await.unwrap();
-    for remote in [&sealing, &usual] {
-        assert_eq!(remote.get(&near, 10).await.unwrap(), "near");
-        assert_eq!(remote.get(&far, 10).await.unwrap(), "far");
-        let budget = remote.policy().budget();
-        assert_eq!(remote.get_range(&near, 1..3, budget).await.unwrap(), "ea");
-    }
+    assert_eq!(usual.get(&near, 10).await.unwrap(), "near");
+    assert_eq!(usual.get(&far, 10).await.unwrap(), "far");
+    assert_eq!(usual.len(&near).await.unwrap(), Some(4));
+    let budget = usual.policy().budget();
+    assert_eq!(usual.get_range(&near, 1..3, budget).await.unwrap(), "ea");
     assert!(both.far().get(&near, 10).await.unwrap_err().is_not_found());
-    // Nobody looks there when there is said to be nothing.
+    assert!(sealing.get(&far, 10).await.unwrap_err().is_not_found());
+    // An unused directory is not probed.
     both.near.set_used(Used::No);
     assert!(usual.get(&near, 10).await.unwrap_err().is_not_found());
 }
 
 #[tokio::test]
+async fn what_is_written_to_the_store_is_in_the_store() {
+    let both = Both::new();
+    let (sealing, usual) = (both.sealing(), both.usual());
+    let key = blob(b"blob");
+    let bytes = Bytes::from_static(b"blob");
+    sealing.put_immutable(&key, bytes.clone()).await.unwrap();
+    sealing.put_snapshot(&record("a")).await.unwrap();
+    // An object in the directory does not count as stored.
+    assert_eq!(usual.put_immutable(&key, bytes.clone()).await.unwrap(), PutOutcome::Written);
+    assert_eq!(usual.put_immutable(&key, bytes).await.unwrap(), PutOutcome::AlreadyThere);
+    assert_eq!(usual.stored_snapshot(&id("a")).await.unwrap(), None);
+    assert_eq!(usual.create_or_merge_snapshot(&record("a")).await.unwrap(), record("a"));
+    assert_eq!(both.far().snapshot(&id("a")).await.unwrap(), record("a"));
+    assert_eq!(usual.stored_snapshot(&id("a")).await.unwrap(), Some(record("a")));
+}
+
+#[tokio::test]
 async fn snapshots_of_both_are_listed_once() {
     let both = Both::new();
-    let (sealing, usual) = (both.open(Writes::Near), both.open(Writes::Far));
-    both.near.set_used(Used::Yes);
+    let (sealing, usual) = (both.sealing(), both.usual());
     sealing.put_snapshot(&record("a")).await.unwrap();
     usual.put_snapshot(&record("b")).await.unwrap();
     both.far().put_snapshot(&record("a")).await.unwrap();
     let mut wanted = vec![id("a"), id("b")];
     wanted.sort();
     assert_eq!(usual.snapshot_ids().await.unwrap(), wanted);
-    assert_eq!(sealing.snapshot(&id("b")).await.unwrap(), record("b"));
 }
 
 #[tokio::test]
 async fn a_name_is_what_was_said_last() {
     let both = Both::new();
-    let (sealing, usual) = (both.open(Writes::Near), both.open(Writes::Far));
-    both.near.set_used(Used::Yes);
-    let name = |remote: &Remote| {
-        let remote = remote.clone();
-        async move { remote.name(&"n".parse().unwrap()).await.unwrap().map(|found| found.id) }
+    let (sealing, usual) = (both.sealing(), both.usual());
+    let found = async |remote: &Remote| remote.name(&name()).await.unwrap().map(|found| found.id);
+    let set = async |remote: &Remote, text| {
+        remote.set_name(&named("team/n", text)).await.unwrap();
     };
-    usual.set_name(&named("n", "a")).await.unwrap();
-    sealing.set_name(&named("n", "b")).await.unwrap();
-    assert_eq!((name(&usual).await, name(&both.far()).await), (Some(id("b")), Some(id("a"))));
-    sealing.set_name(&named("n", "c")).await.unwrap();
-    assert_eq!(name(&usual).await, Some(id("c")));
-    // What is said of the store itself is newer than what waits.
-    usual.set_name(&named("n", "d")).await.unwrap();
-    assert_eq!((name(&usual).await, name(&both.far()).await), (Some(id("d")), Some(id("d"))));
+    set(&usual, "a").await;
+    set(&sealing, "b").await;
+    assert!(both.near.has_name(&name()));
+    assert_eq!((found(&usual).await, found(&both.far()).await), (Some(id("b")), Some(id("a"))));
+    set(&sealing, "c").await;
+    assert_eq!(found(&usual).await, Some(id("c")));
+    // A name set in the store is newer than the pending one.
+    std::fs::create_dir_all(both.near.conflicts()).unwrap();
+    std::fs::write(both.near.conflict_file(&name()), "{}").unwrap();
+    assert_eq!(usual.set_name(&named("team/n", "d")).await.unwrap(), Some(id("a")));
+    assert_eq!((found(&usual).await, found(&both.far()).await), (Some(id("d")), Some(id("d"))));
+    assert!(!both.near.has_name(&name()) && !both.near.conflict_file(&name()).exists());
+    set(&sealing, "e").await;
+    usual.remove_name(&name()).await.unwrap();
+    assert_eq!((found(&usual).await, found(&both.far()).await), (None, None));
+}
+
+#[tokio::test]
+async fn what_a_name_stood_for_is_noted() {
+    let both = Both::new();
+    let (sealing, usual) = (both.sealing(), both.usual());
+    let seen = || both.near.seen(&name());
+    assert_eq!(seen(), NameSeen::Unknown);
+    usual.name(&name()).await.unwrap();
+    assert_eq!(seen(), NameSeen::Nothing);
+    usual.set_name(&named("team/n", "a")).await.unwrap();
+    assert_eq!(seen(), NameSeen::Snapshot(id("a")));
+    both.far().set_name(&named("team/n", "b")).await.unwrap();
+    assert_eq!(seen(), NameSeen::Snapshot(id("a")));
+    // A name that is only pending here is not the store's.
+    sealing.set_name(&named("team/n", "c")).await.unwrap();
+    usual.name(&name()).await.unwrap();
+    assert_eq!(seen(), NameSeen::Snapshot(id("a")));
+    std::fs::remove_file(both.near.file(&ObjectKey::Name(name()))).unwrap();
+    usual.name(&name()).await.unwrap();
+    assert_eq!(seen(), NameSeen::Snapshot(id("b")));
+    usual.remove_name(&name()).await.unwrap();
+    assert_eq!(seen(), NameSeen::Nothing);
+    std::fs::write(both.near.seen_file(&name()), "{").unwrap();
+    assert_eq!(seen(), NameSeen::Unknown);
+}
+
+#[tokio::test]
+async fn nothing_is_noted_of_a_store_that_nothing_is_sealed_for() {
+    let dir = TempDir::new().unwrap();
+    let near = Near::new(dir.path().join("outbox/objects"));
+    near.note(&name(), Some(id("a")));
+    assert_eq!(near.seen(&name()), NameSeen::Unknown);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_directory_is_used_unless_it_is_empty() {
+    let dir = TempDir::new().unwrap();
+    let used = || Near::new(dir.path().to_owned()).is_used();
+    assert!(!used());
+    std::fs::create_dir(dir.path().join("names")).unwrap();
+    assert!(used());
+    std::fs::rename(dir.path().join("names"), dir.path().join("snapshots")).unwrap();
+    assert!(used());
+}
+
+#[tokio::test]
+async fn a_name_is_moved_only_if_it_may() {
+    let both = Both::new();
+    let far = both.far();
+    let moved = async |text, may: bool| far.move_name(&named("n", text), |_| may).await.unwrap();
+    assert_eq!(moved("a", false).await, NameMove::Refused { found: None });
+    assert_eq!(moved("a", true).await, NameMove::Moved { before: None });
+    assert_eq!(moved("a", false).await, NameMove::There);
+    assert_eq!(moved("b", false).await, NameMove::Refused { found: Some(named("n", "a")) });
+    assert_eq!(moved("b", true).await, NameMove::Moved { before: Some(id("a")) });
+    let seen = std::cell::RefCell::new(Vec::new());
+    let look = |found: Option<&NameRecord>| {
+        seen.borrow_mut().push(found.cloned());
+        false
+    };
+    far.move_name(&named("n", "c"), look).await.unwrap();
+    assert_eq!(seen.into_inner(), [Some(named("n", "b"))]);
+    assert_eq!(far.name(&"n".parse().unwrap()).await.unwrap(), Some(named("n", "b")));
+}
+
+#[tokio::test]
+async fn labels_and_time_to_live_are_merged() {
+    let both = Both::new();
+    let far = both.far();
+    let with = |labels: &[(&str, &str)], ttl_s| SnapshotRecord {
+        labels: labels.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
+        ttl_s,
+        ..record("a")
+    };
+    let first = with(&[("a", "1"), ("b", "1")], None);
+    assert_eq!(far.put_or_merge_snapshot(&first).await.unwrap(), first);
+    let later = SnapshotRecord { source: "other".into(), ..with(&[("b", "2"), ("c", "2")], None) };
+    let merged = with(&[("a", "1"), ("b", "2"), ("c", "2")], None);
+    assert_eq!(far.put_or_merge_snapshot(&later).await.unwrap(), merged);
+    assert_eq!(far.create_or_merge_snapshot(&later).await.unwrap(), merged);
+    assert_eq!(far.snapshot(&id("a")).await.unwrap(), merged);
+}
+
+#[test]
+fn a_time_to_live_only_extends() {
+    const DAY: u64 = 86_400;
+    let merged = |kind, known, later| {
+        let id = SnapshotId { kind, ..id("a") };
+        let mut record = SnapshotRecord { id, ttl_s: known, ..record("a") };
+        record.merge(&SnapshotRecord { ttl_s: later, ..record.clone() });
+        record.ttl_s
+    };
+    for (kind, default) in [(Kind::Directory, 30 * DAY), (Kind::Memory, 7 * DAY)] {
+        assert_eq!(merged(kind, None, Some(default)), None);
+        assert_eq!(merged(kind, None, Some(default + 1)), Some(default + 1));
+        assert_eq!(merged(kind, Some(5), None), Some(5));
+        assert_eq!(merged(kind, Some(5), Some(4)), Some(5));
+        assert_eq!(merged(kind, Some(5), Some(6)), Some(6));
+    }
+    for kind in [Kind::Image, Kind::Filesystem] {
+        // Without a TTL, the snapshot is kept until it is deleted.
+        assert_eq!(merged(kind, None, Some(u64::MAX)), None);
+        assert_eq!(merged(kind, Some(5), Some(6)), Some(6));
+    }
 }

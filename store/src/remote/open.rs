@@ -1,6 +1,5 @@
-//! From a URL and options to a client of the service behind it.
+//! Opens the client for a store from its URL and options.
 
-use std::net::IpAddr;
 use std::path::Path as FilePath;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -12,34 +11,50 @@ use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::http::HttpBuilder;
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{BackoffConfig, ClientOptions, ObjectStore, ObjectStoreScheme, RetryConfig};
-use url::{Host, Position, Url};
+use object_store::{
+    BackoffConfig, ClientConfigKey, ClientOptions, ObjectStore, ObjectStoreScheme, RetryConfig,
+};
+use url::{Position, Url};
 
 use super::config::{PlainHttp, StoreConfig};
 use super::endpoint::Endpoint;
 use super::error::StoreError;
 use super::http::Connector;
 use super::local::LocalDirectory;
-use super::near::NearFirst;
+use super::near::{Near, NearFirst};
+use super::redirect::{Redirects, is_loopback};
 
-const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// The default connect timeout.
+pub(super) const CONNECT_MAX: Duration = Duration::from_secs(5);
 
-/// Whether a store can be written.
+/// Whether a store is writable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     ReadWrite,
     ReadOnly,
 }
 
-/// A store that has been opened.
+/// The location of a store's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StorePlace {
+    /// In a directory on this host.
+    Here,
+    /// In a service, or in memory.
+    Elsewhere,
+}
+
+/// An open store.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) endpoint: Endpoint,
-    /// What all paths in it begin with.
+    /// The prefix of all paths in the store.
     pub(super) root: Path,
-    /// Its URL, for messages.
+    /// The URL, for messages.
     pub(super) description: String,
     pub(super) access: Access,
+    pub(super) disk: StorePlace,
+    /// The directory that is read first.
+    pub(super) near: Option<Near>,
 }
 
 /// Opens the store that `config` describes. Reads and writes no object.
@@ -50,13 +65,15 @@ pub(super) fn open(config: &StoreConfig) -> Result<Opened, StoreError> {
     let near = LocalDirectory::open(dir);
     let near = Arc::new(near.map_err(|e| cannot_open(&dir.display().to_string(), &e))?);
     let (root, options) = (opened.root.clone(), options.clone());
+    let looked_into = Some(options.clone());
     let endpoint = opened.endpoint.below(move |far| {
         let near: Arc<dyn ObjectStore> = near.clone();
         Arc::new(NearFirst::new(near, far, root.clone(), options.clone()))
     });
-    Ok(Opened { endpoint, ..opened })
+    Ok(Opened { endpoint, near: looked_into, ..opened })
 }
 
+/// Opens the store itself, without a near directory.
 fn far(config: &StoreConfig) -> Result<Opened, StoreError> {
     if config.url == "memory:" {
         let store = Arc::new(InMemory::new());
@@ -104,12 +121,21 @@ fn far(config: &StoreConfig) -> Result<Opened, StoreError> {
 }
 
 fn opened(endpoint: Endpoint, root: Path, description: String) -> Opened {
-    Opened { endpoint, root, description, access: Access::ReadWrite }
+    Opened {
+        endpoint,
+        root,
+        description,
+        access: Access::ReadWrite,
+        disk: StorePlace::Elsewhere,
+        near: None,
+    }
 }
 
 fn directory(path: &FilePath, description: &str) -> Result<Opened, StoreError> {
     let store = LocalDirectory::open(path).map_err(|e| cannot_open(description, &e))?;
-    Ok(opened(Endpoint::fixed(Arc::new(store)), Path::default(), description.to_owned()))
+    let endpoint = Endpoint::fixed(Arc::new(store));
+    let opened = opened(endpoint, Path::default(), description.to_owned());
+    Ok(Opened { disk: StorePlace::Here, ..opened })
 }
 
 fn cloud(
@@ -130,7 +156,7 @@ fn s3(url: &Url, config: &StoreConfig) -> Result<Arc<dyn ObjectStore>, StoreErro
         .with_url(url.as_str())
         .with_client_options(client_options())
         .with_retry(no_retries())
-        .with_http_connector(Connector::default());
+        .with_http_connector(Connector::new(Redirects::SameServer, config.plain_http));
     let mut builder = options_for(config)
         .fold(builder, |builder, (key, value): (AmazonS3ConfigKey, _)| {
             builder.with_config(key, value)
@@ -140,8 +166,8 @@ fn s3(url: &Url, config: &StoreConfig) -> Result<Arc<dyn ObjectStore>, StoreErro
         .find_map(|key| builder.get_config_value(key));
     let style = AmazonS3ConfigKey::VirtualHostedStyleRequest;
     let style_given = options_for::<AmazonS3ConfigKey>(config).any(|(key, _)| key == style);
-    // The service itself prefers the bucket in the host name, where its certificate has no place
-    // for a bucket with dots; other servers seldom know that style.
+    // S3 itself prefers the bucket in the host name, except for buckets with dots, which its TLS
+    // certificate does not cover. Other servers rarely support that style.
     let dotted = url.host_str().is_some_and(|bucket| bucket.contains('.'));
     if endpoint.is_none() && !style_given && !dotted && url.scheme() != "https" {
         builder = builder.with_virtual_hosted_style_request(true);
@@ -151,32 +177,36 @@ fn s3(url: &Url, config: &StoreConfig) -> Result<Arc<dyn ObjectStore>, StoreErro
 }
 
 fn gcs(url: &Url, config: &StoreConfig) -> Result<Arc<dyn ObjectStore>, StoreError> {
-    let builder = GoogleCloudStorageBuilder::new().with_url(url.as_str());
-    let mut builder = options_for(config)
+    let builder = GoogleCloudStorageBuilder::new()
+        .with_url(url.as_str())
+        .with_client_options(client_options());
+    let builder = options_for(config)
         .fold(builder, |builder, (key, value): (GoogleConfigKey, _)| {
             builder.with_config(key, value)
         });
     let endpoint = builder.get_config_value(&GoogleConfigKey::BaseUrl);
     let allowed = plain_http(endpoint.as_deref(), config)?;
-    builder = builder
-        .with_client_options(client_options().with_allow_http(allowed))
+    let allow_http = GoogleConfigKey::Client(ClientConfigKey::AllowHttp);
+    let builder = builder
+        .with_config(allow_http, allowed.to_string())
         .with_retry(no_retries())
-        .with_http_connector(Connector::default());
+        .with_http_connector(Connector::new(Redirects::SameServer, config.plain_http));
     Ok(Arc::new(builder.build().map_err(|e| cannot_open(url.as_str(), &e))?))
 }
 
 fn azure(url: &Url, config: &StoreConfig) -> Result<Arc<dyn ObjectStore>, StoreError> {
-    let builder = MicrosoftAzureBuilder::new().with_url(url.as_str());
-    let mut builder = options_for(config)
+    let builder =
+        MicrosoftAzureBuilder::new().with_url(url.as_str()).with_client_options(client_options());
+    let builder = options_for(config)
         .fold(builder, |builder, (key, value): (AzureConfigKey, _)| {
             builder.with_config(key, value)
         });
     let endpoint = builder.get_config_value(&AzureConfigKey::Endpoint);
     let allowed = plain_http(endpoint.as_deref(), config)?;
-    builder = builder
-        .with_client_options(client_options().with_allow_http(allowed))
+    let builder = builder
+        .with_allow_http(allowed)
         .with_retry(no_retries())
-        .with_http_connector(Connector::default());
+        .with_http_connector(Connector::new(Redirects::SameServer, config.plain_http));
     Ok(Arc::new(builder.build().map_err(|e| cannot_open(url.as_str(), &e))?))
 }
 
@@ -186,11 +216,11 @@ fn http(url: &Url, config: &StoreConfig) -> Result<Arc<dyn ObjectStore>, StoreEr
         .with_url(&url[..Position::BeforePath])
         .with_client_options(client_options().with_allow_http(allowed))
         .with_retry(no_retries())
-        .with_http_connector(Connector::default());
+        .with_http_connector(Connector::new(Redirects::AnyServer, config.plain_http));
     Ok(Arc::new(builder.build().map_err(|e| cannot_open(url.as_str(), &e))?))
 }
 
-/// The options that this service knows.
+/// Returns the options that this service supports.
 fn options_for<K: FromStr>(config: &StoreConfig) -> impl Iterator<Item = (K, &String)> {
     config
         .options
@@ -198,31 +228,27 @@ fn options_for<K: FromStr>(config: &StoreConfig) -> impl Iterator<Item = (K, &St
         .filter_map(|(name, value)| Some((name.to_ascii_lowercase().parse().ok()?, value)))
 }
 
-/// Whether the client for `endpoint` may speak plain HTTP; an error if it would have to and may not.
+/// Returns whether the client for `endpoint` may use plain HTTP. Fails if it would have to but may
+/// not.
 fn plain_http(endpoint: Option<&str>, config: &StoreConfig) -> Result<bool, StoreError> {
     let Some(endpoint) = endpoint else { return Ok(false) };
     let url = Url::parse(endpoint).map_err(|e| unusable(endpoint, e.to_string()))?;
     if url.scheme() != "http" {
         return Ok(false);
     }
-    let loopback = match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(ip)) => IpAddr::from(ip).is_loopback(),
-        Some(Host::Ipv6(ip)) => IpAddr::from(ip).is_loopback(),
-        None => false,
-    };
-    if loopback || config.plain_http == PlainHttp::Allowed {
+    if is_loopback(&url) || config.plain_http == PlainHttp::Allowed {
         return Ok(true);
     }
     Err(StoreError::PlainHttp { endpoint: url[..Position::BeforePath].to_owned() })
 }
 
-/// Each attempt has its time limit from the retry loop, which knows how many bytes it is about.
+/// Disables the client's own time limit, unless the store's options set one: the retry loop limits
+/// each attempt, because it knows the number of bytes.
 fn client_options() -> ClientOptions {
     ClientOptions::new().with_timeout_disabled().with_connect_timeout(CONNECT_MAX)
 }
 
-/// The library's retries do not cover a body that is too short, and would multiply with ours.
+/// `object_store`'s retries do not cover a truncated body, and would multiply with ours.
 fn no_retries() -> RetryConfig {
     RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::ZERO }
 }

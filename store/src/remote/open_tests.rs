@@ -1,3 +1,5 @@
+//! Tests of opening stores: URLs, options and plain HTTP.
+
 use super::*;
 
 fn config(url: &str, options: &[(&str, &str)]) -> StoreConfig {
@@ -46,7 +48,7 @@ fn plain_http_is_only_for_this_machine_unless_it_is_allowed() {
     }
     for endpoint in ["http://10.0.0.1:9000", "http://localhost.example", "http://127.0.0.1.example"]
     {
-        // Not even if the options, which the environment gives, say so.
+        // Not even if the options, which come from the environment, allow it.
         for error in [
             open_s3(&[("AWS_ENDPOINT_URL", endpoint), ("AWS_ALLOW_HTTP", "true")]).unwrap_err(),
             open_s3(&[("AWS_ENDPOINT_URL_S3", endpoint)]).unwrap_err(),
@@ -56,6 +58,39 @@ fn plain_http_is_only_for_this_machine_unless_it_is_allowed() {
         }
         let allowed = StoreConfig { plain_http: PlainHttp::Allowed, ..config(endpoint, &[]) };
         open(&allowed).unwrap();
+    }
+}
+
+/// For every service: the library's defaults override none of them.
+#[test]
+fn the_clients_settings_are_used_or_refused() {
+    let open_with = |name: &str, value: &str| {
+        let azure = [("azure_storage_account_name", "name"), ("azure_skip_signature", "true")];
+        let google = [("google_skip_signature", "true")];
+        let option = [(name, value)];
+        [
+            open_s3(&option),
+            open(&config("gs://bucket/x", &[&google[..], &option].concat())),
+            open(&config("az://container/x", &[&azure[..], &option].concat())),
+        ]
+    };
+    for (name, value) in [
+        ("connect_timeout", "3 seconds"),
+        ("timeout", "10m"),
+        ("read_timeout", "1m"),
+        ("pool_idle_timeout", "90s"),
+        ("pool_max_idle_per_host", "7"),
+        ("http2_max_frame_size", "65536"),
+    ] {
+        for opened in open_with(name, value) {
+            opened.unwrap();
+        }
+    }
+    for name in ["connect_timeout", "timeout", "pool_idle_timeout", "pool_max_idle_per_host"] {
+        for refused in open_with(name, "never") {
+            let error = refused.unwrap_err().to_string();
+            assert!(error.contains("never"), "{name}: {error}");
+        }
     }
 }
 

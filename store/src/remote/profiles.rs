@@ -1,40 +1,43 @@
-//! The profiles beside a snapshot: read by whoever attaches it, merged with each run.
+//! Reads, writes and merges the profiles of snapshots.
 
 use bytes::Bytes;
 
-use super::changing::Step;
-use super::client::{Remote, Whole};
+use super::changing::ChangeStep;
+use super::client::{Reach, Remote, WholeObject};
 use super::error::StoreError;
 use super::key::ObjectKey;
 use crate::ids::SnapshotId;
 use crate::profile::{ENCODED_LEN_MAX, Profile, ProfileError, ProfileLabel, Run};
 
 impl Remote {
-    /// The profile of a snapshot for `label`, or nothing if there is none. One request.
+    /// Returns the profile of a snapshot for `label`, or `None` if there is none. Takes one
+    /// request.
     ///
-    /// One that can't be used is [`StoreError::Profile`], which a caller may take for none. Its
-    /// groups may be more than the index has: see [`Profile::retain_groups`].
+    /// An unusable profile is [`StoreError::Profile`], which a caller may treat as missing. The
+    /// profile may contain groups that the index does not have: see [`Profile::retain_groups`].
     pub async fn profile(
         &self,
         id: &SnapshotId,
         label: &ProfileLabel,
     ) -> Result<Option<Profile>, StoreError> {
         let key = key(*id, label);
-        let Some(found) = self.find(&key, ENCODED_LEN_MAX).await? else { return Ok(None) };
+        let Some(found) = self.find(&key, ENCODED_LEN_MAX, Reach::NearFirst).await? else {
+            return Ok(None);
+        };
         let profile = decode(&found.body, id, label);
         profile.map(Some).map_err(|reason| self.unusable_profile(&key, reason))
     }
 
-    /// The labels for which a snapshot has profiles, in order.
+    /// Returns the labels of a snapshot's profiles, sorted.
     pub async fn profiles(&self, id: &SnapshotId) -> Result<Vec<ProfileLabel>, StoreError> {
         self.list(&ObjectKey::profiles_of(id), ObjectKey::label_at).await
     }
 
-    /// Adds a run to the profile for `label`, which is made if there is none, and returns it as it is
-    /// then. A run without touches changes nothing.
+    /// Merges a run into the profile for `label`, creating it if necessary, and returns the result.
+    /// A run without touches is a no-op.
     ///
-    /// Runs that others add at the same time are kept, in a store with conditional writes. A profile
-    /// that is damaged is begun anew; one of a version that is not known here is left, with an error.
+    /// With conditional writes, runs that others merge concurrently are not lost. A damaged profile
+    /// is replaced; a profile of an unknown version is left unchanged and is an error.
     pub async fn merge_profile(
         &self,
         id: &SnapshotId,
@@ -51,26 +54,26 @@ impl Remote {
                 }
                 Err(reason) => {
                     let object = self.object_name(&key);
-                    tracing::warn!(object, %reason, "replacing a profile that can't be used");
+                    tracing::warn!(object, %reason, "replacing an unusable profile");
                     Profile::new(*id, label.clone())
                 }
             };
             if run.is_empty() {
-                return Ok(Step::Leave(profile));
+                return Ok(ChangeStep::Leave(profile));
             }
             profile.merge(run);
-            Ok(Step::Write(Bytes::from(profile.encode()), profile))
+            Ok(ChangeStep::Write(Bytes::from(profile.encode()), profile))
         })
         .await
     }
 
-    /// Writes a profile, whatever was there.
+    /// Writes a profile, replacing an existing one.
     pub async fn put_profile(&self, profile: &Profile) -> Result<(), StoreError> {
         let key = key(profile.snapshot, &profile.label);
         self.put(&key, profile.encode().into()).await
     }
 
-    /// Removes a profile. One that is not there is removed already.
+    /// Removes a profile. Idempotent.
     pub async fn remove_profile(
         &self,
         id: &SnapshotId,
@@ -88,11 +91,15 @@ fn key(snapshot: SnapshotId, label: &ProfileLabel) -> ObjectKey {
     ObjectKey::Profile { snapshot, label: label.clone() }
 }
 
-/// Reads a profile that has to be of `id` and `label`.
-fn decode(body: &Whole, id: &SnapshotId, label: &ProfileLabel) -> Result<Profile, ProfileError> {
+/// Decodes a profile, which must belong to `id` and `label`.
+fn decode(
+    body: &WholeObject,
+    id: &SnapshotId,
+    label: &ProfileLabel,
+) -> Result<Profile, ProfileError> {
     let bytes = match body {
-        Whole::Bytes(bytes) => bytes,
-        Whole::TooLong(len) => return Err(ProfileError::TooLong { len: *len }),
+        WholeObject::Bytes(bytes) => bytes,
+        WholeObject::TooLong(len) => return Err(ProfileError::TooLong { len: *len }),
     };
     let profile = Profile::decode(bytes)?;
     if profile.snapshot == *id && profile.label == *label {

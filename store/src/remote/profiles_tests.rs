@@ -1,4 +1,4 @@
-//! Profiles in a store: what every kind of store does alike, and what faults do to them.
+//! Tests of profiles in a store: conformance of every kind of store, and faults.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ fn key(label: &ProfileLabel) -> ObjectKey {
     ObjectKey::Profile { snapshot: id(1), label: label.clone() }
 }
 
-/// What every store that can be written does.
+/// Checks that every writable store must pass.
 pub(super) async fn check_profiles(remote: &Remote) {
     let (default, other) = (ProfileLabel::default(), label("python3"));
     assert_eq!(remote.profile(&id(1), &default).await.unwrap(), None);
@@ -60,7 +60,7 @@ pub(super) async fn check_profiles(remote: &Remote) {
     check_races(remote).await;
 }
 
-/// Several merge at once: no run is lost.
+/// Concurrent merges: no run is lost.
 async fn check_races(remote: &Remote) {
     let contended = label("contended");
     let racers = (0..8).map(|group| {
@@ -79,7 +79,7 @@ async fn check_races(remote: &Remote) {
     remote.remove_profile(&id(1), &contended).await.unwrap();
 }
 
-/// What a store that is only for reading says to writes.
+/// Checks that writes to a read-only store fail.
 pub(super) async fn check_read_only(remote: &Remote) {
     let default = ProfileLabel::default();
     let profile = Profile::of_run(id(1), default.clone(), &run(&[1]));

@@ -1,112 +1,158 @@
-//! The small JSON records of the store: what a snapshot is, and what a name stands for.
+//! The small JSON records of the store, for snapshots and names.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::key::Name;
-use crate::ids::SnapshotId;
+use crate::ids::{Kind, SnapshotId};
 
-/// The version that is written, and the only one that is read.
-const VERSION: u32 = 1;
-/// The longest record, in bytes.
+/// The record version that this code reads and writes.
+pub const VERSION: u32 = 1;
+/// The maximum length of a record, in bytes.
 pub(super) const LEN_MAX: u64 = 64 * 1024;
 
-/// Why a record can't be read or written.
+/// An error from reading or writing a record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    /// Not JSON, or not what a record holds.
+    /// Not valid JSON, or not a record.
     #[error("it is no record of inlay's: {0}")]
     Malformed(String),
-    /// A layout that this program does not know.
+    /// The record has a version that this program does not support.
     #[error(
         "its version {found} is not known to this inlay, which knows {VERSION}; use a newer inlay"
     )]
     Version {
-        /// What the record says.
+        /// Version in the record.
         found: u64,
     },
-    /// The record is about something else than its place says.
+    /// The record belongs to another subject than its key states.
     #[error("it is about {found}; the store is damaged or lies")]
     Misplaced {
-        /// What it is about.
+        /// Its subject.
         found: String,
     },
-    /// Longer than a record may be.
+    /// Longer than the limit.
     #[error("it would have {len} bytes, more than {LEN_MAX}; shorten the labels or the source")]
     TooLong {
-        /// Its length in bytes.
+        /// Actual length, in bytes.
         len: u64,
     },
 }
 
-/// What is known of a snapshot without its index. Written last, so that all that it refers to is in
-/// the store.
+/// The metadata of a snapshot outside its index. Written last, so that all objects that it refers
+/// to are already in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotRecord {
-    /// Which snapshot. It says the kind, too.
+    /// The snapshot's id, which includes the kind.
     pub id: SnapshotId,
-    /// When it was made: seconds since 1970-01-01 00:00 UTC.
+    /// Creation time: seconds since 1970-01-01 00:00 UTC.
     pub created: u64,
-    /// What it was made from, as the user gave it.
+    /// The source of the snapshot, as given by the user.
     pub source: String,
-    /// The snapshot that it was made from, if it was.
+    /// The snapshot that this one was derived from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<SnapshotId>,
-    /// How many of what it holds.
+    /// Number of inodes by type.
     pub counts: TreeCounts,
-    /// Bytes of all files' contents, holes not counted.
+    /// Total size of all files, without holes, in bytes.
     pub content_bytes: u64,
-    /// Bytes of blobs that were uploaded for it.
+    /// Size of the blobs uploaded for it, in bytes.
     pub stored_bytes_new: u64,
-    /// Bytes of its index as it is mapped.
+    /// Size of the index when mapped, in bytes.
     pub index_bytes: u64,
-    /// Bytes of its index as it is stored.
+    /// Size of the packed index in the store, in bytes.
     pub index_packed_bytes: u64,
-    /// How many blobs it refers to.
+    /// Number of blobs that it refers to.
     pub blobs: u64,
-    /// The program and version that made it.
+    /// The program and version that created it.
     pub tool: String,
-    /// The user's own remarks.
+    /// User-defined labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// How many seconds after its last use it may be removed; nothing is said if there is none.
+    /// Time to live after the last use, in seconds. `None` selects the default of the kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_s: Option<u64>,
 }
 
-/// How many of each there are in a tree.
+impl SnapshotRecord {
+    /// Merges `later` into this record of the same snapshot. Labels are added or replaced, never
+    /// removed. A TTL can only extend the snapshot's life.
+    pub fn merge(&mut self, later: &Self) {
+        self.labels.extend(later.labels.iter().map(|(key, value)| (key.clone(), value.clone())));
+        let Some(wanted) = later.ttl_s else { return };
+        let kept = self.ttl_s.or_else(|| ttl_default(self.id.kind));
+        // Without a TTL and a default, the snapshot is kept until it is deleted.
+        if kept.is_some_and(|kept| wanted > kept) {
+            self.ttl_s = Some(wanted);
+        }
+    }
+}
+
+/// Returns the default TTL of a kind, in seconds; `None` keeps the snapshot until it is deleted.
+fn ttl_default(kind: Kind) -> Option<u64> {
+    const DAY: u64 = 24 * 60 * 60;
+    match kind {
+        Kind::Directory => Some(30 * DAY),
+        Kind::Memory => Some(7 * DAY),
+        Kind::Image | Kind::Filesystem => None,
+    }
+}
+
+/// Number of inodes in a tree, by type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TreeCounts {
-    /// Regular files, hard links counted once.
+    /// Regular files; hard links count once.
     pub files: u64,
     /// Directories.
     pub directories: u64,
-    /// All else: symlinks, devices, FIFOs, sockets.
+    /// All others: symlinks, devices, FIFOs, sockets.
     pub others: u64,
 }
 
-/// What a name stands for.
+/// The target of a name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NameRecord {
     /// The name.
     pub name: Name,
-    /// The snapshot behind it.
+    /// The snapshot that the name refers to.
     pub id: SnapshotId,
-    /// When it was set: seconds since 1970-01-01 00:00 UTC.
+    /// Time of the last update: seconds since 1970-01-01 00:00 UTC.
     pub updated: u64,
+    /// Nanoseconds of that time. Absent in older records.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub updated_ns: u32,
 }
 
-/// A record that says where it belongs.
-pub(super) trait Record: Serialize + DeserializeOwned {
-    /// What the record is about.
+impl NameRecord {
+    /// Creates a record for `name` with the target `id` and the current time.
+    pub fn now(name: Name, id: SnapshotId) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { name, id, updated: now.as_secs(), updated_ns: now.subsec_nanos() }
+    }
+
+    /// Returns the time of the last update, since 1970-01-01 00:00 UTC.
+    pub fn updated(&self) -> Duration {
+        Duration::new(self.updated, 0).saturating_add(Duration::from_nanos(self.updated_ns.into()))
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// A record that contains the identity of its subject.
+pub(super) trait StoreRecord: Serialize + DeserializeOwned {
+    /// The identity of the subject.
     type Subject: PartialEq + ToString;
 
     fn subject(&self) -> &Self::Subject;
 
-    /// The record as it is stored.
+    /// Encodes the record for storage.
     fn encode(&self) -> Result<Bytes, RecordError> {
         let json = serde_json::to_vec_pretty(&Versioned { version: VERSION, record: self })
             .map_err(|e| RecordError::Malformed(e.to_string()))?;
@@ -114,11 +160,11 @@ pub(super) trait Record: Serialize + DeserializeOwned {
         if len > LEN_MAX { Err(RecordError::TooLong { len }) } else { Ok(json.into()) }
     }
 
-    /// Reads a record that has to be about `subject`.
+    /// Decodes a record, which must belong to `subject`.
     fn decode(json: &[u8], subject: &Self::Subject) -> Result<Self, RecordError> {
         let malformed = |e: serde_json::Error| RecordError::Malformed(e.to_string());
-        // The version first: what else a record of another version holds is not known here.
-        let Header { version } = serde_json::from_slice(json).map_err(malformed)?;
+        // Check the version first, because records of other versions may have other fields.
+        let RecordHeader { version } = serde_json::from_slice(json).map_err(malformed)?;
         if version != u64::from(VERSION) {
             return Err(RecordError::Version { found: version });
         }
@@ -131,7 +177,7 @@ pub(super) trait Record: Serialize + DeserializeOwned {
     }
 }
 
-impl Record for SnapshotRecord {
+impl StoreRecord for SnapshotRecord {
     type Subject = SnapshotId;
 
     fn subject(&self) -> &SnapshotId {
@@ -139,7 +185,7 @@ impl Record for SnapshotRecord {
     }
 }
 
-impl Record for NameRecord {
+impl StoreRecord for NameRecord {
     type Subject = Name;
 
     fn subject(&self) -> &Name {
@@ -155,7 +201,7 @@ struct Versioned<'a, T> {
 }
 
 #[derive(Deserialize)]
-struct Header {
+struct RecordHeader {
     version: u64,
 }
 

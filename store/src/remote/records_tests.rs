@@ -1,3 +1,5 @@
+//! Tests of encoding and decoding records.
+
 use proptest::prelude::*;
 
 use super::*;
@@ -26,10 +28,15 @@ pub(crate) fn record(number: u8) -> SnapshotRecord {
 }
 
 pub(crate) fn name_record(name: &str, number: u8) -> NameRecord {
-    NameRecord { name: name.parse().unwrap(), id: id(number), updated: 1_700_000_000 }
+    NameRecord {
+        name: name.parse().unwrap(),
+        id: id(number),
+        updated: 1_700_000_000,
+        updated_ns: 0,
+    }
 }
 
-/// A record's JSON after `change`.
+/// Returns the JSON of a record after `change`.
 fn changed(change: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
     let mut json = serde_json::from_slice(&record(1).encode().unwrap()).unwrap();
     change(&mut json);
@@ -59,7 +66,7 @@ fn other_versions_are_refused_by_number() {
         let refused = SnapshotRecord::decode(&json, &id(1)).unwrap_err();
         assert_eq!(refused, RecordError::Version { found });
     }
-    // Nothing but the version of another version is looked at.
+    // For another version, no other field is read.
     let refused = SnapshotRecord::decode(br#"{"version":7}"#, &id(1)).unwrap_err();
     assert_eq!(refused, RecordError::Version { found: 7 });
 }

@@ -1,8 +1,9 @@
-//! Retries: attempts with a time each, waits between them, and an end.
+//! Retries store requests with exponential backoff and deadlines.
 
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use object_store::ObjectStore;
@@ -12,14 +13,14 @@ use super::endpoint::Endpoint;
 use super::error::StoreError;
 use super::failure::{Failure, Remedy};
 
-/// What a request does to an object.
+/// The operation of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// Reads a whole object.
     Get,
     /// Reads part of an object.
     GetRange,
-    /// Asks for an object's length.
+    /// Reads the length of an object.
     Head,
     /// Writes an object.
     Put,
@@ -41,35 +42,35 @@ impl fmt::Display for Operation {
     }
 }
 
-/// How a store is asked again after a failure. The times nest: `stall` < `attempt` < `total`.
+/// How failed requests are retried. The timeouts nest: `stall` < `attempt` < `total`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RetryPolicy {
-    /// The longest silence: until the first byte, and between two.
+    /// The maximum time without data: until the first byte, and between two.
     pub stall: Duration,
-    /// The longest that one attempt takes, and `rate_min` gives more for many bytes.
+    /// The maximum duration of one attempt. Extended for large requests, see `rate_min`.
     pub attempt: Duration,
-    /// The longest that all attempts and the waits between them take, with the same addition.
+    /// The maximum duration of all attempts and the waits between them. Extended likewise.
     pub total: Duration,
-    /// The most attempts. 0 is taken for 1.
+    /// The maximum number of attempts. 0 counts as 1.
     pub attempts_max: u32,
-    /// The wait after the first failure. It doubles with each further one.
+    /// The wait after the first failure. Doubles with each further failure.
     pub backoff_first: Duration,
-    /// The longest wait.
+    /// The maximum wait, except for a longer one that the server requests by `Retry-After`.
     pub backoff_max: Duration,
-    /// The slowest link that is worth waiting for, in bytes a second: `attempt` and `total` are
-    /// longer by the time that the request's bytes take at this rate.
+    /// The slowest acceptable rate, in bytes per second. `attempt` and `total` are extended by the
+    /// time that the bytes of a request take at this rate.
     pub rate_min: u64,
-    /// How much of a wait is drawn by lot.
+    /// The random share of a wait.
     pub jitter: Jitter,
 }
 
-/// How much of a wait is drawn by lot, so that those who failed together do not come back together.
+/// The random share of a wait, which keeps clients that failed together from retrying together.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Jitter {
-    /// Half of the wait is certain, half is drawn: the "equal jitter" of Marc Brooker's
-    /// "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015).
+    /// Half of the wait is fixed, half is random: the "equal jitter" of Marc Brooker's "Exponential
+    /// Backoff And Jitter" (AWS Architecture Blog, 2015).
     Equal,
-    /// Nothing is drawn.
+    /// No randomness.
     None,
 }
 
@@ -89,11 +90,12 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// The budget of a call that was given none of its own.
+    /// Returns the default budget of a call.
     pub fn budget(&self) -> RetryBudget {
         RetryBudget { total: self.total, attempts_max: self.attempts_max }
     }
 
+    /// Returns the wait after this number of failures.
     fn backoff(&self, failures: u32) -> Duration {
         let doubled = 1u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
         let wait = self.backoff_first.saturating_mul(doubled).min(self.backoff_max);
@@ -103,42 +105,55 @@ impl RetryPolicy {
         }
     }
 
-    /// The longest that an attempt takes that is about this many bytes.
+    /// Returns the maximum duration of an attempt that transfers `bytes`.
     pub(super) fn attempt_limit(&self, bytes: u64) -> Duration {
         self.attempt + self.allowance(bytes)
     }
 
+    /// Returns the maximum duration of all attempts of a request that transfers `bytes`.
+    pub(super) fn limit(&self, bytes: u64) -> Duration {
+        self.total + self.allowance(bytes)
+    }
+
+    /// Returns the time that `bytes` take at `rate_min`, in whole seconds.
     fn allowance(&self, bytes: u64) -> Duration {
         Duration::from_secs(bytes / self.rate_min.max(1))
     }
 }
 
-/// What one call may use up.
+/// The retry budget of one call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryBudget {
-    /// The longest that the call takes, all in all. For large requests the policy's `rate_min`
-    /// adds to it.
+    /// The maximum duration of the call. Extended for large requests by the policy's `rate_min`.
     pub total: Duration,
-    /// The most attempts. 0 is taken for 1.
+    /// The maximum number of attempts. 0 counts as 1.
     pub attempts_max: u32,
 }
 
-/// One request as seen by the loop: what it is, on what, and how large.
+/// A request, as seen by the retry loop.
 #[derive(Debug, Clone)]
-pub(super) struct Request {
+pub(super) struct RetriedRequest {
     pub(super) operation: Operation,
-    /// The object's full name, for errors.
+    /// Full name of the object, for errors.
     pub(super) object: String,
-    /// Bytes that pass, as far as it is known before.
+    /// Number of bytes to transfer, as far as known in advance.
     pub(super) bytes: u64,
+    /// Set by the attempt to the actual number of bytes, if `bytes` is only an upper bound. It then
+    /// determines the deadline of retries, and the attempt limits its own duration.
+    pub(super) known: Option<Arc<AtomicU64>>,
     pub(super) budget: RetryBudget,
 }
 
-/// Calls `attempt` until it succeeds, nothing can help, or the budget is used up.
+/// Calls `attempt` until it succeeds, a retry cannot help, or the budget is exhausted.
+///
+/// A wait that the server requests by `Retry-After` is respected in full, like clients of Azure do:
+/// retrying earlier would use up the attempts on a server that has announced that it will refuse
+/// them. A wait that does not fit the deadline is shortened so that the next attempt has `stall`
+/// left, because the alternative is certain failure.
 pub(super) async fn run<T, F, Fut>(
     endpoint: &Endpoint,
     policy: &RetryPolicy,
-    request: Request,
+    request: RetriedRequest,
     mut attempt: F,
 ) -> Result<T, StoreError>
 where
@@ -146,13 +161,22 @@ where
     Fut: Future<Output = Result<T, Failure>>,
 {
     let begin = Instant::now();
-    let allowance = policy.allowance(request.bytes);
-    let deadline = begin + request.budget.total + allowance;
+    let most = begin + request.budget.total + policy.allowance(request.bytes);
+    let (known, total) = (request.known.clone(), request.budget.total);
+    let deadline = || match &known {
+        Some(known) => begin + total + policy.allowance(known.load(Ordering::Relaxed)),
+        None => most,
+    };
+    // The longest wait that leaves the next attempt time for an answer.
+    let longest = || {
+        let left = deadline().saturating_duration_since(Instant::now());
+        left.saturating_sub(policy.stall)
+    };
     let mut attempts = 0;
     let mut refreshed = false;
     loop {
         attempts += 1;
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = most.saturating_duration_since(Instant::now());
         let limit = policy.attempt_limit(request.bytes).min(left);
         let store = endpoint.current();
         let failure = match timeout(limit, attempt(Arc::clone(&store))).await {
@@ -160,13 +184,13 @@ where
             Ok(Err(failure)) => failure,
             Err(_) => Failure::Timeout(limit),
         };
-        let Request { operation, ref object, .. } = request;
+        let RetriedRequest { operation, ref object, .. } = request;
         tracing::debug!(%operation, object, attempts, %failure, "attempt failed");
         let wait = match failure.remedy() {
             Remedy::Nothing => None,
             Remedy::Again(at_least) => {
                 let wait = policy.backoff(attempts);
-                Some(at_least.map_or(wait, |least| wait.max(least.min(policy.backoff_max))))
+                Some(at_least.map_or(wait, |least| wait.max(least.min(longest()))))
             }
             Remedy::FreshCredentials if refreshed => None,
             Remedy::FreshCredentials => {
@@ -175,15 +199,20 @@ where
             }
         };
         let may_go_on = attempts < request.budget.attempts_max;
-        match wait.filter(|wait| may_go_on && Instant::now() + *wait < deadline) {
+        match wait.filter(|wait| may_go_on && Instant::now() + *wait < deadline()) {
             Some(wait) => sleep(wait).await,
             None => return Err(give_up(request, attempts, begin.elapsed(), failure)),
         }
     }
 }
 
-fn give_up(request: Request, attempts: u32, elapsed: Duration, cause: Failure) -> StoreError {
-    let Request { operation, object, .. } = request;
+fn give_up(
+    request: RetriedRequest,
+    attempts: u32,
+    elapsed: Duration,
+    cause: Failure,
+) -> StoreError {
+    let RetriedRequest { operation, object, .. } = request;
     match cause {
         Failure::NotFound => StoreError::NotFound { operation, object },
         cause => StoreError::Failed { operation, object, attempts, elapsed, cause },

@@ -1,3 +1,5 @@
+//! Tests of the retry loop on a paused clock.
+
 use std::cell::RefCell;
 
 use object_store::memory::InMemory;
@@ -8,19 +10,21 @@ fn policy() -> RetryPolicy {
     RetryPolicy { jitter: Jitter::None, ..RetryPolicy::default() }
 }
 
-fn request(policy: &RetryPolicy) -> Request {
-    Request {
+fn request(policy: &RetryPolicy) -> RetriedRequest {
+    RetriedRequest {
         operation: Operation::Get,
         object: "s3://b/blobs/00".to_owned(),
         bytes: 0,
+        known: None,
         budget: policy.budget(),
     }
 }
 
-/// Answers each attempt with the next of these, then with success, and notes when they came.
+/// Fails the attempts with these failures in order, then succeeds. Records the time of each
+/// attempt.
 async fn play(
     policy: RetryPolicy,
-    request: Request,
+    request: RetriedRequest,
     failures: &[Failure],
 ) -> (Result<(), StoreError>, Vec<Duration>) {
     let endpoint = Endpoint::fixed(Arc::new(InMemory::new()));
@@ -108,7 +112,7 @@ async fn no_wait_goes_beyond_the_deadline() {
     };
     let budget = RetryBudget { total: Duration::from_secs(10), attempts_max: 100 };
     let begin = Instant::now();
-    let request = Request { budget, ..request(&policy) };
+    let request = RetriedRequest { budget, ..request(&policy) };
     let (result, times) = play(policy, request, &vec![broken(); 9]).await;
     // After 0 s and 4 s; the next would be at 12 s.
     assert_eq!(times.len(), 2);
@@ -121,7 +125,7 @@ async fn many_bytes_get_more_time() {
     let policy = RetryPolicy { rate_min: 1000, ..policy() };
     let endpoint = Endpoint::fixed(Arc::new(InMemory::new()));
     let slow = |bytes| {
-        let request = Request { bytes, ..request(&policy) };
+        let request = RetriedRequest { bytes, ..request(&policy) };
         run(&endpoint, &policy, request, |_| async {
             sleep(Duration::from_secs(100)).await;
             Ok(())
@@ -196,9 +200,23 @@ async fn a_server_that_asks_for_a_pause_gets_it_within_bounds() {
         let retry_after = Some(Duration::from_secs(seconds));
         Failure::from(crate::remote::ServerAnswer { retry_after, ..answer(503, None) })
     };
+    // Longer than `backoff_max`.
+    let (result, times) = play(policy(), request(&policy()), &[asks(2), asks(20)]).await;
+    result.unwrap();
+    assert_eq!(times, [0, 2, 22].map(Duration::from_secs));
+    // Too long for the deadline: the last attempt starts as late as it can still get an answer.
     let (result, times) = play(policy(), request(&policy()), &[asks(2), asks(3600)]).await;
     result.unwrap();
-    assert_eq!(times, [0, 2, 7].map(Duration::from_secs));
+    assert_eq!(times, [0, 2, 50].map(Duration::from_secs));
+    let (result, times) = play(policy(), request(&policy()), &vec![asks(3600); 9]).await;
+    result.unwrap_err();
+    let last = *times.last().unwrap();
+    assert!(last >= Duration::from_secs(50) && last < Duration::from_mins(1), "{times:?}");
+    // Never shorter than the backoff.
+    let failures = [broken(), broken(), broken(), asks(0)];
+    let (result, times) = play(policy(), request(&policy()), &failures).await;
+    result.unwrap();
+    assert_eq!(times, [0, 50, 150, 350, 750].map(Duration::from_millis));
 }
 
 #[tokio::test(start_paused = true)]
@@ -222,7 +240,7 @@ async fn refused_credentials_are_renewed_once_for_a_call() {
     run(&endpoint, &policy, request(&policy), refused).await.unwrap();
     run(&endpoint, &policy, request(&policy), refused).await.unwrap();
     assert_eq!(*reopened.lock(), 1);
-    // One that was refused together with the first finds the new client there.
+    // A request rejected together with the first finds the new client.
     assert!(endpoint.refresh(&old));
     assert_eq!(*reopened.lock(), 1);
     let always = |_| async { Err::<(), _>(Failure::Credentials("expired".to_owned())) };

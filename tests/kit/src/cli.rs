@@ -12,11 +12,15 @@ use rustix::process::Pid;
 use tempfile::TempDir;
 
 use crate::leftover;
+use crate::output::output;
 use crate::scratch::scratch;
 
 /// How long a daemon may take to end that nothing keeps. Generous: nothing waits for it when all is
 /// well.
 const QUIET_WITHIN: Duration = Duration::from_mins(1);
+
+/// How long a run may take. Generous: some import an image over a slow link on a busy machine.
+pub const RUN_WITHIN: Duration = Duration::from_mins(10);
 
 /// A command line with a state directory that nobody else uses. Dropping it ends the daemon of that
 /// state, and whatever of it is left.
@@ -117,6 +121,8 @@ impl Inlay {
             .env("INLAY_IDLE_EXIT", "0")
             // Neither the caller's credentials nor what a run might leave behind.
             .env("HOME", &self.state)
+            // Whole suites can be run as on an older kernel.
+            .envs(std::env::var_os("INLAY_TEST_WITHOUT").map(|list| ("INLAY_WITHOUT", list)))
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
         command
@@ -172,11 +178,11 @@ impl Inlay {
         }
     }
 
-    /// Runs to the end, whatever the end is.
+    /// Runs to the end, whatever the end is. A run that does not end is an error with its output so far.
     pub fn run<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> io::Result<Ran> {
         let arguments: Vec<OsString> =
             arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
-        let output = self.command().args(&arguments).output()?;
+        let output = output(self.command().args(&arguments), RUN_WITHIN)?;
         Ok(Ran {
             arguments,
             status: output.status,

@@ -67,7 +67,9 @@ impl Leftover {
             }
         }
         for mount in self.mounts.iter().rev() {
-            let _ = unmount(mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+            // FORCE aborts FUSE connections: a killed daemon may wait for a request of its own.
+            let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+            let _ = unmount(mount, flags);
         }
     }
 }

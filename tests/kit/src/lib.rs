@@ -11,6 +11,7 @@ mod http;
 pub mod leftover;
 pub mod link;
 pub mod mounted;
+pub mod output;
 pub mod process;
 pub mod proxy;
 pub mod registry;
@@ -19,6 +20,7 @@ pub mod scratch;
 pub mod service;
 pub mod shaped_store;
 pub mod tree;
+pub mod wait;
 mod warm;
 pub mod weed;
 

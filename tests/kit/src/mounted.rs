@@ -8,7 +8,8 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::cli::{Inlay, Ran};
+use crate::cli::{Inlay, RUN_WITHIN, Ran};
+use crate::output::output;
 use crate::scratch::scratch;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,7 +47,7 @@ impl Inlay {
     ) -> io::Result<Mounted<'a>> {
         let mut command = self.command();
         command.arg("mount").args(options).args(["--json", snapshot]).arg(&dir);
-        let output = command.output()?;
+        let output = output(&mut command, RUN_WITHIN)?;
         // Made first, so that it is unmounted should what follows fail.
         let mut mounted =
             Mounted { inlay: self, pid: 0, dir, on_drop: OnDrop::Unmount, _scratch: scratch };

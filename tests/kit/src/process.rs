@@ -103,11 +103,16 @@ impl Drop for Server {
     }
 }
 
-/// Where a program is: in what `scripts/setup` installed, or on the path.
+/// Directories below `target/tools` with programs that `scripts/setup` installs.
+const TOOLS: [&str; 4] = ["bin", "venv/bin", "debian/usr/bin", "debian/usr/sbin"];
+
+/// Finds a program among those that `scripts/setup` has installed, then on the path.
 pub fn find_program(name: &str) -> io::Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let tools = source_root().join("target/tools/venv/bin");
-    std::iter::once(tools)
+    let tools = source_root().join("target/tools");
+    TOOLS
+        .iter()
+        .map(|dir| tools.join(dir))
         .chain(std::env::split_paths(&path))
         .map(|dir| dir.join(name))
         .find(|program| program.is_file())

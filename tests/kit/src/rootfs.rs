@@ -18,6 +18,8 @@ pub enum Fixture {
     OciLayout,
     /// A Debian that work is done in: git, make, gcc, sqlite3, python3 with venv, node and npm.
     Sandboxes,
+    /// A Debian with python3 and PostgreSQL.
+    Postgres,
     /// Packages as pip and npm download them: bottle and click in `wheels`, ms and semver in `npm`.
     Packages,
 }
@@ -29,6 +31,7 @@ pub fn find(fixture: Fixture) -> io::Result<PathBuf> {
         Fixture::Tar => ("debian-python.tar", "scripts/fixtures"),
         Fixture::OciLayout => ("debian-python-oci", "scripts/fixtures"),
         Fixture::Sandboxes => ("sandboxes", "scripts/fixtures sandboxes"),
+        Fixture::Postgres => ("postgres", "scripts/fixtures postgres"),
         Fixture::Packages => ("sandboxes-packages", "scripts/fixtures sandboxes"),
     };
     let path = source_root().join("target/fixtures").join(name);

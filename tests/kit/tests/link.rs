@@ -152,13 +152,10 @@ fn assert_in_order(seen: &Seen) {
 
 /// The requests, when the proxy has written down the end of each: shortly after the client.
 fn ended(proxy: &Proxy) -> Vec<Seen> {
-    loop {
-        let seen = proxy.seen();
-        if seen.iter().all(|seen| seen.end.is_some()) {
-            return seen;
-        }
-        thread::sleep(MS);
-    }
+    inlay_testkit::wait::until("the requests' ends", || {
+        proxy.seen().iter().all(|seen| seen.end.is_some())
+    });
+    proxy.seen()
 }
 
 #[test]
@@ -215,9 +212,7 @@ fn requests_at_once_are_counted() {
         for _ in 0..4 {
             scope.spawn(|| Client::of(&proxy).get(1000));
         }
-        while proxy.seen().len() < 4 {
-            thread::sleep(MS);
-        }
+        inlay_testkit::wait::until("four requests", || proxy.seen().len() >= 4);
         proxy.shape(LinkProfile::NONE);
     });
     let summary = Summary::of(&ended(&proxy));
@@ -249,9 +244,7 @@ fn directions_do_not_share() {
     proxy.shape(link(Duration::ZERO, 1));
     thread::scope(|scope| {
         scope.spawn(|| Client::of(&proxy).put(100_000));
-        while proxy.seen().is_empty() {
-            thread::sleep(MS);
-        }
+        inlay_testkit::wait::until("a request", || !proxy.seen().is_empty());
         Client::of(&proxy).get(1);
         proxy.shape(LinkProfile::NONE);
     });
@@ -299,9 +292,7 @@ fn a_small_transfer_passes_a_large_one() {
     proxy.shape(link(Duration::ZERO, 500_000));
     thread::scope(|scope| {
         scope.spawn(|| Client::of(&proxy).get(30_000_000));
-        while proxy.bytes_down() == 0 {
-            thread::sleep(MS);
-        }
+        inlay_testkit::wait::until("a byte", || proxy.bytes_down() != 0);
         Client::of(&proxy).get(50_000);
         let large = proxy.seen().first().map(|seen| seen.end);
         assert_eq!(large, Some(None));
@@ -320,9 +311,9 @@ fn a_shape_can_be_changed_while_something_passes() {
     proxy.shape(link(Duration::ZERO, 1));
     thread::scope(|scope| {
         scope.spawn(|| Client::of(&proxy).get(1_000_000));
-        while proxy.seen().first().is_none_or(|seen| seen.first_byte.is_none()) {
-            thread::sleep(MS);
-        }
+        inlay_testkit::wait::until("the first byte", || {
+            proxy.seen().first().is_some_and(|seen| seen.first_byte.is_some())
+        });
         proxy.shape(LinkProfile::NONE);
     });
     assert_eq!(proxy.bytes_down(), 1_000_000);
@@ -351,9 +342,7 @@ fn a_request_that_is_given_up_ends() {
     proxy.inject(Rule::new(Fault::Stall));
     let mut stream = TcpStream::connect(proxy.address()).unwrap();
     stream.write_all(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    while proxy.seen().is_empty() {
-        thread::sleep(MS);
-    }
+    inlay_testkit::wait::until("a request", || !proxy.seen().is_empty());
     drop(stream);
     let seen = ended(&proxy);
     assert_eq!((seen[0].status, seen[0].first_byte), (None, None));

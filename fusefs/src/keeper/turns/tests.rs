@@ -1,4 +1,4 @@
-//! Who serves, whatever happens in whatever order.
+//! Tests that at most one process serves, for all orders of events.
 
 use std::collections::BTreeSet;
 
@@ -27,7 +27,7 @@ fn the_next_has_its_turn_when_the_process_before_it_has_ended() {
     assert_eq!(turns.claim(A, Claim::WhenFree, now), [Action::Grant(A)]);
     turns.serving(A);
     assert_eq!(turns.claim(B, Claim::WhenFree, now), []);
-    // The socket's end is not the process's.
+    // A closed socket does not mean that the process has exited.
     turns.closed(A, now);
     assert_eq!(turns.tick(now), []);
     assert_eq!(turns.dead(A, now), [Action::Grant(B)]);
@@ -52,7 +52,7 @@ fn who_takes_over_goes_first_and_who_stays_is_killed() {
 #[test]
 fn requests_are_refused_from_the_deadline_until_a_server_comes() {
     let (mut turns, now) = turns();
-    // Before anybody has served, the kernel's INIT is not answered: that can't be refused.
+    // Before the first server, the kernel's INIT is unanswered and cannot be refused.
     assert_eq!(turns.tick(now + LIMITS.deadline * 2), []);
     turns.claim(A, Claim::WhenFree, now);
     turns.serving(A);
@@ -80,7 +80,7 @@ fn a_server_is_started_again_a_few_times_with_longer_and_longer_pauses() {
     }
     turns.respawn_failed(now);
     assert_eq!(turns.tick(now + LIMITS.pause * 100), []);
-    // One that serves is worth starting again.
+    // A successful server resets the respawn limit.
     turns.claim(B, Claim::WhenFree, now);
     turns.serving(B);
     turns.dead(B, now);
@@ -161,7 +161,7 @@ proptest! {
             for action in actions {
                 match action {
                     Action::Grant(peer) => {
-                        // A process that was granted the session and has not ended.
+                        // A process that was granted the session and has not exited.
                         prop_assert!(alive.is_empty(), "{alive:?}");
                         prop_assert!(!refusing);
                         alive.insert(peer);
@@ -191,7 +191,7 @@ fn a_server_that_another_keeper_had_is_followed_when_its_process_has_ended() {
     let (mut turns, now) = turns();
     turns.resume(true, Some(A));
     assert_eq!(turns.claim(B, Claim::WhenFree, now), []);
-    // It can't be asked any more, so it is killed in the end.
+    // It cannot be asked any more, so it is killed after the grace period.
     assert_eq!(turns.claim(C, Claim::TakeOver, now), [Action::AskToLeave(A)]);
     assert_eq!(turns.tick(now + LIMITS.grace), [Action::Kill(A)]);
     assert_eq!(turns.dead(A, now + LIMITS.grace), [Action::Grant(C)]);

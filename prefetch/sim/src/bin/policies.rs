@@ -1,12 +1,13 @@
-//! Prints what the rules of the scheduler are worth: starts under several policies, and readers beside
-//! prefetching, on modelled links.
+//! Prints the effect of the scheduler's rules on modelled links: starts under several policies,
+//! reads concurrent with prefetching, and the cost per event.
 //!
-//! `policies [TRACE]...` takes recorded starts, as `.trace` or as the `.json` of `inlay profile export`;
-//! without any, those of `prefetch/sim/traces`. `policies --convert FILE.json` prints the `.trace` of one.
+//! `policies [TRACE]...` reads recorded starts, as `.trace` or as the `.json` of `inlay profile
+//! export`; the default is `prefetch/sim/traces`. `policies --convert FILE.json` prints one as a
+//! `.trace`, `policies --cost` only the cost per event.
 
 use std::path::{Path, PathBuf};
 
-use inlay_prefetch_sim::{Trace, print_policies, synthetic};
+use inlay_prefetch_sim::{Trace, print_cost, print_policies, synthetic};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -14,6 +15,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         && convert == "--convert"
     {
         print!("{}", read(Path::new(path))?.to_text());
+        return Ok(());
+    }
+    if args == ["--cost"] {
+        print_cost();
         return Ok(());
     }
     let mut paths: Vec<PathBuf> = args.iter().map(PathBuf::from).collect();
@@ -31,6 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     traces.push(("synthetic".into(), synthetic(1)));
     print_policies(&traces);
+    print_cost();
     Ok(())
 }
 

@@ -1,0 +1,106 @@
+//! Tests that the mount table, its records and the disk agree after failures, and that it is free
+//! while the kernel is queried. They need root.
+#![allow(clippy::unwrap_used)]
+
+use std::cell::Cell;
+use std::fs;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::seen::BEFORE_QUERY;
+use super::target_tests::{Host, Sandbox, names};
+use super::wanted::Layer;
+use super::*;
+
+const SCRATCH: WantedView = WantedView::Writable(UpperPlace::Scratch);
+
+impl Host {
+    /// Mounts a snapshot whose directory is `dir`, below that of the test.
+    fn mount_of(&self, sandbox: &Sandbox, dir: &str) -> Result<MountRecord, MountError> {
+        let make = MakePath::OwnedBy(Owner::ROOT);
+        let claim = self.mounts.claim(&sandbox.caller(), "/a".as_ref(), make)?;
+        let dir = self.dir.path().join(dir);
+        let top = Layer { slot: 1, dir, hold: Box::new(()) };
+        self.mounts.create(claim, Wanted { top, ..self.wanted(SCRATCH) })
+    }
+}
+
+#[test]
+fn a_scratch_directory_that_can_not_be_prepared_is_removed() {
+    let (host, sandbox) = (Host::new(), Sandbox::new());
+    let error = host.mount_of(&sandbox, "missing").unwrap_err();
+    assert!(matches!(error, MountError::Io { .. }), "{error}");
+    assert_eq!(names(&host.dir.path().join("state/upper")), [""; 0]);
+    assert!(host.mounts.is_empty());
+}
+
+#[test]
+fn a_mount_fails_with_its_own_error_even_if_its_changes_can_not_be_removed() {
+    let (host, sandbox) = (Host::new(), Sandbox::new());
+    let state = host.dir.path().join("state");
+    // Nothing can be discarded without a directory for it.
+    fs::write(state.join("trash"), "").unwrap();
+    for dir in ["missing", "snapshot/file"] {
+        let error = host.mount_of(&sandbox, dir).unwrap_err().to_string();
+        assert!(!error.contains("can't remove"), "{error}");
+    }
+    assert_eq!(names(&state.join("upper")).len(), 2);
+    fs::remove_file(state.join("trash")).unwrap();
+    let record = host.mount(&sandbox, "/a", SCRATCH).unwrap();
+    host.mounts.undo(&record).unwrap();
+}
+
+#[test]
+fn a_mount_is_confirmed_only_once_its_record_says_so() {
+    let (host, sandbox) = (Host::new(), Sandbox::new());
+    let record = host.unconfirmed(&sandbox, "/a");
+    let path = host.dir.path().join(format!("state/mounts/{:x}.json", record.seen.number()));
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    host.mounts.confirm(&record).unwrap_err();
+    let standing = || host.mounts.list().iter().map(|record| record.standing).collect::<Vec<_>>();
+    assert_eq!(standing(), [Standing::Unconfirmed]);
+    let refused = host.mount(&sandbox, "/a", WantedView::ReadOnly).unwrap_err();
+    assert!(matches!(refused, MountError::BeingMounted(_)), "{refused}");
+    fs::remove_dir(&path).unwrap();
+    host.mounts.confirm(&record).unwrap();
+    assert_eq!(standing(), [Standing::Confirmed]);
+    assert_eq!(host.mounts.registry.list().unwrap().mounts, host.mounts.list());
+    host.mounts.undo(&record).unwrap();
+}
+
+#[test]
+fn the_table_is_free_while_the_kernel_is_queried() {
+    let (mut host, sandbox) = (Host::new(), Sandbox::new());
+    for (path, view) in [("/a", WantedView::ReadOnly), ("/b", SCRATCH), ("/c", host.kept("c"))] {
+        host.mount(&sandbox, path, view).unwrap();
+    }
+    host.reopen();
+    // Still in use after a lazy unmount.
+    let used = fs::File::open(sandbox.inside("/b/file")).unwrap();
+    let queries = Rc::new(Cell::new(0));
+    let (table, count) = (Arc::clone(&host.mounts.table), Rc::clone(&queries));
+    BEFORE_QUERY.set(Some(Box::new(move || {
+        assert!(table.try_lock().is_some(), "the table is locked during a query");
+        count.set(count.get() + 1);
+    })));
+    let queries = |act: &dyn Fn()| {
+        queries.set(0);
+        act();
+        queries.get()
+    };
+    assert!(queries(&|| _ = host.mounts.look()) >= 3);
+    assert!(queries(&|| drop(host.mounts.list())) >= 3);
+    assert!(queries(&|| drop(host.mount(&sandbox, "/d", WantedView::ReadOnly).unwrap())) >= 3);
+    for path in ["/a", "/b", "/c", "/d"] {
+        assert!(queries(&|| drop(host.umount(&sandbox, path, Umount::Lazily).unwrap())) >= 2);
+    }
+    assert!(!host.mounts.is_empty() && host.mounts.list().is_empty());
+    drop(used);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
+    while !host.mounts.is_empty() && std::time::Instant::now() < deadline {
+        host.mounts.look();
+    }
+    assert!(host.mounts.is_empty());
+    BEFORE_QUERY.set(None);
+}

@@ -1,0 +1,1 @@
+//! Tests recordings of snapshots in memory.

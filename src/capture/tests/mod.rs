@@ -1,6 +1,0 @@
-//! Captures of real overlays. They need root.
-
-mod features;
-mod kernel;
-mod still;
-mod world;

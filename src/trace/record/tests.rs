@@ -1,1 +1,0 @@
-//! Recordings of snapshots in memory.
