@@ -334,7 +334,7 @@ fn spoil(host: &Host, how: usize) -> &'static str {
             1 => {
                 let again = kept[place("inlay-plain", kept)].descriptor.try_clone().unwrap();
                 kept.push(stored("inlay-plain", again));
-                "'inlay-plain' is there more than once"
+                "'inlay-plain' occurs more than once"
             }
             2 => {
                 let place = place("inlay-session", kept);
@@ -344,7 +344,7 @@ fn spoil(host: &Host, how: usize) -> &'static str {
             3 => {
                 let place = place("inlay-no-xattrs", kept);
                 kept[place] = stored("inlay-no-xattrs", File::open("/dev/zero").unwrap());
-                "what is named after the no-xattrs connection is none"
+                "the descriptor named for the no-xattrs connection is not one"
             }
             4 => {
                 let unmounted = host.inlay.state().join("fs/open-less");
@@ -354,7 +354,7 @@ fn spoil(host: &Host, how: usize) -> &'static str {
             5 => {
                 let mounted = host.inlay.state().join("fs/no-xattrs");
                 unmount(mounted, UnmountFlags::DETACH).unwrap();
-                "the no-xattrs connection is not mounted on"
+                "the no-xattrs connection is no longer mounted on"
             }
             6 => {
                 let place = place("inlay-ledger", kept);

@@ -19,7 +19,7 @@ pub enum BenchError {
     #[error("{0}")]
     Request(String),
     /// A required program is missing.
-    #[error("{program} is needed {why}, and is not there: {advice}")]
+    #[error("{program} is needed {why} and is not installed: {advice}")]
     Missing {
         /// Name of the program.
         program: String,
@@ -37,7 +37,7 @@ pub enum BenchError {
         why: String,
     },
     /// A program exceeded its deadline.
-    #[error("{program} is not done after {limit:?}", limit = limit)]
+    #[error("{program} did not finish within {limit:?}", limit = limit)]
     Slow {
         /// Command line, shortened.
         program: String,

@@ -4,7 +4,7 @@
 mod alias;
 mod changed;
 mod dir;
-mod findings;
+mod facts;
 mod read;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -23,7 +23,7 @@ use crate::error::{FsError, Wanted};
 
 pub use alias::{OwnerAlias, Renumber};
 pub use dir::{DirItem, DirOffset, Emit};
-pub use findings::Findings;
+pub use facts::Findings;
 pub(crate) use read::READ_LEN_MAX;
 pub use read::{Answered, Seek};
 pub use view::{APART_LEN_MIN, Parts, Split, View};

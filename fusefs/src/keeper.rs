@@ -15,7 +15,7 @@ mod session;
 mod signals;
 mod socket;
 mod stored;
-mod turns;
+mod succession;
 mod wire;
 
 pub use client::{Keeper, Kept, KeptConnection, KeptSlot, SessionId};

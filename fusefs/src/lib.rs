@@ -7,7 +7,6 @@
 pub mod content;
 mod control;
 mod counters;
-mod ended;
 mod errno;
 mod error;
 mod features;
@@ -25,11 +24,11 @@ mod notify;
 mod numbers;
 mod opens;
 mod raw;
+mod unmounted;
 mod viewer;
 
 pub use content::{ContentError, ContentSource, ReadDone, ReadNow, WholeFile};
 pub use counters::{RequestCounters, RequestCounts};
-pub use ended::Ended;
 pub use error::{FsError, Wanted};
 pub use features::{FuseFeature, FuseFeatures, probe as probe_features};
 pub use fs::{
@@ -42,3 +41,4 @@ pub use keeper::SOURCE;
 pub use kind::ConnectionKind;
 pub use ledger::{LedgerError, VERSION as LEDGER_VERSION};
 pub use meter::{Metered, Metering, RequestMeter};
+pub use unmounted::Ended;

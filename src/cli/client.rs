@@ -10,11 +10,16 @@ use super::Global;
 use super::daemon::common_words;
 use super::duration;
 use super::error::CliError;
-use crate::daemon::{self, Client, DaemonError, ErrorKind, Keys, Paths, StatusAnswer, StoreRef};
+use crate::daemon::{
+    self, Client, DaemonError, ErrorKind, IfMounted, Keys, Paths, STOP, StatusAnswer, StopAnswer,
+    StopRequest, StoreRef,
+};
 
 /// Attempts of a command whose daemon is exiting, [`PAUSE`] apart.
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long an idle daemon may take to exit before another is started.
+const EXIT_LIMIT: Duration = Duration::from_secs(30);
 
 impl Global {
     /// Returns the paths of the daemon of this state directory.
@@ -52,6 +57,32 @@ pub(super) fn ensure(
     Ok(daemon::ensure(paths, &words)?)
 }
 
+/// Like [`ensure`]. Replaces a daemon that an earlier command started with other store variables,
+/// unless it is in use.
+fn ensure_with_variables(
+    global: &Global,
+    paths: &Paths,
+    cache_size: Option<Budget>,
+) -> Result<(Client, StatusAnswer), CliError> {
+    let (client, status) = ensure(global, paths, cache_size)?;
+    // One without idle exit was started on purpose, e.g. as a service.
+    let is_replaceable = status.idle_exit_ms.is_some() && status.mounts == 0;
+    if !is_replaceable || !has_other_variables(global, &status) {
+        return Ok((client, status));
+    }
+    let stop = StopRequest { if_mounted: IfMounted::RefuseIfUsed };
+    let Ok(stopped) = client.post::<StopAnswer>(STOP, &stop, EXIT_LIMIT) else {
+        // It is in use: the command warns of the difference.
+        return Ok((client, status));
+    };
+    tracing::info!(
+        pid = stopped.server.pid,
+        "replacing an idle daemon that was started with other store variables"
+    );
+    stopped.server.wait(EXIT_LIMIT)?;
+    ensure(global, paths, cache_size)
+}
+
 /// Sends a request to the daemon, and retries it with the next daemon if this one is exiting.
 pub(super) fn with_daemon<T>(
     global: &Global,
@@ -62,14 +93,14 @@ pub(super) fn with_daemon<T>(
     // Retries use the same idempotency keys: no request is executed twice.
     let keys = Keys::new()?;
     for _ in 1..TRIES {
-        let (client, status) = ensure(global, &paths, cache_size)?;
+        let (client, status) = ensure_with_variables(global, &paths, cache_size)?;
         match ask(&client.with_keys(&keys), &status) {
             Err(CliError::Daemon(error)) if is_passing(&error) => {}
             other => return other,
         }
         std::thread::sleep(PAUSE);
     }
-    let (client, status) = ensure(global, &paths, cache_size)?;
+    let (client, status) = ensure_with_variables(global, &paths, cache_size)?;
     ask(&client.with_keys(&keys), &status)
 }
 
@@ -83,14 +114,19 @@ fn is_passing(error: &DaemonError) -> bool {
     }
 }
 
+/// Whether this command uses a remote store, and the daemon has other variables for stores.
+fn has_other_variables(global: &Global, status: &StatusAnswer) -> bool {
+    let is_remote = global.store.as_ref().is_some_and(|url| url.contains("://"));
+    is_remote && !daemon::has_environment_of(status)
+}
+
 /// Warns if the running daemon has other store variables or another cache size than this command.
 pub(super) fn warn_of_differences(
     global: &Global,
     status: &StatusAnswer,
     cache_size: Option<Budget>,
 ) {
-    let remote = global.store.as_ref().is_some_and(|url| url.contains("://"));
-    if remote && !daemon::has_environment_of(status) {
+    if has_other_variables(global, status) {
         tracing::warn!(
             "the daemon was started with other variables for stores (AWS_…, GOOGLE_…, AZURE_…) than \
              this command has, and uses its own; `inlay daemon --takeover` starts one with yours"

@@ -18,9 +18,9 @@ use tokio::sync::mpsc;
 use super::Global;
 use super::client::with_daemon;
 use super::error::CliError;
-use super::inside::{Inside, Where};
 use super::output;
 use super::sandbox::path_of;
+use super::sandbox_path::{Inside, Where};
 use crate::daemon::{Client, CopiedInto, DaemonError, PieceSender, word};
 
 /// Operand for a tar archive on standard input or output.

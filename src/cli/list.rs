@@ -318,7 +318,7 @@ pub(super) fn tag(global: &Global, args: &TagArgs) -> Result<(), CliError> {
                     "{id} is sealed on this host and not in {store} yet; run `inlay sync` first"
                 )
             }
-            _ => format!("{id} is not in {store}; 'inlay snapshots' lists what there is"),
+            _ => format!("{id} is not in {store}; 'inlay snapshots' lists them"),
         }));
     }
     let record = NameRecord::now(args.name.clone(), id);

@@ -14,10 +14,9 @@ mod error;
 mod exec;
 mod export;
 mod import;
-mod inside;
+mod inspect;
 mod list;
 mod logs;
-mod look;
 mod man;
 mod monitor;
 mod mount;
@@ -34,6 +33,7 @@ mod reader;
 mod run;
 mod sandbox;
 mod sandbox_options;
+mod sandbox_path;
 mod snapshot;
 mod stream;
 mod terminal;
@@ -137,10 +137,10 @@ enum Command {
     Keeper(daemon::KeeperArgs),
     #[command(hide = true)]
     Monitor(monitor::MonitorArgs),
-    Ls(look::LsArgs),
-    Cat(look::CatArgs),
-    Stat(look::StatArgs),
-    Tree(look::TreeArgs),
+    Ls(inspect::LsArgs),
+    Cat(inspect::CatArgs),
+    Stat(inspect::StatArgs),
+    Tree(inspect::TreeArgs),
     #[command(alias = "images")]
     Snapshots(list::SnapshotsArgs),
     #[command(alias = "inspect")]
@@ -224,10 +224,10 @@ impl Cli {
             Command::Daemon(args) => daemon::daemon(global, &args),
             Command::Keeper(args) => daemon::keeper(global, &args),
             Command::Monitor(args) => monitor::monitor(global, &args),
-            Command::Ls(args) => look::ls(global, &args),
-            Command::Cat(args) => look::cat(global, &args),
-            Command::Stat(args) => look::stat(global, &args),
-            Command::Tree(args) => look::tree(global, &args),
+            Command::Ls(args) => inspect::ls(global, &args),
+            Command::Cat(args) => inspect::cat(global, &args),
+            Command::Stat(args) => inspect::stat(global, &args),
+            Command::Tree(args) => inspect::tree(global, &args),
             Command::Snapshots(args) => list::snapshots(global, &args),
             Command::Show(args) => list::show(global, &args),
             Command::Tag(args) => list::tag(global, &args),

@@ -20,9 +20,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Global;
 use super::client::{warn_of_differences, with_daemon};
 use super::error::CliError;
-use super::inside::Where;
 use super::mount_into;
 use super::output::{self, shown};
+use super::sandbox_path::Where;
 use crate::daemon::{
     CacheUse, Client, DaemonError, ErrorKind, GONE, GoneAnswer, GoneRequest, LoadOptions, MOUNTS,
     MountOrigin, MountRequest, MountShown, Prefetch, RecordProfile, UmountAnswer, UmountRequest,

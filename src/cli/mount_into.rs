@@ -9,10 +9,10 @@ use serde::Serialize;
 use super::Global;
 use super::client::with_daemon;
 use super::error::CliError;
-use super::inside::Inside;
 use super::mount::{MountArgs, UmountArgs};
 use super::output::{self, shown};
 use super::sandbox::path_of;
+use super::sandbox_path::Inside;
 use crate::daemon::{
     CacheUse, DaemonError, ErrorKind, IntoView, MountInto, MountedIn, UmountFrom, UmountedFrom,
     word,

@@ -14,7 +14,7 @@ use inlay_sandbox::{
 
 use super::Global;
 use super::error::CliError;
-use super::inside::Inside;
+use super::sandbox_path::Inside;
 use crate::daemon::{
     CacheUse, CreateSandbox, IntoView, LoadOptions, MountInto, StartWhen, WhenEnded,
 };

@@ -13,9 +13,9 @@ use inlay_store::ids::Kind;
 use super::Global;
 use super::client::with_daemon;
 use super::error::CliError;
-use super::inside::{Inside, Where};
 use super::output;
 use super::sandbox_options::pair;
+use super::sandbox_path::{Inside, Where};
 use crate::daemon::{
     ConflictingNames, SNAPSHOTS, SYNC, SnapshotTaken, StoreRef, SyncAnswer, SyncRequest,
     TakeSnapshot, WaitFor,

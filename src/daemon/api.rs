@@ -20,7 +20,7 @@ use inlay_mounts::{
     View as MountView, WantedView,
 };
 
-use super::attached::Part;
+use super::attached_records::Part;
 
 /// Status of the daemon.
 pub const STATUS: &str = "/v1/status";
@@ -450,6 +450,9 @@ pub enum IfMounted {
     Refuse,
     /// Unmount them; those in use, lazily.
     Unmount,
+    /// Refuse, also while a request is in flight, a snapshot is on its way to its store, a trace is
+    /// recorded or a client reads the output of a sandbox. Never waits.
+    RefuseIfUsed,
 }
 
 /// Stops the daemon.

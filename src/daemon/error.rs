@@ -47,7 +47,7 @@ pub enum DaemonError {
     #[error(transparent)]
     Copy(#[from] CopyError),
     /// No such sandbox.
-    #[error("there is no sandbox {0:?}; `inlay sandbox ls` lists those there are")]
+    #[error("no sandbox {0:?}; `inlay sandbox ls` lists them")]
     NoSandbox(String),
     /// A record of a sandbox, or of something in it, is damaged.
     #[error(
@@ -65,16 +65,16 @@ pub enum DaemonError {
     #[error(transparent)]
     Record(#[from] RecordError),
     /// A sandbox of this name exists.
-    #[error("there is a sandbox {0:?} already; remove it, or choose another name")]
+    #[error("the sandbox name {0:?} is taken; remove that sandbox, or choose another name")]
     NameTaken(String),
     /// The operation requires that the sandbox has ended.
-    #[error("the sandbox {0:?} runs; stop it first, or use --force")]
+    #[error("the sandbox {0:?} is running; stop it first, or use --force")]
     Runs(String),
     /// The operation requires that the sandbox runs.
-    #[error("the sandbox {0:?} does not run; `inlay sandbox ls` tells how each is")]
+    #[error("the sandbox {0:?} is not running; `inlay sandbox ls` shows the state of each")]
     NotRunningSandbox(String),
     /// Running sandboxes prevent the daemon from stopping.
-    #[error("sandboxes run: {}; stop them first, or use --force", .0.join(", "))]
+    #[error("sandboxes are running: {}; stop them first, or use --force", .0.join(", "))]
     SandboxesRun(Vec<String>),
     /// Sandboxes could not be stopped.
     #[error(
@@ -178,7 +178,7 @@ pub enum DaemonError {
         log: PathBuf,
     },
     /// The limit of concurrent traces is reached.
-    #[error("{0} traces are being recorded, which is as many as there may be; end one, or wait")]
+    #[error("{0} traces are being recorded, which is the limit; end one, or wait")]
     Traces(usize),
     /// No such trace.
     #[error("no trace {0:?} is being recorded; it ends with the connection that began it")]
@@ -187,10 +187,10 @@ pub enum DaemonError {
     #[error("{0}")]
     Refused(ErrorAnswer),
     /// The connection broke, or the answer is malformed.
-    #[error("the daemon does not answer as it should: {0}; see its log")]
+    #[error("invalid answer from the daemon: {0}; see its log")]
     Conversation(String),
     /// The daemon did not answer in time.
-    #[error("the daemon did not answer within {0:?}; `inlay daemon status` tells if it lives")]
+    #[error("the daemon did not answer within {0:?}; `inlay daemon status` checks it")]
     Silent(Duration),
     /// Mounts prevent the daemon from stopping.
     #[error("{} mounted: {}; unmount them first, or use --force", count(.0.len()), .0.join(", "))]
@@ -200,34 +200,34 @@ pub enum DaemonError {
         .0.join("; "))]
     DamagedMounts(Vec<String>),
     /// Requests in flight did not finish.
-    #[error("mounts are being made at this moment; try again")]
+    #[error("the daemon is in use; try again")]
     Busy,
     /// The process did not end when told to.
-    #[error("process {0} goes on; its log may say why")]
+    #[error("process {0} did not exit; see its log")]
     DoesNotEnd(u32),
     /// The FUSE connections have ended.
-    #[error("the FUSE connections have ended; what was mounted is cleared away by the next daemon")]
+    #[error("the FUSE connections have ended; the next daemon removes the dead mounts")]
     Lost,
     /// The daemon is stopping.
-    #[error("the daemon is about to end; try again")]
+    #[error("the daemon is exiting; try again")]
     Ending,
     /// The caller's deadline passed.
-    #[error("it took longer than the {0:?} that its caller waits, and is undone")]
+    #[error("the deadline of {0:?} passed; the operation was rolled back")]
     Deadline(Duration),
     /// The limit of open stores is reached.
-    #[error("{0} stores are in use at once, which is as many as there may be; unmount something")]
+    #[error("{0} stores are in use, which is the limit; unmount something")]
     Stores(usize),
     /// The request is invalid.
     #[error("{0}")]
     Request(String),
     /// Bug: the table of metrics or the gathered values are inconsistent.
-    #[error("metrics can't be told: {0}")]
+    #[error("can't encode the metrics: {0}")]
     Metrics(#[from] prometheus::Error),
     /// Failure of work that several requests waited for.
     #[error("{0}")]
     Shared(std::sync::Arc<Self>),
     /// Bug: a task panicked.
-    #[error("a task of the daemon has failed after a defect of this program")]
+    #[error("a task of the daemon panicked; this is a bug, see its log")]
     Panicked,
 }
 

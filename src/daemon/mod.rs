@@ -2,27 +2,29 @@
 //! finding, starting and calling it.
 
 mod api;
-mod attached;
+mod attached_records;
+mod cancel_on_drop;
 mod client;
 mod environment;
 mod error;
-mod given;
-mod given_up;
-mod keep;
+mod host_mounts;
+mod idempotency;
+mod inherited_fds;
+mod keeper_client;
 mod launch;
-mod life;
+mod lifecycle;
 mod limits;
 mod listener;
+mod main_loop;
 mod memory;
 mod metrics;
-mod moment;
-mod mounted_already;
-mod named;
+mod name_cache;
+mod new_mount;
 mod notify;
-mod once;
 mod outbox;
 mod paths;
 mod redacted;
+mod repeated_mount;
 mod routes;
 mod run;
 mod sandboxes;
@@ -34,15 +36,16 @@ mod stores;
 mod streams;
 #[cfg(test)]
 mod testing;
+mod timestamp;
 mod traces;
 mod tracking;
 
 pub use api::*;
-pub use attached::Part;
+pub use attached_records::Part;
 pub use client::{Client, Keys, has_environment_of};
 pub use error::DaemonError;
-pub use given::given;
-pub use keep::{again, keeper_options};
+pub use inherited_fds::given;
+pub use keeper_client::{again, keeper_options};
 pub use launch::{Readiness, ensure};
 pub use metrics::{Definition, METRICS, MetricKind};
 pub use paths::Paths;

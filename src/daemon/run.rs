@@ -22,11 +22,11 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, oneshot};
 
-use super::attached::AttachedFiles;
+use super::attached_records::AttachedFiles;
 use super::client::Client;
 use super::environment;
 use super::error::DaemonError;
-use super::keep;
+use super::keeper_client;
 use super::limits::Limits;
 use super::paths::Paths;
 use super::sandboxes::Sandboxes;
@@ -141,7 +141,7 @@ fn nobody_runs(paths: &Paths) -> Result<(), DaemonError> {
 /// of the ledger.
 fn claim(paths: &Paths, options: &DaemonOptions, stored: Stored) -> Result<Kept, DaemonError> {
     for _ in 0..KEEPERS {
-        let keeper = keep::find_or_start(paths, &options.keeper, &stored)?;
+        let keeper = keeper_client::find_or_start(paths, &options.keeper, &stored)?;
         let (sender, turn) = mpsc::sync_channel(1);
         let how = options.claim;
         // Not joined: if the claim never completes, the thread ends with the process.
@@ -155,7 +155,7 @@ fn claim(paths: &Paths, options: &DaemonOptions, stored: Stored) -> Result<Kept,
         loop {
             match turn.recv_timeout(LOOK_AGAIN) {
                 Ok(Ok(mut kept)) => {
-                    keep::store(&mut kept, &stored);
+                    keeper_client::store(&mut kept, &stored);
                     drop(stored);
                     return Ok(kept);
                 }

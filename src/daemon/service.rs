@@ -1,39 +1,27 @@
 //! Operations of the daemon, independent of the transport.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use inlay_mounts::{
-    Caller, Claim, Layer, MakePath, MountError, MountFlags, MountRecord, Mounts, Owner, Process,
-    ProcessId, Standing, Wanted, WantedView,
+    Layer, MountFlags, MountRecord, Mounts, Owner, ProcessId, Standing, Wanted, WantedView,
 };
 use inlay_prefetch::Class;
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 use super::api::{
     AttachedShown, CacheUse, DamagedRecord, Fingerprint, IfMounted, InsideShown, LoadOptions,
-    MountOrigin, MountRequest, MountShown, PrefetchAnswer, StatusAnswer, StoreRef, StoreShown,
-    UmountAnswer, UmountRequest,
+    MountOrigin, MountShown, PrefetchAnswer, StatusAnswer, StoreRef, StoreShown,
 };
 use super::error::DaemonError;
-use super::given_up::unless_given_up;
+use super::lifecycle::Lifecycle;
 use super::metrics::Activity;
-use super::mounted_already::target;
-use super::once::RequestKey;
 use super::sandboxes::Sandboxes;
 use super::snapshots::{Attached, Shape, Snapshots, Use};
 use super::traces::Traces;
-
-/// Deadline for requests in flight when the daemon stops.
-const SETTLE_WITHIN: Duration = Duration::from_secs(30);
-pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// Attempts to claim a mount point that another request holds.
-const TRIES_OF_CLAIM: u32 = 100;
 
 /// Facts that are constant for a daemon's lifetime.
 #[derive(Debug, Clone)]
@@ -59,78 +47,10 @@ struct ServiceInner {
     mounts: Mounts,
     sandboxes: Sandboxes,
     traces: Traces,
-    load: Mutex<Load>,
     activity: Activity,
-    /// Woken when something may have ended.
-    changed: Arc<Notify>,
+    lifecycle: Lifecycle,
     /// Woken when a mount is gone.
     gone: Notify,
-    /// Cancelled when the daemon was asked to stop.
-    stop: CancellationToken,
-}
-
-/// Accounting of requests that may leave mounts or processes behind.
-#[derive(Debug, Clone, Copy)]
-struct Load {
-    under_way: usize,
-    taking: AcceptsWork,
-    /// Requests that may stop the daemon. While there are any, no others are accepted.
-    closings: usize,
-    /// Requests completed, including those of earlier daemons.
-    done: u64,
-}
-
-/// Whether further requests are accepted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum AcceptsWork {
-    More,
-    NoMore,
-}
-
-/// A request that may stop the daemon. While it lives, no request that may leave something behind
-/// is accepted; dropping it, because it failed or its caller is gone, accepts them again.
-struct Closing(Service);
-
-impl Closing {
-    fn begin(service: &Service) -> Self {
-        service.inner.load.lock().closings += 1;
-        Self(service.clone())
-    }
-
-    /// Commits to stopping: no more requests are accepted.
-    fn done(self) {
-        self.0.inner.load.lock().taking = AcceptsWork::NoMore;
-        self.0.inner.stop.cancel();
-    }
-}
-
-impl Drop for Closing {
-    fn drop(&mut self) {
-        self.0.inner.load.lock().closings -= 1;
-        // Work that waited for this may proceed, e.g. the exit of an idle daemon.
-        self.0.something_ended();
-    }
-}
-
-/// A request in flight; the daemon does not stop before it is dropped.
-pub(super) struct UnderWay(Arc<ServiceInner>);
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        {
-            let mut load = self.0.load.lock();
-            load.under_way -= 1;
-            load.done += 1;
-        }
-        self.0.changed.notify_one();
-    }
-}
-
-/// Outcome of claiming a mount point.
-enum MountTarget {
-    Free(Box<Claim>),
-    /// An earlier attempt of the same request has mounted it.
-    Taken(Box<MountRecord>),
 }
 
 /// A snapshot to attach.
@@ -147,48 +67,6 @@ pub(super) struct Attach<'a> {
     pub(super) chown: Option<Owner>,
 }
 
-/// A new mount. Unless taken, it is undone on drop: its client is gone.
-struct Made {
-    service: Service,
-    record: Option<MountRecord>,
-    under_way: Option<UnderWay>,
-}
-
-impl Made {
-    /// Makes the mount outlive this daemon, before the caller gets its answer. Blocks.
-    fn confirm(&mut self) -> Result<(), DaemonError> {
-        if let Some(record) = &mut self.record {
-            *record = self.service.inner.mounts.confirm(record)?;
-        }
-        Ok(())
-    }
-
-    fn take(mut self) -> Option<MountRecord> {
-        self.record.take()
-    }
-}
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        if let Some(record) = self.record.take() {
-            tracing::info!(
-                mountpoint = %record.mountpoint.to_path().display(),
-                "undoing a mount: the caller disconnected"
-            );
-            let (service, under_way) = (self.service.clone(), self.under_way.take());
-            // Marked before any other request can see that the caller is gone.
-            service.inner.mounts.doom(&record);
-            spawn_blocking(move || {
-                if let Err(error) = service.inner.mounts.undo(&record) {
-                    tracing::warn!(%error, "can't undo a cancelled mount");
-                }
-                service.look();
-                drop(under_way);
-            });
-        }
-    }
-}
-
 impl Service {
     pub(super) fn new(
         about: DaemonInfo,
@@ -198,18 +76,15 @@ impl Service {
         changed: Arc<Notify>,
         adopted: usize,
     ) -> Self {
-        let done = u64::try_from(adopted).unwrap_or(u64::MAX);
         let inner = ServiceInner {
             about,
             snapshots,
             mounts,
             sandboxes,
             traces: Traces::default(),
-            load: Mutex::new(Load { under_way: 0, taking: AcceptsWork::More, closings: 0, done }),
             activity: Activity::default(),
-            changed,
+            lifecycle: Lifecycle::new(changed, adopted),
             gone: Notify::new(),
-            stop: CancellationToken::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -236,18 +111,13 @@ impl Service {
         &self.inner.activity
     }
 
+    /// Requests in flight, and the decision to stop.
+    pub(super) fn lifecycle(&self) -> &Lifecycle {
+        &self.inner.lifecycle
+    }
+
     pub(super) fn traces(&self) -> &Traces {
         &self.inner.traces
-    }
-
-    /// Wakes those who wait for the daemon to become idle.
-    pub(super) fn something_ended(&self) {
-        self.inner.changed.notify_one();
-    }
-
-    /// Cancelled when the daemon was asked to stop.
-    pub(super) fn stop_token(&self) -> &CancellationToken {
-        &self.inner.stop
     }
 
     pub(super) async fn status(&self) -> Result<StatusAnswer, DaemonError> {
@@ -336,101 +206,6 @@ impl Service {
         records
     }
 
-    /// Mounts a snapshot for the process `caller`. Cancel-safe: if the future is dropped or `limit`
-    /// passes, nothing of the mount stays. Idempotent: if an earlier attempt with the same `key`
-    /// created the mount, returns that mount.
-    pub(super) async fn mount(
-        &self,
-        caller: Process,
-        request: MountRequest,
-        key: Option<RequestKey>,
-        limit: Duration,
-    ) -> Result<MountShown, DaemonError> {
-        self.activity().mounts.of(self.mount_within(caller, request, key, limit)).await
-    }
-
-    async fn mount_within(
-        &self,
-        caller: Process,
-        request: MountRequest,
-        key: Option<RequestKey>,
-        limit: Duration,
-    ) -> Result<MountShown, DaemonError> {
-        let under_way = self.under_way().ok_or(DaemonError::Ending)?;
-        let again = (request.origin == MountOrigin::MountTable).then(|| request.clone());
-        let work = self.clone().make(caller.clone(), request, key, under_way);
-        let mut made = match (unless_given_up(limit, work).await, again) {
-            (Err(error), Some(again)) => {
-                let same = self.clone().mounted_already(caller, again, error);
-                return unless_given_up(limit, same).await;
-            }
-            (made, _) => made?,
-        };
-        // If the caller is gone, this is dropped and the mount undone.
-        let service = self.clone();
-        let made = spawn_blocking(move || {
-            made.confirm()?;
-            let shown = made.record.clone().map(|record| service.shown(record));
-            Ok::<_, DaemonError>((made, shown))
-        });
-        let (made, shown) = made.await.map_err(|_| DaemonError::Panicked)??;
-        made.take();
-        shown.ok_or(DaemonError::Panicked)
-    }
-
-    async fn make(
-        self,
-        caller: Process,
-        request: MountRequest,
-        key: Option<RequestKey>,
-        under_way: UnderWay,
-    ) -> Result<Made, DaemonError> {
-        let path = request.mountpoint.to_path();
-        if !path.is_absolute() {
-            return Err(DaemonError::Request("the mount point must be an absolute path".into()));
-        }
-        let key = key.map(|RequestKey(key)| key);
-        // Claimed first: it costs nothing, and fails most often.
-        let (caller, make) = target(request.pid, caller, request.origin)?;
-        let claim = match self.claim((&caller, make), &path, key.as_deref()).await? {
-            MountTarget::Free(claim) => *claim,
-            MountTarget::Taken(record) => {
-                return Ok(Made {
-                    service: self,
-                    record: Some(*record),
-                    under_way: Some(under_way),
-                });
-            }
-        };
-        let MountRequest { snapshot, store, cache, view, chown, flags, origin, load, .. } = request;
-        let shape = match view {
-            WantedView::ReadOnly => Shape::Alone,
-            WantedView::Writable(_) => Shape::Below,
-        };
-        let what = Attach { snapshot: &snapshot, store: &store, cache, load: &load, origin, chown };
-        let attached = self.attach(what, shape).await?;
-        let wanted = Wanted {
-            chown,
-            flags,
-            key,
-            standing: Standing::Unconfirmed,
-            ..self.wanted(attached, view, None)?
-        };
-        let service = self.clone();
-        let made = spawn_blocking(move || {
-            let slots = [Some(wanted.top.slot), wanted.below.as_ref().map(|below| below.slot)];
-            let record = service.inner.mounts.create(claim, wanted)?;
-            service.mark("mounted", || record.mountpoint.to_path().display().to_string());
-            // Most mounts are read little: release the index pages that attaching has mapped.
-            slots.into_iter().flatten().for_each(|slot| {
-                service.inner.snapshots.release_pages_of(slot);
-            });
-            // From here on the mount is undone unless taken, however this task ends.
-            Ok(Made { service, record: Some(record), under_way: Some(under_way) })
-        });
-        made.await.map_err(|_| DaemonError::Panicked)?
-    }
-
     /// Attaches a snapshot so that it can be mounted.
     pub(super) async fn attach(
         &self,
@@ -469,63 +244,6 @@ impl Service {
         })
     }
 
-    /// Claims `path` for a mount. Retries while another request claims it or undoes a mount there.
-    async fn claim(
-        &self,
-        (caller, make): (&Caller, MakePath),
-        path: &Path,
-        key: Option<&str>,
-    ) -> Result<MountTarget, DaemonError> {
-        for _ in 0..TRIES_OF_CLAIM {
-            let (service, path, key) = (self.clone(), path.to_owned(), key.map(str::to_owned));
-            let caller = caller.clone();
-            let claimed = spawn_blocking(move || {
-                let mounts = &service.inner.mounts;
-                match mounts.claim(&caller, &path, make) {
-                    Ok(claim) => Ok(Some(MountTarget::Free(Box::new(claim)))),
-                    Err(MountError::BeingMounted(_)) => Ok(None),
-                    Err(error @ MountError::AlreadyMounted { .. }) => {
-                        let Some(record) = mounts.find(&caller, &path)? else { return Ok(None) };
-                        if key.is_some() && record.key == key {
-                            return Ok(Some(MountTarget::Taken(Box::new(record))));
-                        }
-                        Err(error)
-                    }
-                    Err(error) => Err(error),
-                }
-            });
-            if let Some(place) = claimed.await.map_err(|_| DaemonError::Panicked)?? {
-                return Ok(place);
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-        Err(MountError::BeingMounted(path.to_owned()).into())
-    }
-
-    pub(super) async fn umount(
-        &self,
-        caller: Process,
-        request: UmountRequest,
-    ) -> Result<UmountAnswer, DaemonError> {
-        let path = request.mountpoint.to_path();
-        if !path.is_absolute() {
-            return Err(DaemonError::Request("the mount point must be an absolute path".into()));
-        }
-        let (caller, _) = target(request.pid, caller, MountOrigin::Command)?;
-        let under_way = self.under_way().ok_or(DaemonError::Ending)?;
-        let service = self.clone();
-        let ended = spawn_blocking(move || {
-            let _under_way = under_way;
-            let ended = service.inner.mounts.unmount(&caller, &path, request.how, request.changes);
-            service.look();
-            ended
-        });
-        let ended = ended.await.map_err(|_| DaemonError::Panicked)??;
-        let MountRecord { mountpoint, snapshot, view, .. } = ended.record;
-        let (in_use, discarded) = (ended.in_use, ended.discarded);
-        Ok(UmountAnswer { mountpoint, snapshot, view, in_use, discarded })
-    }
-
     /// Waits at most `limit` until the mount with this id is gone. Returns whether it is.
     pub(super) async fn gone(&self, mount: u64, limit: Duration) -> bool {
         let is_gone = || !self.inner.mounts.has(mount);
@@ -544,8 +262,16 @@ impl Service {
     /// Stops the daemon. Returns the mounts that were unmounted. If the caller goes away before
     /// anything was ended, the daemon continues; after that, the stop is completed in any case.
     pub(super) async fn stop(&self, mounted: IfMounted) -> Result<Vec<MountRecord>, DaemonError> {
+        if mounted == IfMounted::RefuseIfUsed {
+            if !self.close_if_idle() {
+                return Err(DaemonError::Busy);
+            }
+            self.inner.lifecycle.stop_token().cancel();
+            return Ok(Vec::new());
+        }
         // Excludes new mounts from here on.
-        let closing = Closing::begin(self);
+        let closing = self.inner.lifecycle.close();
+        closing.settle().await?;
         let mounts = self.make_room(mounted).await?;
         let service = self.clone();
         let ending = tokio::spawn(async move {
@@ -566,15 +292,9 @@ impl Service {
         unmounted.await.map(drop).map_err(|_| DaemonError::Panicked)
     }
 
-    /// Waits for requests in flight and returns the mounts of users. Fails if mounts or sandboxes
-    /// are in the way and `mounted` is `Refuse`.
+    /// Returns the mounts of users. Fails if mounts or sandboxes are in the way and `mounted` is
+    /// `Refuse`.
     async fn make_room(&self, mounted: IfMounted) -> Result<Vec<MountRecord>, DaemonError> {
-        let settled = async {
-            while self.inner.load.lock().under_way > 0 {
-                tokio::time::sleep(LOOK_AGAIN).await;
-            }
-        };
-        timeout(SETTLE_WITHIN, settled).await.map_err(|_| DaemonError::Busy)?;
         let service = self.clone();
         let found = spawn_blocking(move || (service.mount_records(), service.running_sandboxes()));
         let (mut mounts, running) = found.await.map_err(|_| DaemonError::Panicked)?;
@@ -598,21 +318,9 @@ impl Service {
     /// Stops accepting requests if nothing is mounted, attached or in flight, no trace is recorded
     /// and no client reads a sandbox's output. Returns whether it did.
     pub(super) fn close_if_idle(&self) -> bool {
-        let mut load = self.inner.load.lock();
-        let idle = load.under_way == 0
-            && self.is_unused()
-            && !self.inner.traces.any()
-            && !self.inner.sandboxes.talk();
-        if idle {
-            load.taking = AcceptsWork::NoMore;
-        }
-        idle
-    }
-
-    /// Whether this daemon has not served any request yet.
-    pub(super) fn is_new(&self) -> bool {
-        let load = *self.inner.load.lock();
-        load.done == 0 && load.under_way == 0
+        self.inner.lifecycle.close_if(|| {
+            self.is_unused() && !self.inner.traces.any() && !self.inner.sandboxes.talk()
+        })
     }
 
     /// Whether nothing is mounted, attached or waiting in an outbox.
@@ -635,15 +343,6 @@ impl Service {
         self.inner.gone.notify_waiters();
         let snapshots = self.inner.snapshots.look();
         [mounts, snapshots].into_iter().flatten().min()
-    }
-
-    pub(super) fn under_way(&self) -> Option<UnderWay> {
-        let mut load = self.inner.load.lock();
-        if load.taking == AcceptsWork::NoMore || load.closings > 0 {
-            return None;
-        }
-        load.under_way += 1;
-        Some(UnderWay(Arc::clone(&self.inner)))
     }
 
     /// Converts a mount for clients. Blocks.

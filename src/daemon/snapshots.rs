@@ -26,10 +26,10 @@ use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio_util::task::TaskTracker;
 
 use super::api::{AttachedShown, CacheUse, LoadOptions, LoadingShown, StoreRef};
-use super::attached::{AttachKey, AttachedFiles, Part};
+use super::attached_records::{AttachKey, AttachedFiles, Part};
 use super::error::DaemonError;
 use super::metrics::Loaded;
-use super::named::named;
+use super::name_cache::named;
 use super::server::Server;
 use super::service::Attach;
 use super::stores::{Store, Stores};

@@ -10,7 +10,7 @@ use inlay_snapshots::content::{CacheWaits, ContentOptions, Observers, SnapshotCo
 use inlay_snapshots::state::State;
 use inlay_store::cache::{Cache, CacheFigures};
 use inlay_store::format::Index;
-use inlay_store::remote::{Near, PlainHttp, Remote, StoreConfig};
+use inlay_store::remote::{OutboxDir, PlainHttp, Remote, StoreConfig};
 use inlay_trace::record::{Recorder, Source, WatchId};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -171,8 +171,8 @@ impl Stores {
 
     fn open(&self, store: &StoreRef, cache: CacheUse) -> Result<Store, DaemonError> {
         let runtime = self.runtime.clone();
-        let near = self.outboxes.of(store).near().clone();
-        let remote = remote(&self.state, &runtime, store, Some(near))?;
+        let outbox_dir = self.outboxes.of(store).outbox_dir().clone();
+        let remote = remote(&self.state, &runtime, store, Some(outbox_dir))?;
         let cache = match cache {
             CacheUse::Kept => Some(self.cache.clone()),
             CacheUse::None => None,
@@ -231,7 +231,7 @@ fn remote(
     state: &State,
     runtime: &Handle,
     store: &StoreRef,
-    near: Option<Near>,
+    outbox_dir: Option<OutboxDir>,
 ) -> Result<Remote, DaemonError> {
     let url = match &store.url {
         Some(url) => url.clone(),
@@ -239,7 +239,7 @@ fn remote(
     };
     let plain = if store.plain_http { PlainHttp::Allowed } else { PlainHttp::LoopbackOnly };
     let _guard = runtime.enter();
-    Ok(Remote::open(&StoreConfig { near, ..config::store_config(&url, plain) })?)
+    Ok(Remote::open(&StoreConfig { outbox_dir, ..config::store_config(&url, plain) })?)
 }
 
 impl OpenStore {

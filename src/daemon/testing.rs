@@ -9,7 +9,7 @@ use inlay_snapshots::state::State;
 use inlay_store::cache::{Cache, CacheOptions};
 use tokio::runtime::Handle;
 
-use super::attached::AttachedFiles;
+use super::attached_records::AttachedFiles;
 use super::environment;
 use super::paths::Paths;
 use super::sandboxes::Sandboxes;

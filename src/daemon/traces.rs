@@ -107,7 +107,7 @@ impl Service {
         let running = self.traces().running.lock().remove(trace)?;
         self.snapshots().recorder().end(&running.recording);
         running.ended.cancel();
-        self.something_ended();
+        self.lifecycle().something_ended();
         Some(running)
     }
 

@@ -18,7 +18,7 @@ use crate::pack::Content;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TreeError {
     /// Empty, `.`, `..`, contains `/` or NUL, or longer than 255 bytes.
-    #[error("'{}' is no name for a file", .0.escape_ascii())]
+    #[error("'{}' is not a file name", .0.escape_ascii())]
     Name(Box<[u8]>),
     /// The target of a symbolic link is empty, longer than 4095 bytes, or contains NUL.
     #[error("a symbolic link's target is empty, too long or has a NUL")]

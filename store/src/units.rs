@@ -9,7 +9,7 @@ pub struct ByteSize(pub u64);
 
 /// The text is not a byte size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is no size: write a whole number and a unit, such as 500M, 20GiB or 1T")]
+#[error("'{0}' is not a size: use a whole number and a unit, such as 500M, 20GiB or 1T")]
 pub struct ByteSizeError(String);
 
 const UNITS: [(char, u32); 4] = [('T', 40), ('G', 30), ('M', 20), ('K', 10)];

@@ -11,8 +11,8 @@ use inlay_store::tree::{Meta, NodeId, NodeKind, Tree, TreeError, TreeLimits, Xat
 use super::error::CaptureError;
 use super::layer::{Extra, shown};
 use super::mapped::Mapped;
+use super::merged_view::{Mounted, Picture};
 use super::owned;
-use super::picture::{Mounted, Picture};
 use super::scan::{DirIdx, Entry};
 use super::stat::{InodeId, Stamp, Stat};
 use super::subject::{LeftOut, LeftOutWhy, Underneath};

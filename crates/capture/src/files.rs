@@ -14,8 +14,8 @@ use rustix::fs::{CWD, Mode, OFlags, ioctl_ficlone, open, openat};
 use rustix::io::Errno;
 
 use super::error::CaptureError;
+use super::merged_view::UpperRoot;
 use super::options::CaptureLimits;
-use super::picture::UpperRoot;
 use super::scan::{DirScan, Entry};
 use super::stat::{InodeId, Stamp, Stat};
 

@@ -25,12 +25,12 @@ use super::error::CaptureError;
 use super::exclude::Exclude;
 use super::files::Shelf;
 use super::last;
+use super::lineage::ViewDirectory;
 use super::mapped::Mapped;
+use super::merged_view::{Mounted, Picture};
 use super::options::{Cancel, CaptureOptions, CaptureParent, CaptureStats, Captured, Promise};
-use super::picture::{Mounted, Picture};
-use super::place::ViewDirectory;
+use super::previous_scan::{Seeing, Seen};
 use super::scan::{Scanner, Strictness};
-use super::seen::{Seeing, Seen};
 use super::subject::{LeftOut, LeftOutWhy, Plan, Stood, Subject, Underneath};
 use super::walk::{Wanted, walk};
 
@@ -534,7 +534,9 @@ fn known_in_store(site: Site<'_>, id: SnapshotId) -> Result<Option<Known>, Captu
     let stored = site.wait(site.remote.stored_snapshot(&id)).map_err(SnapshotError::from)?;
     let waits = || {
         let key = ObjectKey::Record(id);
-        site.remote.near().is_some_and(|near| near.is_used() && near.file(&key).exists())
+        site.remote
+            .outbox_dir()
+            .is_some_and(|outbox_dir| outbox_dir.is_used() && outbox_dir.file(&key).exists())
     };
     Ok(match stored {
         Some(record) => Some(Known { id, record: Some(record) }),

@@ -10,9 +10,9 @@ use inlay_store::format::{DirEntry, FileKind, FormatError, InodeIdx};
 
 use super::error::CaptureError;
 use super::exclude::Exclude;
+use super::merged_view::{Mounted, Picture};
+use super::mount_points::{MountPointContent, Point};
 use super::paths::{DEPTH_MAX, PathId, Paths, join};
-use super::picture::{Mounted, Picture};
-use super::points::{MountPointContent, Point};
 use super::scan::{DirIdx, DirScan, Entry};
 
 /// The origin of an object of the merged tree.

@@ -20,7 +20,7 @@ pub enum MountError {
         why: io::Error,
     },
     /// An object that is not a directory is where a directory must be created.
-    #[error("can't make the mount point {}: {} is {what}; remove it, or mount somewhere else",
+    #[error("can't create the mount point {}: {} is {what}; remove it, or mount elsewhere",
         path.display(), at.display())]
     InTheWay {
         /// The mount point.
@@ -130,10 +130,10 @@ pub enum MountError {
         registry: PathBuf,
     },
     /// A foreign mount covers it.
-    #[error("something that is not inlay's is mounted over {}; unmount that first", .0.display())]
+    #[error("a mount that is not inlay's covers {}; unmount it first", .0.display())]
     Covered(PathBuf),
     /// Another mount is being created there concurrently.
-    #[error("something is being mounted on {} at this moment; try again", .0.display())]
+    #[error("another mount on {} is in progress; try again", .0.display())]
     BeingMounted(PathBuf),
     /// The mount namespace has no process left through which to enter it.
     #[error("no process is in the mount namespace that holds {} any more, so that it can't be \
@@ -156,7 +156,7 @@ pub enum MountError {
         source: io::Error,
     },
     /// A thread panicked: a bug in this program.
-    #[error("the mount has failed after a defect of this program")]
+    #[error("the mount panicked; this is a bug, see the log")]
     Panicked,
 }
 

@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::error::MountError;
+use super::mount_id::Seen;
 use super::record::{MountRecord, PathText};
-use super::seen::Seen;
 use super::table::{Live, Mounts, Phase};
 use super::target::{Caller, Depth};
 

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::flags::MountFlags;
 use super::ids::Owners;
-use super::seen::Seen;
+use super::mount_id::Seen;
 use super::upper::Keep;
 
 /// A path in JSON: text if it is UTF-8, otherwise its bytes.

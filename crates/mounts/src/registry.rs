@@ -16,8 +16,8 @@ use inlay_base::remove::remove_tree;
 use serde::{Deserialize, Serialize};
 
 use super::error::MountError;
+use super::mount_id::Seen;
 use super::record::{MountRecord, PathText};
-use super::seen::Seen;
 
 /// The extension of files that announce directories to be created.
 const MADE: &str = "made";

@@ -16,14 +16,15 @@ use inlay_base::boot::LastServed;
 use inlay_base::inject::{self, Step};
 use inlay_base::record::RecordError;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::error::MountError;
 use super::ids::Spaces;
+use super::mount_id::{Seen, Umount};
 use super::owned::Removed;
 use super::path::MakePath;
 use super::record::{MountRecord, PathText, Standing, View};
 use super::registry::Registry;
-use super::seen::{Seen, Umount};
 use super::target::{Caller, Depth, Target};
 use super::upper::{Changes, Keep, Upper, throw_away};
 use super::wanted::{Hold, Wanted};
@@ -52,6 +53,8 @@ pub struct Mounts {
     pub(super) session: String,
     pub(super) registry: Registry,
     pub(super) table: Arc<Mutex<Table>>,
+    /// See [`Mounts::settled`].
+    pub(super) settled: Arc<Notify>,
     pub(super) spaces: Spaces,
     /// Held while directories created for a mount are removed. Lock order: before `table`.
     pub(super) removing: Mutex<()>,
@@ -71,7 +74,7 @@ pub(super) struct Table {
     /// Ended mounts being cleaned up, by number, with the places they were at.
     pub(super) finishing: HashMap<u64, (u64, PathBuf)>,
     /// Mounts about to be undone, by number.
-    pub(super) doomed: HashSet<u64>,
+    pub(super) to_undo: HashSet<u64>,
 }
 
 impl Table {
@@ -106,6 +109,7 @@ pub(super) enum Phase {
 /// The reservation of a mount point for one mount, released on drop.
 pub struct Claim {
     table: Arc<Mutex<Table>>,
+    settled: Arc<Notify>,
     key: (u64, PathBuf),
     pub(super) target: Target,
 }
@@ -132,6 +136,7 @@ impl Drop for Claim {
         // Remove them before releasing the reservation: a concurrent claim would mount on them.
         self.target.remove_made_now();
         self.table.lock().claimed.remove(&self.key);
+        self.settled.notify_waiters();
     }
 }
 
@@ -175,6 +180,7 @@ impl Mounts {
             state: state.to_owned(),
             session: session.to_owned(),
             table: Arc::new(Mutex::new(table)),
+            settled: Arc::default(),
             spaces: Spaces::default(),
             removing: Mutex::default(),
             damaged: recorded.damaged,
@@ -234,7 +240,7 @@ impl Mounts {
         if let Some(live) = table.live.iter().find(|live| is_it(live)) {
             // Undecided whether it stays.
             let is_open = live.record.standing == Standing::Unconfirmed;
-            if is_open || table.doomed.contains(&live.record.seen.number()) {
+            if is_open || table.to_undo.contains(&live.record.seen.number()) {
                 return Err(MountError::BeingMounted(key.1));
             }
             return Err(MountError::AlreadyMounted {
@@ -247,7 +253,8 @@ impl Mounts {
             return Err(MountError::BeingMounted(key.1));
         }
         drop(table);
-        let claim = Claim { table: Arc::clone(&self.table), key, target };
+        let (table, settled) = (Arc::clone(&self.table), Arc::clone(&self.settled));
+        let claim = Claim { table, settled, key, target };
         // It may have been created for a mount that has just ended, and be removed with it.
         if self.remove_made_at(&claim.key) == Removed::Some || !claim.target.is_there() {
             return Err(MountError::BeingMounted(claim.key.1.clone()));
@@ -255,6 +262,13 @@ impl Mounts {
         let path = claim.target.path();
         inject::point(Step::MountClaimed).map_err(MountError::io("mount on", path))?;
         Ok(claim)
+    }
+
+    /// Notifies all waiters whenever a mount point for which [`Mounts::claim`] failed with
+    /// [`MountError::BeingMounted`] may have been decided: its claim was released, or its mount was
+    /// confirmed or is gone.
+    pub fn settled(&self) -> &Arc<Notify> {
+        &self.settled
     }
 
     /// Creates the mount.
@@ -301,6 +315,7 @@ impl Mounts {
         let confirmed = MountRecord { standing: Standing::Confirmed, ..live.record.clone() };
         self.registry.add(&confirmed)?;
         live.record = confirmed;
+        self.settled.notify_waiters();
         let mountpoint = live.record.mountpoint.to_path();
         inject::point(Step::MountConfirmed).map_err(MountError::io("mount on", &mountpoint))?;
         Ok(live.shown())
@@ -308,8 +323,8 @@ impl Mounts {
 
     /// Marks the mount `record` as about to be undone: its mount point counts as being mounted, not
     /// as mounted. Does not block.
-    pub fn doom(&self, record: &MountRecord) {
-        self.table.lock().doomed.insert(record.seen.number());
+    pub fn mark_for_undo(&self, record: &MountRecord) {
+        self.table.lock().to_undo.insert(record.seen.number());
     }
 
     /// Undoes mounts of an earlier daemon that were never confirmed to their clients.

@@ -7,7 +7,7 @@ use std::fs;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::seen::BEFORE_QUERY;
+use super::mount_id::BEFORE_QUERY;
 use super::target_tests::{Host, Sandbox, names};
 use super::wanted::Layer;
 use super::*;

@@ -11,11 +11,11 @@ use rustix::process::fchdir;
 
 use super::error::MountError;
 use super::ids::Space;
+use super::mount_id::Seen;
 use super::namespace::{Namespace, root_of};
 use super::path::{self, Made, MakePath, path_of};
 use super::process::{Process, ProcessId};
 use super::registry::{Announced, Registry};
-use super::seen::Seen;
 
 /// `STATX_MNT_ID_UNIQUE`: requires Linux 6.8.
 pub(super) const MOUNT_NUMBER: StatxFlags = StatxFlags::from_bits_retain(0x4000);

@@ -247,7 +247,7 @@ fn a_mount_that_nobody_was_told_of_may_still_go() {
 fn a_mount_that_is_about_to_be_undone_is_in_nobodys_way() {
     let (host, sandbox) = (Host::new(), Sandbox::new());
     let record = host.mount(&sandbox, "/a", WantedView::ReadOnly).unwrap();
-    host.mounts.doom(&record);
+    host.mounts.mark_for_undo(&record);
     let refused = host.mount(&sandbox, "/a", WantedView::ReadOnly).unwrap_err();
     assert!(matches!(refused, MountError::BeingMounted(_)), "{refused}");
     host.mounts.undo(&record).unwrap();

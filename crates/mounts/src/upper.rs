@@ -219,7 +219,7 @@ impl Upper {
 /// still in use. The caller, or the mount table, holds its lock.
 pub(super) fn is_mounted(base: &Path) -> Result<bool, MountError> {
     #[cfg(test)]
-    super::seen::before_query();
+    super::mount_id::before_query();
     let (upper, work) = (base.join("upper"), base.join("work"));
     if !upper.exists() || !work.exists() {
         return Ok(false);

@@ -32,7 +32,7 @@ pub enum SandboxError {
     #[error("the image's configuration is damaged: {0}; import the image again")]
     ImageConfig(String),
     /// Neither the image nor the options specify a command.
-    #[error("the image says no command to run; give one after '--'")]
+    #[error("the image has no default command; give one after '--'")]
     NoCommand,
     /// The user can't be resolved in the sandbox.
     #[error("user {user}: {why}")]
@@ -75,10 +75,10 @@ pub enum SandboxError {
         code: i32,
     },
     /// The sandbox is not running.
-    #[error("the sandbox {0} does not run")]
+    #[error("the sandbox {0} is not running")]
     NotRunning(String),
     /// The sandbox has already started.
-    #[error("the sandbox {0} has started already")]
+    #[error("the sandbox {0} has already started")]
     Started(String),
     /// The monitor failed or broke the protocol.
     #[error("the monitor of the sandbox {sandbox}: {why}; its log is {}", log.display())]

@@ -16,7 +16,7 @@ pub struct SandboxId(String);
 
 /// A string that is not a sandbox id.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no id of a sandbox: it must be sb- and 12 hexadecimal digits")]
+#[error("{0:?} is not a sandbox id: sb- and 12 hexadecimal digits")]
 pub struct NoSandboxId(String);
 
 impl SandboxId {

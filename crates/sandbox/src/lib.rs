@@ -25,7 +25,7 @@ mod first;
 mod id;
 mod image;
 mod layout;
-mod life;
+mod lifecycle;
 mod logs;
 mod monitor;
 mod mounts;
@@ -54,7 +54,7 @@ pub use error::{SandboxError, Stuck};
 pub use exit::{Exit, ExitCause};
 pub use id::SandboxId;
 pub use layout::Layout;
-pub use life::{
+pub use lifecycle::{
     Found, StopOptions, attach_disk, give_up, has_root_mount, list, prepare, processes, recover,
     remove, stop, usage,
 };

@@ -10,7 +10,7 @@ use inlay_store::pack::{KnownChunks, PackOptions, PackStats, Packer};
 use inlay_store::remote::{Existing, Name, PutOutcome, SnapshotRecord};
 
 use super::error::SnapshotError;
-use super::known::{BlobCheck, known_chunks_checked};
+use super::known_chunks::{BlobCheck, known_chunks_checked};
 use super::publish::{Draft, publish};
 use super::resolve::resolve;
 use super::upload::Uploader;

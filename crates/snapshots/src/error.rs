@@ -15,7 +15,7 @@ use inlay_images::import::ImportError;
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// The reference is neither a name nor the prefix of an id.
-    #[error("no snapshot '{reference}' in {store}; 'inlay snapshots' lists what there is")]
+    #[error("no snapshot '{reference}' in {store}; 'inlay snapshots' lists them")]
     Unknown {
         /// The reference.
         reference: String,
@@ -23,7 +23,7 @@ pub enum SnapshotError {
         store: String,
     },
     /// The reference is a prefix of several ids.
-    #[error("'{reference}' could be any of {}; give more digits", .ids.join(", "))]
+    #[error("'{reference}' is ambiguous: {}; give more digits", .ids.join(", "))]
     Ambiguous {
         /// The reference.
         reference: String,

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use inlay_store::cache::{Cache, CacheError, CacheOptions};
-use inlay_store::remote::{Near, Remote, StoreConfig, StoreError};
+use inlay_store::remote::{OutboxDir, Remote, StoreConfig, StoreError};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::state::{State, StateError};
@@ -75,10 +75,10 @@ impl Host {
         store: StoreConfig,
         named: Option<&str>,
     ) -> Result<Self, HostError> {
-        let near = Near::new(state.outbox(named).join("objects"));
+        let outbox_dir = OutboxDir::new(state.outbox(named).join("objects"));
         // Opening the directory would create it.
-        let near = near.dir().parent().is_some_and(Path::is_dir).then_some(near);
-        Self::open(state, &StoreConfig { near, ..store })
+        let outbox_dir = outbox_dir.dir().parent().is_some_and(Path::is_dir).then_some(outbox_dir);
+        Self::open(state, &StoreConfig { outbox_dir, ..store })
     }
 
     /// The store.
@@ -88,9 +88,12 @@ impl Host {
 
     /// Returns the objects sealed on this host as a store; `None` if no upload is pending.
     pub fn sealed(&self) -> Result<Option<Remote>, HostError> {
-        let Some(near) = self.remote.near().filter(|near| near.is_used()) else { return Ok(None) };
+        let Some(outbox_dir) = self.remote.outbox_dir().filter(|outbox_dir| outbox_dir.is_used())
+        else {
+            return Ok(None);
+        };
         let _guard = self.runtime.enter();
-        Ok(Some(Remote::open(&StoreConfig::new(near.dir().display().to_string()))?))
+        Ok(Some(Remote::open(&StoreConfig::new(outbox_dir.dir().display().to_string()))?))
     }
 
     /// The state directory.

@@ -8,10 +8,10 @@ mod error;
 mod find;
 mod groups;
 pub mod host;
-mod known;
+mod known_chunks;
 mod open;
-mod parts;
 mod path_list;
+mod presentation;
 mod publish;
 mod resolve;
 mod ship;
@@ -28,10 +28,10 @@ pub use find::{FindError, LastLink, find};
 pub use groups::{
     FilesOfGroup, GroupsOfPaths, Keep, Part, PathPart, files_of_groups, groups_of_paths,
 };
-pub use known::{BlobCheck, Unreadable, known_chunks, known_chunks_checked};
+pub use known_chunks::{BlobCheck, Unreadable, known_chunks, known_chunks_checked};
 pub use open::{IndexFetch, open_index, open_index_watched};
-pub use parts::findings;
 pub use path_list::{read_paths, write_paths};
+pub use presentation::findings;
 pub use publish::{Draft, publish};
 pub use publish::{Written, add_to, set_name};
 pub use resolve::{Reference, resolve};

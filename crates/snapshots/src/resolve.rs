@@ -77,8 +77,8 @@ pub async fn resolve(remote: &Remote, text: &str) -> Result<SnapshotId, Snapshot
 
 /// Returns the snapshots sealed on this host for the store; `None` if there are none.
 async fn sealed_ids(remote: &Remote) -> Option<Vec<SnapshotId>> {
-    let near = remote.near().filter(|near| near.is_used())?;
-    let sealed = Remote::open(&StoreConfig::new(near.dir().display().to_string())).ok()?;
+    let outbox_dir = remote.outbox_dir().filter(|outbox_dir| outbox_dir.is_used())?;
+    let sealed = Remote::open(&StoreConfig::new(outbox_dir.dir().display().to_string())).ok()?;
     sealed.snapshot_ids().await.ok()
 }
 

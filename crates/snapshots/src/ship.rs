@@ -70,8 +70,8 @@ impl Waiting {
         far: &Remote,
         state: &State,
     ) -> Result<Shipped, ShipError> {
-        let near = &self.remote;
-        let record = match near.snapshot(&id).await {
+        let outbox_dir = &self.remote;
+        let record = match outbox_dir.snapshot(&id).await {
             Ok(record) => record,
             Err(error) if error.is_not_found() => {
                 let stored = far.stored_snapshot(&id).await.map_err(store)?;
@@ -88,7 +88,7 @@ impl Waiting {
                 .await
                 .map_err(here)?
                 .map_err(|source| here(SnapshotError::Index { id, source }))?;
-            let index = open_index(near, state, id).await.map_err(here)?;
+            let index = open_index(outbox_dir, state, id).await.map_err(here)?;
             self.ship_blobs(id, &index, far, state, &mut shipped).await?;
             injected(Step::SealedBlobsShipped)?;
             far.put_immutable(&index_key, packed).await.map_err(store)?;
@@ -194,8 +194,10 @@ pub(super) async fn ship_waiting_blobs(
     index: &Index,
     id: SnapshotId,
 ) -> Result<(), SnapshotError> {
-    let Some(near) = remote.near().filter(|near| near.is_used()) else { return Ok(()) };
-    let waiting = Waiting::open(near.dir())?;
+    let Some(outbox_dir) = remote.outbox_dir().filter(|outbox_dir| outbox_dir.is_used()) else {
+        return Ok(());
+    };
+    let waiting = Waiting::open(outbox_dir.dir())?;
     for blob in 0..index.blob_count() {
         let blob =
             index.blob(BlobIdx(blob)).map_err(|source| SnapshotError::Index { id, source })?;

@@ -21,13 +21,13 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let near = dir.path().join("near");
+        let outbox_dir = dir.path().join("near");
         let state = State::open(&dir.path().join("state")).unwrap();
-        let host = Host::open(state, &StoreConfig::new(near.display().to_string())).unwrap();
+        let host = Host::open(state, &StoreConfig::new(outbox_dir.display().to_string())).unwrap();
         let guard = host.handle().enter();
         let far = dir.path().join("far").display().to_string();
         let far = Remote::open(&StoreConfig::new(far)).unwrap();
-        let waiting = Waiting::open(&near).unwrap();
+        let waiting = Waiting::open(&outbox_dir).unwrap();
         drop(guard);
         Self { dir, host, far, waiting }
     }
@@ -68,16 +68,16 @@ fn everything_is_shipped_once() {
     let shipped = Shipped::Now(vec![blob.clone(), index.clone()]);
     assert_eq!(of.ship(id).unwrap(), shipped);
     assert_eq!(of.ship(id).unwrap(), shipped, "again after a crash");
-    let (near, far) = (of.dir.path().join("near"), of.dir.path().join("far"));
+    let (outbox_dir, far) = (of.dir.path().join("near"), of.dir.path().join("far"));
     for key in [&blob, &index, &record] {
-        assert_eq!(fs::read(key.file(&near)).unwrap(), fs::read(key.file(&far)).unwrap());
+        assert_eq!(fs::read(key.file(&outbox_dir)).unwrap(), fs::read(key.file(&far)).unwrap());
     }
     // A record without index extends a snapshot in the store.
     for key in [&blob, &index] {
-        fs::remove_file(key.file(&near)).unwrap();
+        fs::remove_file(key.file(&outbox_dir)).unwrap();
     }
     assert_eq!(of.ship(id).unwrap(), Shipped::Now(Vec::new()));
-    fs::remove_file(record.file(&near)).unwrap();
+    fs::remove_file(record.file(&outbox_dir)).unwrap();
     assert_eq!(of.ship(id).unwrap(), Shipped::Before);
     fs::remove_file(record.file(&far)).unwrap();
     assert!(matches!(of.ship(id), Err(ShipError::Here(_))));
@@ -88,9 +88,9 @@ fn what_is_damaged_is_not_shipped() {
     let of = Fixture::new();
     let id = of.create();
     let (blob, index, record) = of.keys(id);
-    let near = of.dir.path().join("near");
+    let outbox_dir = of.dir.path().join("near");
     for key in [blob, index.clone(), record] {
-        let path = key.file(&near);
+        let path = key.file(&outbox_dir);
         let whole = fs::read(&path).unwrap();
         let mut flipped = whole.clone();
         let middle = flipped.len() / 2;
@@ -105,7 +105,7 @@ fn what_is_damaged_is_not_shipped() {
         fs::write(&path, whole).unwrap();
     }
     // Without its index, the snapshot must already be in the store.
-    let path = index.file(&near);
+    let path = index.file(&outbox_dir);
     let bytes = fs::read(&path).unwrap();
     fs::remove_file(&path).unwrap();
     assert!(matches!(of.ship(id), Err(ShipError::Here(_))));

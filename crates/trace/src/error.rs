@@ -14,7 +14,7 @@ pub enum TraceError {
         source: std::io::Error,
     },
     /// The file is longer than any trace.
-    #[error("{}: it is longer than {max} bytes, which no trace is", path.display())]
+    #[error("{}: longer than {max} bytes, the limit of a trace", path.display())]
     TooLong {
         /// Path of the file.
         path: PathBuf,
@@ -22,15 +22,13 @@ pub enum TraceError {
         max: u64,
     },
     /// Not JSON, or not of the expected shape.
-    #[error(
-        "it is no trace that can be read: {0}; `inlay trace run` and `inlay trace record` write them"
-    )]
+    #[error("not a valid trace: {0}; `inlay trace run` and `inlay trace record` write them")]
     Shape(#[from] serde_json::Error),
     /// JSON of another format.
-    #[error("it is no trace: its format is {0:?}, not \"inlay-trace\"")]
+    #[error("not a trace: its format is {0:?}, not \"inlay-trace\"")]
     Format(String),
     /// Written by a newer version.
-    #[error("it is a trace of version {0}, and this inlay reads version 1; take a newer inlay")]
+    #[error("trace version {0} is not supported, only version 1; use a newer inlay")]
     Version(u64),
     /// The contents are inconsistent.
     #[error("the trace contradicts itself: {0}")]

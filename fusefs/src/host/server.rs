@@ -18,7 +18,6 @@ use super::sweeper::Sweeper;
 use super::table::{Attached, Opener};
 use crate::control::{cut_connection, device_minor, raise_read_ahead};
 use crate::counters::RequestCounters;
-use crate::ended::{EndOnDrop, Ended};
 use crate::features::{FuseFeature, FuseFeatures};
 use crate::fs::SnapshotFs;
 use crate::fuse::{Adapter, Origin};
@@ -29,6 +28,7 @@ use crate::kind::ConnectionKind;
 use crate::ledger::{LedgerError, Left, Visibility};
 use crate::meter::RequestMeter;
 use crate::notify::{Known, resend};
+use crate::unmounted::{EndOnDrop, Ended};
 
 /// Timeout of a forced unmount, after which its threads are left behind. The kernel wakes them at
 /// once when the connection ends; only a request being served takes time.
@@ -100,7 +100,7 @@ pub enum HostError {
     #[error("the snapshot can't be attached: {0}")]
     Snapshot(#[from] crate::error::FsError),
     /// The slot does not exist.
-    #[error("nothing is attached in slot {0}")]
+    #[error("no snapshot is attached in slot {0}")]
     NoSlot(Slot),
     /// The connections did not end in time.
     #[error("the mounts below {} do not end", .0.display())]

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::ended::{EndOnDrop, Ended};
 use crate::error::FsError;
 use crate::fs::SnapshotFs;
 use crate::inode::Slot;
 use crate::kind::ConnectionKind;
 use crate::numbers::Numbers;
+use crate::unmounted::{EndOnDrop, Ended};
 
 /// Reopens a snapshot that an earlier server of the session served. Called again later if it fails.
 pub type Opener = Box<dyn Fn() -> Result<SnapshotFs, OpenerError> + Send + Sync>;

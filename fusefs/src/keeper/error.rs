@@ -53,10 +53,10 @@ pub enum KeeperError {
     #[error("the keeper has exited")]
     Ended,
     /// The keeper refused the request.
-    #[error("the keeper refuses: {0}")]
+    #[error("the keeper refused: {0}")]
     Refused(String),
     /// A message is malformed or unexpected.
-    #[error("a message that makes no sense: {0}")]
+    #[error("invalid message: {0}")]
     Message(String),
     /// The other side has a different protocol version.
     #[error(

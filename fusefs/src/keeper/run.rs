@@ -18,7 +18,7 @@ use super::error::KeeperError;
 use super::refuse::Refuser;
 use super::session::{Begin, Past, Session, nobody_is_there};
 use super::signals::{Signalled, Signals};
-use super::turns::{Action, Limits, PeerId, Turns};
+use super::succession::{Action, Limits, PeerId, Turns};
 use super::wire::{Ask, ConnectionNote, KeeperStatus, Tell, decode, encode};
 use super::{Claim, socket};
 use crate::kind::ConnectionKind;

@@ -63,17 +63,17 @@ pub(super) enum Past {
 enum Unusable {
     #[error(transparent)]
     NotWhole(#[from] NotWhole),
-    #[error("they can't be received: {0}")]
+    #[error("can't receive them: {0}")]
     Received(#[from] KeeperError),
-    #[error("what is named after the {0} connection is none")]
+    #[error("the descriptor named for the {0} connection is not one")]
     NoConnection(ConnectionKind),
     #[error("the {0} connection has ended")]
     Ended(ConnectionKind),
-    #[error("the {kind} connection is not mounted on {} any more", mountpoint.display())]
+    #[error("the {kind} connection is no longer mounted on {}", mountpoint.display())]
     NotMounted { kind: ConnectionKind, mountpoint: PathBuf },
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    #[error("they can't be looked at: {0}")]
+    #[error("can't inspect them: {0}")]
     Io(#[from] io::Error),
 }
 

@@ -71,7 +71,7 @@ pub(super) struct Whole {
 pub(super) enum NotWhole {
     #[error("'{0}' is missing")]
     Missing(String),
-    #[error("'{0}' is there more than once")]
+    #[error("'{0}' occurs more than once")]
     Twice(String),
     #[error("'{NOTE}' can't be read: {0}")]
     Note(#[from] KeeperError),

@@ -3,8 +3,8 @@
 use inlay_prefetch::scheduler::{Phase, Request, Scheduler, Urgency, WorkId};
 use inlay_prefetch::{Class, FetchLimits, GroupRef};
 
-use crate::books::{Books, Held, Scope, WorkState};
 use crate::link::Nanos;
+use crate::reference::{Books, Held, Scope, WorkState};
 
 /// State that the checks need.
 pub(crate) struct View<'a> {

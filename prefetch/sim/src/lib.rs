@@ -9,7 +9,6 @@
 // The whole crate is a test; a broken assumption must end it.
 #![allow(clippy::panic, clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used)]
 
-mod books;
 mod check;
 mod cost;
 mod link;
@@ -17,6 +16,7 @@ mod permits;
 mod policies;
 mod random;
 mod readers;
+mod reference;
 mod requests;
 mod scenario;
 mod trace;

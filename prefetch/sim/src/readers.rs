@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use inlay_prefetch::scheduler::{Ticket, Touched};
 
-use crate::books::{Gid, Held};
 use crate::link::Nanos;
+use crate::reference::{Gid, Held};
 use crate::scenario::{Begins, Patience, Told};
 use crate::world::moment;
 use crate::world::{Event, World, nanos};

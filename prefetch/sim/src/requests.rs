@@ -6,10 +6,10 @@ use std::time::Duration;
 use inlay_prefetch::scheduler::{Failed, Kept, Request, RequestId, Settled};
 use inlay_prefetch::{Class, FetchLimits, GroupRef};
 
-use crate::books::{Gid, Held};
 use crate::link::Nanos;
 use crate::permits::Permits;
 use crate::readers::Answer;
+use crate::reference::{Gid, Held};
 use crate::world::{Event, World, moment};
 
 /// Store attempts of a demand request, and of a prefetch request.

@@ -36,13 +36,13 @@ pub struct Trace {
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
     /// A line is malformed: its number and text.
-    #[error("line {0} is no line of a trace: {1:?}")]
+    #[error("line {0} is not a line of a trace: {1:?}")]
     Line(usize, String),
     /// Not the expected JSON.
     #[error("{0}")]
     Json(#[from] serde_json::Error),
     /// It names a group that does not exist.
-    #[error("there is no group {0}")]
+    #[error("no group {0}")]
     Group(u32),
 }
 

@@ -10,10 +10,10 @@ use std::time::Duration;
 use inlay_prefetch::scheduler::{Action, Looked, Moment, RequestId, Room, Scheduler, WorkId};
 use inlay_prefetch::{Class, GroupRef};
 
-use crate::books::{Books, Held};
 use crate::check::View;
 use crate::link::{Nanos, Sign, SimulatedLink, scaled};
 use crate::readers::Reading;
+use crate::reference::{Books, Held};
 use crate::requests::{DecodeJob, Run, Threads};
 use crate::scenario::{Begins, HostModel, Scenario, Until};
 

@@ -297,6 +297,8 @@ async fn started_or_watched(
 ) -> First {
     tokio::pin!(starting, watching);
     let (watched, started) = tokio::select! {
+        // If both are known, the response counts.
+        biased;
         started = &mut starting => match started {
             Ok(()) => (watching.await, true),
             Err(error) => return First::Settled(Err(error)),

@@ -6,9 +6,9 @@ use inlay_store::cache::{CacheFigures, DiskState};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 
-use super::books::Fetched;
 use super::defs::{METRICS, Metric};
 use super::families::Families;
+use super::store_stats::Fetched;
 use crate::daemon::error::DaemonError;
 use crate::daemon::server::Server;
 use crate::daemon::service::Service;

@@ -2,22 +2,22 @@
 //! each scrape. This module counts nothing itself.
 
 mod activity;
-mod books;
 mod collect;
 mod defs;
 mod families;
 mod http;
 mod starts;
+mod store_stats;
 
 use prometheus::{Registry, TextEncoder};
 use tokio::task::spawn_blocking;
 
 pub(super) use activity::Activity;
-pub(super) use books::{Books, Entry};
 use collect::MetricSources;
 pub use defs::{Definition, METRICS, MetricKind};
 pub(super) use http::Scrapes;
 pub(super) use starts::{Loaded, Recorded, StartTotals};
+pub(super) use store_stats::{Books, Entry};
 
 use super::error::DaemonError;
 use super::server::Server;

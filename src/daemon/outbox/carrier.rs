@@ -11,11 +11,11 @@ use inlay_store::remote::{NameMove, NameRecord, Remote};
 use tokio::task::{self, JoinError, JoinSet, block_in_place, spawn_blocking};
 use tokio::time::sleep_until;
 
-use super::one::{Due, Outbox, Side};
 use super::queue::{Claim, QueueEntry};
+use super::store_outbox::{Due, Outbox, Side};
 use super::{Outboxes, conflict};
 use crate::daemon::error::DaemonError;
-use crate::daemon::moment::Moment;
+use crate::daemon::timestamp::Moment;
 
 /// Maximum number of stores shipped to concurrently.
 const STORES_AT_ONCE: usize = 8;
@@ -116,7 +116,7 @@ pub(super) async fn ship_all(outboxes: Outboxes, outbox: Arc<Outbox>) {
 
 fn open(outboxes: &Outboxes, outbox: &Outbox) -> Result<(Remote, Waiting), NotYet> {
     let far = (outboxes.inner.open)(&outbox.store()).map_err(|error| NotYet::store(&error))?;
-    let waiting = Waiting::open(outbox.near.dir()).map_err(|error| NotYet::here(&error))?;
+    let waiting = Waiting::open(outbox.outbox_dir.dir()).map_err(|error| NotYet::here(&error))?;
     Ok((far, waiting))
 }
 
@@ -154,8 +154,8 @@ async fn move_name(
     far: &Remote,
     now: Moment,
 ) -> Result<(), NotYet> {
-    let near = &outbox.near;
-    if !near.has_name(&claim.name) {
+    let outbox_dir = &outbox.outbox_dir;
+    if !outbox_dir.has_name(&claim.name) {
         let name = claim.name.as_str();
         tracing::info!(name, snapshot = %entry.snapshot, "skipping a name that this host has set since");
         return Ok(());
@@ -174,12 +174,13 @@ async fn move_name(
     inject::point(Step::NameStored).map_err(|error| NotYet::here(&error))?;
     block_in_place(|| match moved {
         NameMove::Refused { found } if found.as_ref().is_none_or(|it| it.id != entry.snapshot) => {
-            near.note(&claim.name, found.as_ref().map(|found| found.id));
-            conflict::keep(near, entry, claim, found.as_ref()).map_err(|error| NotYet::here(&error))
+            outbox_dir.note(&claim.name, found.as_ref().map(|found| found.id));
+            conflict::keep(outbox_dir, entry, claim, found.as_ref())
+                .map_err(|error| NotYet::here(&error))
         }
         NameMove::Moved { .. } | NameMove::There | NameMove::Refused { .. } => {
-            near.note(&claim.name, Some(entry.snapshot));
-            conflict::forget(near, &claim.name).map_err(|error| NotYet::here(&error))
+            outbox_dir.note(&claim.name, Some(entry.snapshot));
+            conflict::forget(outbox_dir, &claim.name).map_err(|error| NotYet::here(&error))
         }
     })
 }

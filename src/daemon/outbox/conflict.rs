@@ -8,7 +8,7 @@ use std::io;
 use inlay_base::durable;
 use inlay_base::record::{self, Extra, Record};
 use inlay_store::ids::SnapshotId;
-use inlay_store::remote::{Name, NameRecord, Near};
+use inlay_store::remote::{Name, NameRecord, OutboxDir};
 use serde::{Deserialize, Serialize};
 
 use super::queue::{Claim, Damage, QueueEntry};
@@ -35,7 +35,7 @@ impl Record for Conflict {
 
 /// Records that the name of `entry` was left as found.
 pub(super) fn keep(
-    near: &Near,
+    outbox_dir: &OutboxDir,
     entry: &QueueEntry,
     claim: &Claim,
     found: Option<&NameRecord>,
@@ -47,9 +47,9 @@ pub(super) fn keep(
         stands_for = stands_for.map_or_else(|| "nothing".to_owned(), |id| id.to_string()),
         "a sealed snapshot is in its store, but its name was moved meanwhile and stays as it is"
     );
-    durable::create_dirs(&near.conflicts())?;
-    let path = near.conflict_file(&claim.name);
-    if !path.exists() && fs::read_dir(near.conflicts())?.count() >= KEPT_MAX {
+    durable::create_dirs(&outbox_dir.conflicts())?;
+    let path = outbox_dir.conflict_file(&claim.name);
+    if !path.exists() && fs::read_dir(outbox_dir.conflicts())?.count() >= KEPT_MAX {
         return Ok(());
     }
     let conflict = Conflict {
@@ -63,24 +63,24 @@ pub(super) fn keep(
 }
 
 /// Removes the conflict of a name that was moved. Idempotent.
-pub(super) fn forget(near: &Near, name: &Name) -> io::Result<()> {
-    durable::remove(&near.conflict_file(name))
+pub(super) fn forget(outbox_dir: &OutboxDir, name: &Name) -> io::Result<()> {
+    durable::remove(&outbox_dir.conflict_file(name))
 }
 
 /// Removes all conflicts, leaving the names as they are. Unreadable files stay.
-pub(super) fn forget_all(near: &Near) -> io::Result<()> {
+pub(super) fn forget_all(outbox_dir: &OutboxDir) -> io::Result<()> {
     let store = StoreRef { url: None, plain_http: false };
-    for conflict in list(near, &store).0 {
+    for conflict in list(outbox_dir, &store).0 {
         if let Ok(name) = conflict.name.parse() {
-            forget(near, &name)?;
+            forget(outbox_dir, &name)?;
         }
     }
     Ok(())
 }
 
 /// Lists the conflicts of an outbox, and its unreadable files.
-pub(super) fn list(near: &Near, store: &StoreRef) -> (Vec<NameConflict>, Vec<Damage>) {
-    let dir = near.conflicts();
+pub(super) fn list(outbox_dir: &OutboxDir, store: &StoreRef) -> (Vec<NameConflict>, Vec<Damage>) {
+    let dir = outbox_dir.conflicts();
     let (mut conflicts, mut damaged) = (Vec::new(), Vec::new());
     let entries = match fs::read_dir(&dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return (conflicts, damaged),

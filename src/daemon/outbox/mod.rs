@@ -6,9 +6,9 @@
 
 mod carrier;
 mod conflict;
-mod one;
 mod queue;
 mod recover;
+mod store_outbox;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,10 +29,10 @@ use tokio::time::timeout;
 
 use super::api::{DamagedFile, NotShipped, StoreRef, SyncAnswer};
 use super::error::DaemonError;
-use super::moment::Moment;
-pub(super) use one::Outbox;
-use one::{Mark, SealNumber, Side};
+use super::timestamp::Moment;
 use queue::Damage;
+pub(super) use store_outbox::Outbox;
+use store_outbox::{Mark, SealNumber, Side};
 
 /// Maximum number of snapshots, files and names listed in a report.
 const LISTED_MAX: usize = 100;
@@ -87,7 +87,7 @@ impl Sealing {
 
     /// Whether the directory holds a record of the snapshot.
     pub(super) fn has_record(&self, snapshot: SnapshotId) -> bool {
-        self.outbox.near.file(&ObjectKey::Record(snapshot)).exists()
+        self.outbox.outbox_dir.file(&ObjectKey::Record(snapshot)).exists()
     }
 
     /// Resolves `reference` from knowledge on this host only. Blocks.
@@ -95,7 +95,7 @@ impl Sealing {
         let here = self.runtime.block_on(resolve(&self.remote, reference));
         match (here, Reference::parse(reference)?) {
             (Err(SnapshotError::Unknown { .. }), Reference::Name(name)) => {
-                match self.outbox.near.seen(&name) {
+                match self.outbox.outbox_dir.seen(&name) {
                     NameSeen::Snapshot(id) => Ok(id),
                     NameSeen::Unknown | NameSeen::Nothing => {
                         Err(DaemonError::ParentElsewhere { reference: reference.to_owned() })
@@ -127,7 +127,8 @@ impl Sealing {
 impl Marked {
     /// Whether waiting longer is pointless: everything is shipped or fails because of this host.
     fn is_settled(&mut self) -> bool {
-        let stuck = |failed: &one::Failed| failed.side == Side::Here && !failed.retry_asked;
+        let stuck =
+            |failed: &store_outbox::Failed| failed.side == Side::Here && !failed.retry_asked;
         self.0.iter_mut().all(|(outbox, mark)| {
             let found = outbox.look_before(mark);
             found.sealing == 0
@@ -219,7 +220,7 @@ impl Outboxes {
         let number = outbox.begin(store)?;
         let (outboxes, runtime) = (self.clone(), runtime.clone());
         let _guard = runtime.enter();
-        let dir = outbox.near.dir().display().to_string();
+        let dir = outbox.outbox_dir.dir().display().to_string();
         match Remote::open(&StoreConfig::new(dir)) {
             Ok(remote) => {
                 Ok(Sealing { outboxes, outbox, number, remote, runtime: runtime.clone() })
@@ -259,7 +260,7 @@ impl Outboxes {
         self.report_of(found.collect())
     }
 
-    fn report_of(&self, all: Vec<(one::OutboxView, Arc<Outbox>)>) -> SyncAnswer {
+    fn report_of(&self, all: Vec<(store_outbox::OutboxView, Arc<Outbox>)>) -> SyncAnswer {
         let mut report = SyncAnswer::default();
         let known: Vec<PathBuf> = all.iter().map(|(_, outbox)| outbox.dir.clone()).collect();
         let (_, mut damaged) = self.scan();
@@ -279,7 +280,7 @@ impl Outboxes {
             });
             report.failing.extend(failing);
             damaged.extend(found.damaged);
-            let (conflicts, unreadable) = conflict::list(&outbox.near, &found.store);
+            let (conflicts, unreadable) = conflict::list(&outbox.outbox_dir, &found.store);
             report.name_conflicts.extend(conflicts);
             damaged.extend(unreadable);
         }
@@ -294,7 +295,7 @@ impl Outboxes {
 
     /// Stops reporting the names that could not be moved, leaving them where they point. Blocks.
     pub(super) fn leave_names(&self) -> io::Result<()> {
-        self.all().iter().try_for_each(|outbox| conflict::forget_all(&outbox.near))
+        self.all().iter().try_for_each(|outbox| conflict::forget_all(&outbox.outbox_dir))
     }
 
     /// Marks the current point in all outboxes.

@@ -16,7 +16,7 @@ use inlay_store::ids::SnapshotId;
 use inlay_store::remote::{Name, NameRecord, NameSeen};
 use serde::{Deserialize, Serialize};
 
-use super::super::moment::Moment;
+use super::super::timestamp::Moment;
 
 const SUFFIX: &str = ".json";
 /// Digits of a sequence number in a file name, zero-padded so that names sort numerically.

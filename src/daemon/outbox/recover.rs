@@ -8,12 +8,12 @@ use std::time::SystemTime;
 
 use inlay_base::record::{self, RecordError};
 use inlay_store::ids::SnapshotId;
-use inlay_store::remote::{Name, NameRecord, Near};
+use inlay_store::remote::{Name, NameRecord, OutboxDir};
 
 use super::super::api::StoreRef;
-use super::super::moment::Moment;
-use super::one::StoreFile;
+use super::super::timestamp::Moment;
 use super::queue::{Claim, Damage, Queue};
+use super::store_outbox::StoreFile;
 
 /// The file that names an outbox's store.
 pub(super) const STORE: &str = "store.json";
@@ -29,7 +29,7 @@ pub(super) fn store_of(dir: &Path) -> Result<Option<StoreRef>, Damage> {
         Ok(Some(file)) => {
             let store = file.store();
             let parent = dir.parent().unwrap_or(dir);
-            if super::one::outbox_dir(parent, &store) == dir {
+            if super::store_outbox::outbox_dir(parent, &store) == dir {
                 Ok(Some(store))
             } else {
                 Err(damaged("it names another store than its directory's".to_owned()))
@@ -47,7 +47,7 @@ pub(super) fn store_of(dir: &Path) -> Result<Option<StoreRef>, Damage> {
 /// version, or just before a crash.
 pub(super) fn recover(
     dir: &Path,
-    near: &Near,
+    outbox_dir: &OutboxDir,
     store: &StoreRef,
 ) -> Result<(Queue, Vec<Damage>), Damage> {
     let unreadable = |path: &Path| {
@@ -58,8 +58,8 @@ pub(super) fn recover(
     let mut damaged = Vec::new();
     let queue_dir = dir.join(QUEUE);
     let mut queue = Queue::open(&queue_dir).map_err(unreadable(&queue_dir))?;
-    let snapshots = near.dir().join("snapshots");
-    let names = near.dir().join("names");
+    let snapshots = outbox_dir.dir().join("snapshots");
+    let names = outbox_dir.dir().join("names");
     let mut unnamed = records(&snapshots).map_err(unreadable(&snapshots))?;
     unnamed.retain(|id| !queue.has(*id));
     for (path, name) in names_in(&names).map_err(unreadable(&names))? {
@@ -70,7 +70,7 @@ pub(super) fn recover(
             Ok(None) => {}
             Ok(Some(record)) => {
                 unnamed.retain(|id| *id != record.id);
-                let claim = Claim { before: near.seen(&name), name };
+                let claim = Claim { before: outbox_dir.seen(&name), name };
                 let sealed = Moment {
                     unix_s: record.updated,
                     unix_ns: record.updated_ns,

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 use inlay_store::format::BlobIdx;
 use inlay_store::ids::{Digest, IndexDigest, Kind};
 use inlay_store::pack::PackOptions;
-use inlay_store::remote::{Existing, NameRecord, Near, RetryPolicy, SnapshotRecord};
+use inlay_store::remote::{Existing, NameRecord, OutboxDir, RetryPolicy, SnapshotRecord};
 use inlay_testkit::faulty_store::{Fault, FaultyStore, Operation, Times, What};
 use object_store::memory::InMemory;
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::daemon::moment::Moment;
+use crate::daemon::timestamp::Moment;
 use inlay_images::import::{ImportOptions, NoProgress, Source};
 use inlay_snapshots::host::Host;
 use inlay_snapshots::{CreateOptions, Parent, create, open_index};
@@ -110,8 +110,8 @@ impl World {
             let time = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
             fs::File::open(path).unwrap().set_modified(time).unwrap();
         }
-        let near = self.outbox().near.dir().display().to_string();
-        let host = Host::open(self.state.clone(), &StoreConfig::new(near)).unwrap();
+        let outbox_dir = self.outbox().outbox_dir.dir().display().to_string();
+        let host = Host::open(self.state.clone(), &StoreConfig::new(outbox_dir)).unwrap();
         let labels = labels.iter().map(|(key, value)| ((*key).into(), (*value).into()));
         let options = CreateOptions {
             existing: Existing::Compared,
@@ -163,8 +163,8 @@ impl World {
     }
 
     /// The store as other processes on this host see it.
-    fn usual(&self) -> Near {
-        self.outbox().near.clone()
+    fn usual(&self) -> OutboxDir {
+        self.outbox().outbox_dir.clone()
     }
 
     /// Reads every byte of a snapshot from the store.
@@ -199,7 +199,7 @@ impl World {
     fn blob_of(&self, id: SnapshotId) -> PathBuf {
         let index = self.runtime.block_on(open_index(&self.far, &self.state, id)).unwrap();
         let blob = index.blob(BlobIdx(0)).unwrap();
-        self.outbox().near.file(&ObjectKey::Blob(blob.id))
+        self.outbox().outbox_dir.file(&ObjectKey::Blob(blob.id))
     }
 }
 
@@ -384,8 +384,8 @@ fn an_outbox_of_an_older_version_is_shipped() {
     fs::remove_dir_all(world.dir().join("queue")).unwrap();
     // Shipped before its name.
     world.runtime.block_on(async {
-        let near = Remote::open(&StoreConfig::new(world.usual().dir().display().to_string()));
-        let record = near.unwrap().snapshot(&gone).await.unwrap();
+        let outbox_dir = Remote::open(&StoreConfig::new(world.usual().dir().display().to_string()));
+        let record = outbox_dir.unwrap().snapshot(&gone).await.unwrap();
         world.far.put_snapshot(&record).await.unwrap();
     });
     fs::remove_file(world.usual().file(&ObjectKey::Record(gone))).unwrap();
@@ -497,11 +497,11 @@ fn failures_are_tried_again_later_and_later() {
     let now = Instant::now();
     let second = Duration::from_secs(1);
     let next = |at| outbox.next(at).map(|entry| entry.snapshot);
-    assert_eq!((next(now), outbox.due(now)), (Some(one), one::Due::Now));
+    assert_eq!((next(now), outbox.due(now)), (Some(one), store_outbox::Due::Now));
     outbox.failed(1, Side::Here, "x".into(), now);
     assert_eq!(next(now), Some(two), "others go on");
     outbox.failed(2, Side::Here, "x".into(), now + second / 2);
-    assert_eq!((next(now), outbox.due(now)), (None, one::Due::At(now + second)));
+    assert_eq!((next(now), outbox.due(now)), (None, store_outbox::Due::At(now + second)));
     assert_eq!(next(now + second), Some(one));
     assert_eq!(next(now + second * 2), Some(one), "the one that waited longest first");
     outbox.failed(1, Side::Here, "x".into(), now + second);
@@ -510,7 +510,7 @@ fn failures_are_tried_again_later_and_later() {
     for attempt in 0..20 {
         outbox.failed(1, Side::Here, "x".into(), now);
         outbox.failed(2, Side::Here, "x".into(), now);
-        let one::Due::At(at) = outbox.due(now) else { panic!("{attempt}") };
+        let store_outbox::Due::At(at) = outbox.due(now) else { panic!("{attempt}") };
         assert!(at <= now + Duration::from_mins(5));
     }
     assert_eq!(next(now + Duration::from_secs(299)), None);
@@ -519,10 +519,10 @@ fn failures_are_tried_again_later_and_later() {
     assert!(outbox.look().waiting.iter().all(|one| one.failed.as_ref().unwrap().retry_asked));
     assert_eq!(next(now), Some(one));
     outbox.failed(1, Side::Store, "x".into(), now);
-    assert_eq!((next(now), outbox.due(now)), (None, one::Due::At(now + second)));
+    assert_eq!((next(now), outbox.due(now)), (None, store_outbox::Due::At(now + second)));
     assert_eq!(next(now + second), Some(two));
     outbox.failed(2, Side::Store, "x".into(), now + second);
-    assert_eq!(outbox.due(now + second), one::Due::At(now + second * 3));
+    assert_eq!(outbox.due(now + second), store_outbox::Due::At(now + second * 3));
     outbox.retry(now);
     assert_eq!(next(now), Some(one));
 }

@@ -4,18 +4,13 @@ use std::sync::OnceLock;
 
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
-use axum::routing::get;
-use utoipa::OpenApi;
+use utoipa_axum::routes;
 
 use super::{ApiError, Endpoints};
 use crate::daemon::api::OPENAPI;
 
-#[derive(OpenApi)]
-#[openapi(paths(describe))]
-struct Docs;
-
 pub(super) fn routes() -> Endpoints {
-    Endpoints::of::<Docs>().route(OPENAPI, get(describe))
+    Endpoints::new().routes(routes!(describe))
 }
 
 /// This document

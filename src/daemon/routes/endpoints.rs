@@ -1,9 +1,5 @@
-//! Combines endpoints with their OpenAPI descriptions, so that none lacks a description.
+//! Completes the OpenAPI descriptions of the endpoints.
 
-use std::collections::BTreeSet;
-
-use axum::Router;
-use axum::routing::MethodRouter;
 use utoipa::OpenApi;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::schema::{Object, Schema, SchemaType, Type};
@@ -11,42 +7,16 @@ use utoipa::openapi::{
     ContentBuilder, Header, InfoBuilder, OpenApiBuilder, Ref, RefOr, Required, Response,
     ResponseBuilder,
 };
+use utoipa_axum::router::OpenApiRouter;
 
 use super::Described;
 use crate::daemon::api::{DEADLINE, ErrorAnswer, ErrorKind, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED};
 use crate::daemon::service::Service;
 
-/// A set of endpoints and their description.
-pub(super) struct Endpoints {
-    pub(super) router: Router<Service>,
-    pub(super) document: utoipa::openapi::OpenApi,
-    /// The paths in `router`.
-    pub(super) paths: BTreeSet<String>,
-}
+/// Endpoints with their descriptions.
+pub(super) type Endpoints = OpenApiRouter<Service>;
 
-impl Endpoints {
-    /// Returns an empty set; `D` describes the endpoints to come.
-    pub(super) fn of<D: OpenApi>() -> Self {
-        Self { router: Router::new(), document: D::openapi(), paths: BTreeSet::new() }
-    }
-
-    /// Adds the methods of `path`.
-    pub(super) fn route(mut self, path: &str, methods: MethodRouter<Service>) -> Self {
-        self.paths.insert(path.to_owned());
-        self.router = self.router.route(path, methods);
-        self
-    }
-
-    /// Adds the endpoints of `other`.
-    pub(super) fn merge(mut self, other: Self) -> Self {
-        self.router = self.router.merge(other.router);
-        self.document.merge(other.document);
-        self.paths.extend(other.paths);
-        self
-    }
-}
-
-/// Adds to each operation what all have in common.
+/// Adds the parameters and responses that all operations share.
 pub(super) fn finish(document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
     let info = InfoBuilder::new()
         .title("inlay")
@@ -162,14 +132,7 @@ fn header(name: &str, description: &str) -> RefOr<Parameter> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{document, endpoints};
-
-    #[test]
-    fn every_endpoint_is_described_and_nothing_else() {
-        let document = document();
-        let described = document.paths.paths.keys().cloned().collect();
-        assert_eq!(endpoints().paths, described);
-    }
+    use super::super::document;
 
     #[test]
     fn every_type_that_is_named_is_described() {

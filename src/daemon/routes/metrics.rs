@@ -3,18 +3,13 @@
 use axum::Extension;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
-use axum::routing::get;
-use utoipa::OpenApi;
+use utoipa_axum::routes;
 
 use super::{ApiError, Endpoints};
 use crate::daemon::metrics::{self, Metrics};
 
-#[derive(OpenApi)]
-#[openapi(paths(scrape))]
-struct MetricsDocs;
-
 pub(super) fn routes() -> Endpoints {
-    Endpoints::of::<MetricsDocs>().route(metrics::PATH, get(scrape))
+    Endpoints::new().routes(routes!(scrape))
 }
 
 /// Get metrics in the Prometheus text format

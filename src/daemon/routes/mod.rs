@@ -26,11 +26,11 @@ use endpoints::Endpoints;
 use inlay_mounts::Process;
 use utoipa::OpenApi;
 
-use super::api::{ErrorAnswer, ErrorKind};
+use super::api::{ErrorAnswer, ErrorKind, TraceBegun};
 use super::error::DaemonError;
+use super::idempotency::{Once, once};
 use super::limits::Limits;
 use super::metrics::Metrics;
-use super::once::{Once, once};
 use super::service::Service;
 
 /// Upper bound of every request's deadline.
@@ -44,8 +44,8 @@ pub(super) fn router(
     limits: &Limits,
 ) -> Router {
     let admission = admission::Admission::new(limits);
-    endpoints()
-        .router
+    let (routes, _) = endpoints().split_for_parts();
+    routes
         .layer(Extension(metrics))
         .fallback(|| async {
             ApiError::new(StatusCode::NOT_FOUND, ErrorKind::NotFound, "there is no such endpoint")
@@ -73,11 +73,11 @@ fn endpoints() -> Endpoints {
 
 /// Schemas shared by all endpoints.
 #[derive(OpenApi)]
-#[openapi(components(schemas(ErrorAnswer)))]
+#[openapi(components(schemas(ErrorAnswer, TraceBegun)))]
 struct Described;
 
 fn document() -> utoipa::openapi::OpenApi {
-    endpoints::finish(endpoints().document)
+    endpoints::finish(endpoints().into_openapi())
 }
 
 /// Returns the OpenAPI document of all endpoints.

@@ -4,28 +4,21 @@ use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::{ConnectInfo, State};
-use axum::routing::{get, post};
 
-use utoipa::OpenApi;
+use utoipa_axum::routes;
 
 use super::{ApiError, DEADLINE_MAX, Endpoints, Json, Peer};
 use crate::daemon::api::{
     GONE, GoneAnswer, GoneRequest, MOUNTS, MountRequest, MountShown, UmountAnswer, UmountRequest,
 };
-use crate::daemon::once::RequestKey;
+use crate::daemon::idempotency::RequestKey;
 use crate::daemon::service::Service;
 
 /// Maximum duration of a wait for a mount; callers poll again.
 const WAIT_MAX: Duration = Duration::from_mins(1);
 
-#[derive(OpenApi)]
-#[openapi(paths(list, mount, umount, gone))]
-struct MountsDocs;
-
 pub(super) fn routes() -> Endpoints {
-    Endpoints::of::<MountsDocs>()
-        .route(MOUNTS, get(list).post(mount).delete(umount))
-        .route(GONE, post(gone))
+    Endpoints::new().routes(routes!(list, mount, umount)).routes(routes!(gone))
 }
 
 /// List the mounts

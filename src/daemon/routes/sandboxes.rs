@@ -4,19 +4,18 @@ use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::{Path, State};
-use axum::routing::{get, post};
 use tokio::task::spawn_blocking;
 
-use utoipa::OpenApi;
+use utoipa_axum::routes;
 
 use super::{ApiError, DEADLINE_MAX, Endpoints, Json};
 use crate::daemon::api::{
-    ConflictingNames, CreateSandbox, EndAnswer, MountInto, MountedIn, RemoveSandbox, SANDBOXES,
-    SNAPSHOTS, SYNC, SandboxShown, SnapshotTaken, StopSandbox, StoppedSandbox, SyncAnswer,
-    SyncRequest, TakeSnapshot, UmountFrom, UmountedFrom, WaitForEnd, word,
+    ConflictingNames, CreateSandbox, EndAnswer, MountInto, MountedIn, RemoveSandbox, SNAPSHOTS,
+    SYNC, SandboxShown, SnapshotTaken, StopSandbox, StoppedSandbox, SyncAnswer, SyncRequest,
+    TakeSnapshot, UmountFrom, UmountedFrom, WaitForEnd,
 };
 use crate::daemon::error::DaemonError;
-use crate::daemon::once::RequestKey;
+use crate::daemon::idempotency::RequestKey;
 use crate::daemon::service::Service;
 
 /// Maximum duration of a wait for a sandbox; callers poll again.
@@ -25,23 +24,16 @@ const WAIT_MAX: Duration = Duration::from_mins(1);
 type SandboxAnswer<T> = Result<axum::Json<T>, ApiError>;
 type IdempotencyKey = Option<Extension<RequestKey>>;
 
-#[derive(OpenApi)]
-#[openapi(paths(
-    list, create, inspect, remove, start, stop, wait, mounts, mount, umount, snapshot, sync
-))]
-struct SandboxesDocs;
-
 pub(super) fn routes() -> Endpoints {
-    let of = |word| format!("{SANDBOXES}/{{sandbox}}/{word}");
-    Endpoints::of::<SandboxesDocs>()
-        .route(SANDBOXES, get(list).post(create))
-        .route(&format!("{SANDBOXES}/{{sandbox}}"), get(inspect).delete(remove))
-        .route(&of(word::START), post(start))
-        .route(&of(word::STOP), post(stop))
-        .route(&of(word::WAIT), post(wait))
-        .route(&of(word::MOUNTS), get(mounts).post(mount).delete(umount))
-        .route(SNAPSHOTS, post(snapshot))
-        .route(SYNC, post(sync))
+    Endpoints::new()
+        .routes(routes!(list, create))
+        .routes(routes!(inspect, remove))
+        .routes(routes!(start))
+        .routes(routes!(stop))
+        .routes(routes!(wait))
+        .routes(routes!(mounts, mount, umount))
+        .routes(routes!(snapshot))
+        .routes(routes!(sync))
 }
 
 /// List sandboxes

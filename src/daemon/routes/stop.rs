@@ -1,19 +1,14 @@
 //! Endpoint that stops the daemon.
 
 use axum::extract::State;
-use axum::routing::post;
-use utoipa::OpenApi;
+use utoipa_axum::routes;
 
 use super::{ApiError, Endpoints, Json};
 use crate::daemon::api::{STOP, StopAnswer, StopRequest};
 use crate::daemon::service::Service;
 
-#[derive(OpenApi)]
-#[openapi(paths(stop))]
-struct StopDocs;
-
 pub(super) fn routes() -> Endpoints {
-    Endpoints::of::<StopDocs>().route(STOP, post(stop))
+    Endpoints::new().routes(routes!(stop))
 }
 
 /// Stop the daemon

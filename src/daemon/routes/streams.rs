@@ -8,7 +8,6 @@ use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use axum::http::{HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use futures::StreamExt;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
@@ -19,28 +18,23 @@ use percent_encoding::percent_decode;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncWriteExt, copy, split};
 use tokio::net::UnixStream;
-use utoipa::OpenApi;
+use utoipa_axum::router::UtoipaMethodRouterExt;
+use utoipa_axum::routes;
 
 use super::admission::Admitted;
 use super::{ApiError, Endpoints, Json};
-use crate::daemon::api::{AttachTo, CopiedInto, ErrorKind, SANDBOXES, STDIN_WINDOW, word};
+use crate::daemon::api::{AttachTo, CopiedInto, ErrorKind, STDIN_WINDOW};
 use crate::daemon::error::DaemonError;
 use crate::daemon::sandboxes::{LogWanted, Pieces};
 use crate::daemon::service::Service;
 use crate::daemon::streams::UPGRADE as PROTOCOL;
 
-#[derive(OpenApi)]
-#[openapi(paths(exec, attach, logs, files, put_files))]
-struct StreamsDocs;
-
 pub(super) fn routes() -> Endpoints {
-    let of = |word| format!("{SANDBOXES}/{{sandbox}}/{word}");
-    let files = get(files).put(put_files).layer(DefaultBodyLimit::disable());
-    Endpoints::of::<StreamsDocs>()
-        .route(&of(word::EXEC), post(exec))
-        .route(&of(word::ATTACH), post(attach))
-        .route(&of(word::LOGS), get(logs))
-        .route(&of(word::FILES), files)
+    Endpoints::new()
+        .routes(routes!(exec))
+        .routes(routes!(attach))
+        .routes(routes!(logs))
+        .routes(routes!(files, put_files).layer(DefaultBodyLimit::disable()))
 }
 
 /// Run a program in a sandbox

@@ -6,22 +6,17 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
 use inlay_trace::record::TraceEvents;
 use tokio::sync::mpsc;
-use utoipa::OpenApi;
+use utoipa_axum::routes;
 
 use super::{ApiError, Endpoints, Json};
-use crate::daemon::api::{BeginTrace, TRACE_END, TRACES, TraceBegun};
+use crate::daemon::api::{BeginTrace, TRACE_END, TRACES};
 use crate::daemon::error::DaemonError;
 use crate::daemon::service::Service;
 
-#[derive(OpenApi)]
-#[openapi(paths(begin, end), components(schemas(TraceBegun)))]
-struct TracesDocs;
-
 pub(super) fn routes() -> Endpoints {
-    Endpoints::of::<TracesDocs>().route(TRACES, post(begin)).route(TRACE_END, post(end))
+    Endpoints::new().routes(routes!(begin)).routes(routes!(end))
 }
 
 /// Begin a trace

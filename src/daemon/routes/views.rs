@@ -2,22 +2,14 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::routing::get;
-use utoipa::OpenApi;
+use utoipa_axum::routes;
 
 use super::{ApiError, Endpoints};
 use crate::daemon::api::{ATTACHED, AttachedShown, PREFETCH, PrefetchAnswer, STATUS, StatusAnswer};
 use crate::daemon::service::Service;
 
-#[derive(OpenApi)]
-#[openapi(paths(status, attached, prefetch))]
-struct ViewsDocs;
-
 pub(super) fn routes() -> Endpoints {
-    Endpoints::of::<ViewsDocs>()
-        .route(STATUS, get(status))
-        .route(ATTACHED, get(attached))
-        .route(PREFETCH, get(prefetch))
+    Endpoints::new().routes(routes!(status)).routes(routes!(attached)).routes(routes!(prefetch))
 }
 
 /// Get the daemon's status

@@ -59,7 +59,7 @@ impl Service {
     ) -> Result<SnapshotTaken, DaemonError> {
         let began = Instant::now();
         let limit = Duration::from_millis(request.deadline_ms);
-        let under_way = self.under_way().ok_or(DaemonError::Ending)?;
+        let in_flight = self.lifecycle().admit()?;
         let cancel = Cancel::default();
         let _until_gone = UntilGone(cancel.clone());
         let store = match &request.store {
@@ -100,7 +100,7 @@ impl Service {
         let taken = spawn_blocking(move || {
             // Both are released when nothing of the sandbox is read any more, even if the client is
             // gone.
-            let (_under_way, _lease) = (under_way, lease);
+            let (_in_flight, _lease) = (in_flight, lease);
             let taken = match wait {
                 WaitFor::Sealed => taking.seal(&sandbox)?,
                 WaitFor::Durable => taking.store(&sandbox)?,

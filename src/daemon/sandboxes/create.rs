@@ -14,22 +14,25 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::{Origin, Sandbox, Sandboxes, Service, injected};
 use crate::daemon::api::{CreateSandbox, MountOrigin, SandboxShown, StartWhen};
+use crate::daemon::cancel_on_drop::unless_given_up;
 use crate::daemon::error::DaemonError;
-use crate::daemon::given_up::unless_given_up;
-use crate::daemon::once::RequestKey;
-use crate::daemon::service::{Attach, LOOK_AGAIN, UnderWay};
+use crate::daemon::idempotency::RequestKey;
+use crate::daemon::lifecycle::InFlight;
+use crate::daemon::service::Attach;
 use crate::daemon::snapshots::{Attached, Shape};
 
 /// Maximum length of a name, in bytes.
 const NAME_LEN_MAX: usize = 63;
-/// Attempts to register a name that is held by a sandbox on its way out: half a minute in all.
+/// Pause between attempts to register a name that a sandbox being removed still holds.
+const RETRY: Duration = Duration::from_millis(10);
+/// Attempts to register such a name: half a minute in all.
 const TRIES_OF_NAME: u32 = 3000;
 
 /// An unfinished sandbox. Unless taken, all of it is removed on drop.
 struct HalfMade {
     service: Service,
     sandbox: Option<Arc<Sandbox>>,
-    under_way: Option<UnderWay>,
+    in_flight: Option<InFlight>,
 }
 
 impl HalfMade {
@@ -43,12 +46,12 @@ impl HalfMade {
     /// Removes all of it, after the step in progress is done.
     fn clear(&mut self) -> Option<JoinHandle<()>> {
         let sandbox = self.sandbox.take()?;
-        let (service, under_way) = (self.service.clone(), self.under_way.take());
+        let (service, in_flight) = (self.service.clone(), self.in_flight.take());
         Some(tokio::spawn(async move {
             if let Err(error) = service.clear_sandbox(&sandbox).await {
                 tracing::warn!(%error, "can't clean up a sandbox whose creation failed");
             }
-            drop(under_way);
+            drop(in_flight);
         }))
     }
 }
@@ -123,9 +126,9 @@ impl Service {
         if let Some(made) = self.sandboxes().made_with(key.as_deref()) {
             return self.sandbox(made.id().as_str()).await;
         }
-        let under_way = self.under_way().ok_or(DaemonError::Ending)?;
+        let in_flight = self.lifecycle().admit()?;
         let service = self.clone();
-        let work = async move { Box::pin(service.make_sandbox(request, key, under_way)).await };
+        let work = async move { Box::pin(service.make_sandbox(request, key, in_flight)).await };
         let half = unless_given_up(limit, work).await?;
         let id = half.sandbox.as_ref().map(|sandbox| sandbox.id().clone());
         let shown = self.sandbox(id.as_ref().map_or("", |id| id.as_str())).await?;
@@ -137,7 +140,7 @@ impl Service {
         &self,
         request: CreateSandbox,
         key: Option<String>,
-        under_way: UnderWay,
+        in_flight: InFlight,
     ) -> Result<HalfMade, DaemonError> {
         let id = SandboxId::random();
         let id = id.map_err(DaemonError::io("read", "/dev/urandom".as_ref()))?;
@@ -177,7 +180,7 @@ impl Service {
         let mut half = HalfMade {
             service: self.clone(),
             sandbox: Some(Arc::clone(&sandbox)),
-            under_way: Some(under_way),
+            in_flight: Some(in_flight),
         };
         let Err(error) = self.fill(&sandbox, request, attached).await else { return Ok(half) };
         // Awaited, so that nothing of it exists any more when its caller gets the error.
@@ -192,7 +195,7 @@ impl Service {
         for _ in 0..TRIES_OF_NAME {
             match self.sandboxes().add(sandbox) {
                 Err(DaemonError::NameTaken(name)) if self.sandboxes().is_going(&name, sandbox) => {
-                    tokio::time::sleep(LOOK_AGAIN).await;
+                    tokio::time::sleep(RETRY).await;
                 }
                 other => return other,
             }

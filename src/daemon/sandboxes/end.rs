@@ -13,7 +13,7 @@ use super::damaged::DamagedSandbox;
 use super::{Sandbox, Service, injected};
 use crate::daemon::api::{IfRunning, SandboxShown, StopSandbox, StoppedSandbox, WhenEnded};
 use crate::daemon::error::DaemonError;
-use crate::daemon::service::UnderWay;
+use crate::daemon::lifecycle::InFlight;
 
 /// Concurrent stops when all sandboxes are stopped.
 const STOPS_AT_ONCE: usize = 128;
@@ -64,7 +64,7 @@ impl Service {
         request: StopSandbox,
     ) -> Result<StoppedSandbox, DaemonError> {
         let sandbox = self.sandboxes().find(reference)?;
-        let under_way = self.under_way().ok_or(DaemonError::Ending)?;
+        let in_flight = self.lifecycle().admit()?;
         let snapshot = match request.snapshot {
             Some(wanted) => Some(self.take_snapshot_of(&sandbox, wanted).await?),
             None => None,
@@ -72,7 +72,7 @@ impl Service {
         let options = StopOptions { signal: None, grace: Duration::from_millis(request.grace_ms) };
         let service = self.clone();
         let shown = sandbox.in_turn(move |sandbox| {
-            let _under_way = under_way;
+            let _in_flight = in_flight;
             if sandbox.record.lock().phase == Phase::Running {
                 injected(Step::SandboxStopping)?;
                 let exit = stop(sandbox.layout(), options)?;
@@ -91,9 +91,9 @@ impl Service {
         reference: &str,
         if_running: IfRunning,
     ) -> Result<SandboxShown, DaemonError> {
-        let under_way = self.under_way().ok_or(DaemonError::Ending)?;
+        let in_flight = self.lifecycle().admit()?;
         if let Some(damaged) = self.sandboxes().damaged_with_id(reference) {
-            return self.remove_damaged(damaged, if_running, under_way).await;
+            return self.remove_damaged(damaged, if_running, in_flight).await;
         }
         let sandbox = self.sandboxes().find(reference)?;
         let shown = self.sandbox(sandbox.id().as_str()).await?;
@@ -103,7 +103,7 @@ impl Service {
         let service = self.clone();
         // Once begun, the removal completes even if its caller is gone.
         let removal = tokio::spawn(async move {
-            let _under_way = under_way;
+            let _in_flight = in_flight;
             service.clear_sandbox(&sandbox).await
         });
         removal.await.map_err(|_| DaemonError::Panicked)??;
@@ -115,14 +115,14 @@ impl Service {
         &self,
         damaged: DamagedSandbox,
         if_running: IfRunning,
-        under_way: UnderWay,
+        in_flight: InFlight,
     ) -> Result<SandboxShown, DaemonError> {
         if if_running == IfRunning::Refuse {
             return Err(damaged.error());
         }
         let service = self.clone();
         let removal = tokio::spawn(async move {
-            let _under_way = under_way;
+            let _in_flight = in_flight;
             let one = damaged.clone();
             let given_up = spawn_blocking(move || {
                 let shown = one.shown();

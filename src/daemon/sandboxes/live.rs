@@ -1,6 +1,5 @@
 //! Live mounts: mounts snapshots into running sandboxes, and unmounts them.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,24 +15,20 @@ use tokio::task::spawn_blocking;
 use super::mounted::{MountFile, MountFileState as FilePlace, files, free_number};
 use super::{Sandbox, Service, injected};
 use crate::daemon::api::{IntoView, MountInto, MountOrigin, MountedIn, UmountFrom, UmountedFrom};
+use crate::daemon::cancel_on_drop::unless_given_up;
 use crate::daemon::error::DaemonError;
-use crate::daemon::given_up::unless_given_up;
-use crate::daemon::once::RequestKey;
-use crate::daemon::service::{Attach, LOOK_AGAIN, UnderWay};
+use crate::daemon::idempotency::RequestKey;
+use crate::daemon::lifecycle::InFlight;
+use crate::daemon::new_mount::{Claimed, MountPoint, NewMount};
+use crate::daemon::service::Attach;
 use crate::daemon::snapshots::Shape;
 
-/// Attempts to claim a mount point that another request claims or undoes: ten seconds in all.
-const TRIES_OF_CLAIM: u32 = 1000;
-
-/// A new mount. Unless taken, it is undone on drop: its client is gone.
-struct MadeInto {
-    service: Service,
+/// A new mount in a sandbox.
+struct NewLiveMount {
     sandbox: Arc<Sandbox>,
-    record: Option<MountRecord>,
+    /// Rolls the mount back unless kept.
+    mount: NewMount,
     file: MountFile,
-    /// Whether it reuses the kept changes of an earlier mount.
-    changes: FromBefore,
-    under_way: Option<UnderWay>,
 }
 
 /// Whether a mount continues the changes of an earlier one.
@@ -43,34 +38,27 @@ enum FromBefore {
     No,
 }
 
-impl Drop for MadeInto {
-    fn drop(&mut self) {
-        let Some(record) = self.record.take() else { return };
-        // Marked before any other request can see that the caller is gone.
-        self.service.mount_table().doom(&record);
-        let (service, sandbox) = (self.service.clone(), Arc::clone(&self.sandbox));
-        let (file, changes, under_way) = (self.file.clone(), self.changes, self.under_way.take());
-        tracing::info!(
-            sandbox = %sandbox.id(),
-            mountpoint = %record.mountpoint.to_path().display(),
-            "undoing a mount: the caller disconnected"
-        );
-        spawn_blocking(move || {
-            // The next mount at this path looks for changes only after this is done.
-            let _turn = sandbox.turn.blocking_lock();
-            let undone = service.mount_table().undo(&record).map_err(DaemonError::from);
-            let undone = undone.and_then(|()| match changes {
-                FromBefore::No => sandbox.forget_mount(&file),
-                FromBefore::Yes => {
-                    MountFile { place: FilePlace::Kept, ..file }.write(sandbox.layout())
-                }
-            });
-            if let Err(error) = undone {
-                tracing::warn!(%error, "can't undo a cancelled mount completely");
-            }
-            service.look();
-            drop(under_way);
-        });
+impl FromBefore {
+    /// Undoes a mount whose client is gone. Blocks.
+    fn roll_back(
+        self,
+        service: &Service,
+        record: &MountRecord,
+        sandbox: &Sandbox,
+        file: MountFile,
+    ) -> Result<(), DaemonError> {
+        // The next mount at this path looks for changes only after this is done.
+        let _turn = sandbox.turn.blocking_lock();
+        service.mount_table().undo(record)?;
+        self.forget(sandbox, file)
+    }
+
+    /// Records that a mount ended before its client learned of it.
+    fn forget(self, sandbox: &Sandbox, file: MountFile) -> Result<(), DaemonError> {
+        match self {
+            Self::No => sandbox.forget_mount(&file),
+            Self::Yes => MountFile { place: FilePlace::Kept, ..file }.write(sandbox.layout()),
+        }
     }
 }
 
@@ -97,9 +85,9 @@ impl Service {
         limit: Duration,
     ) -> Result<MountedIn, DaemonError> {
         let sandbox = self.sandboxes().find(reference)?;
-        let under_way = self.under_way().ok_or(DaemonError::Ending)?;
+        let in_flight = self.lifecycle().admit()?;
         let service = self.clone();
-        let work = async move { service.make_into(sandbox, request, key, under_way).await };
+        let work = async move { service.make_into(sandbox, request, key, in_flight).await };
         let mut made = unless_given_up(limit, work).await?;
         // If the caller goes away now, the result is dropped and the mount undone.
         let sandbox = Arc::clone(&made.sandbox);
@@ -109,15 +97,13 @@ impl Service {
                 made.file.write(sandbox.layout())?;
             }
             injected(Step::LiveMountWritten)?;
-            if let Some(record) = &mut made.record {
-                *record = made.service.mount_table().confirm(record)?;
-            }
+            made.mount.confirm()?;
             Ok(made)
         });
-        let mut made = confirmed.await?;
-        made.record = None;
-        let MountFile { path, snapshot, view, .. } = made.file.clone();
-        self.mark("mounted", || format!("{}:{}", made.sandbox.id(), path.to_path().display()));
+        let NewLiveMount { sandbox, mount, file } = confirmed.await?;
+        mount.keep();
+        let MountFile { path, snapshot, view, .. } = file;
+        self.mark("mounted", || format!("{}:{}", sandbox.id(), path.to_path().display()));
         Ok(MountedIn { path, snapshot, view })
     }
 
@@ -126,19 +112,20 @@ impl Service {
         sandbox: Arc<Sandbox>,
         request: MountInto,
         key: Option<RequestKey>,
-        under_way: UnderWay,
-    ) -> Result<MadeInto, DaemonError> {
+        in_flight: InFlight,
+    ) -> Result<NewLiveMount, DaemonError> {
         let path = request.path.to_path();
         if !path.is_absolute() {
             return Err(DaemonError::Request("the mount point must be an absolute path".into()));
         }
         let key = key.map(|RequestKey(key)| key);
-        let claim = match self.claim_in_patiently(&sandbox, &path, key.as_deref()).await? {
-            Place::Free(claim) => claim,
-            Place::Taken(record, file) => {
-                let (service, changes) = (self.clone(), FromBefore::Yes);
-                let (record, under_way) = (Some(*record), Some(under_way));
-                return Ok(MadeInto { service, sandbox, record, file, changes, under_way });
+        let make = MakePath::OwnedBy(Owner::ROOT);
+        let wanted = MountPoint { caller: sandbox.caller()?, path, make, key: key.clone() };
+        let claim = match self.claim(&wanted).await? {
+            Claimed::Free(claim) => *claim,
+            Claimed::Taken(record) => {
+                let file = self.made_before(&sandbox, (*record).clone()).await?;
+                return Ok(self.guarded(sandbox, *record, (file, FromBefore::Yes), in_flight));
             }
         };
         if request.snapshot == EMPTY {
@@ -167,7 +154,7 @@ impl Service {
         sandbox
             .in_turn(move |sandbox| {
                 sandbox.running()?;
-                service.put_into(sandbox, claim, wanted, (store, view), under_way)
+                service.put_into(sandbox, claim, wanted, (store, view), in_flight)
             })
             .await
     }
@@ -179,8 +166,8 @@ impl Service {
         claim: Claim,
         wanted: Wanted,
         (store, view): (crate::daemon::api::StoreRef, IntoView),
-        under_way: UnderWay,
-    ) -> Result<MadeInto, DaemonError> {
+        in_flight: InFlight,
+    ) -> Result<NewLiveMount, DaemonError> {
         let layout = sandbox.layout();
         let (file, changes) = self.note(sandbox, &claim, &wanted, (store, view))?;
         let view = match view {
@@ -198,29 +185,31 @@ impl Service {
         let record = match made {
             Ok(record) => record,
             Err(error) => {
-                match changes {
-                    FromBefore::No => sandbox.forget_mount(&file)?,
-                    FromBefore::Yes => {
-                        MountFile { place: FilePlace::Kept, ..file }.write(layout)?;
-                    }
-                }
+                changes.forget(sandbox, file)?;
                 return Err(error);
             }
         };
         let owners = record.owners.clone();
-        // From here on the mount is undone unless taken, however this ends.
-        let mut made = MadeInto {
-            service: self.clone(),
-            sandbox: Arc::clone(sandbox),
-            record: Some(record),
-            file,
-            changes,
-            under_way: Some(under_way),
-        };
+        // From here on the mount is undone unless kept, however this ends.
+        let mut made = self.guarded(Arc::clone(sandbox), record, (file, changes), in_flight);
         // Written when the mount is confirmed.
         made.file.owners = owners;
         slots.into_iter().flatten().for_each(|slot| self.snapshots().release_pages_of(slot));
         Ok(made)
+    }
+
+    fn guarded(
+        &self,
+        sandbox: Arc<Sandbox>,
+        record: MountRecord,
+        (file, changes): (MountFile, FromBefore),
+        in_flight: InFlight,
+    ) -> NewLiveMount {
+        let (held, noted) = (Arc::clone(&sandbox), file.clone());
+        let mount = NewMount::new(self.clone(), record, in_flight, move |service, record| {
+            changes.roll_back(service, record, &held, noted)
+        });
+        NewLiveMount { sandbox, mount, file }
     }
 
     /// Records that a mount is about to be created: an earlier one with kept changes, or a new one.
@@ -268,49 +257,22 @@ impl Service {
         Ok((file, changes))
     }
 
-    /// Claims `path` in a sandbox for a mount. Retries while another mount there is being created
-    /// or undone.
-    async fn claim_in_patiently(
+    /// Returns the record of a mount in a sandbox that an earlier attempt of the same request made.
+    async fn made_before(
         &self,
         sandbox: &Arc<Sandbox>,
-        path: &Path,
-        key: Option<&str>,
-    ) -> Result<Place, DaemonError> {
-        for _ in 0..TRIES_OF_CLAIM {
-            let (service, sandbox) = (self.clone(), Arc::clone(sandbox));
-            let (path, key) = (path.to_owned(), key.map(str::to_owned));
-            let claimed = spawn_blocking(move || service.claim_in(&sandbox, &path, key.as_deref()));
-            if let Some(place) = claimed.await.map_err(|_| DaemonError::Panicked)?? {
-                return Ok(place);
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-        Err(MountError::BeingMounted(path.to_owned()).into())
-    }
-
-    /// Returns the claim; `None` if the caller has to retry. Blocks.
-    fn claim_in(
-        &self,
-        sandbox: &Sandbox,
-        path: &Path,
-        key: Option<&str>,
-    ) -> Result<Option<Place>, DaemonError> {
-        let caller = sandbox.caller()?;
-        match self.mount_table().claim(&caller, path, MakePath::OwnedBy(Owner::ROOT)) {
-            Ok(claim) => Ok(Some(Place::Free(claim))),
-            Err(MountError::BeingMounted(_)) => Ok(None),
-            Err(error @ MountError::AlreadyMounted { .. }) => {
-                let Some(at) = self.mount_table().find(&caller, path)? else { return Ok(None) };
-                if key.is_none() || at.key.as_deref() != key {
-                    return Err(error.into());
-                }
-                let mut live = self.live_mounts(sandbox)?.into_iter();
-                let same = live.find(|(record, _)| record.seen == at.seen);
-                let (record, file) = same.ok_or(error)?;
-                Ok(Some(Place::Taken(Box::new(record), file)))
-            }
-            Err(error) => Err(error.into()),
-        }
+        record: MountRecord,
+    ) -> Result<MountFile, DaemonError> {
+        let (service, sandbox) = (self.clone(), Arc::clone(sandbox));
+        let found = spawn_blocking(move || {
+            let mut live = service.live_mounts(&sandbox)?.into_iter();
+            let same = live.find(|(live, _)| live.seen == record.seen);
+            same.map(|(_, file)| file).ok_or_else(|| {
+                let (mountpoint, snapshot) = (record.mountpoint.to_path(), record.snapshot);
+                MountError::AlreadyMounted { mountpoint, snapshot }.into()
+            })
+        });
+        found.await.map_err(|_| DaemonError::Panicked)?
     }
 
     /// Unmounts a snapshot from a sandbox.
@@ -320,11 +282,11 @@ impl Service {
         request: UmountFrom,
     ) -> Result<UmountedFrom, DaemonError> {
         let sandbox = self.sandboxes().find(reference)?;
-        let under_way = self.under_way().ok_or(DaemonError::Ending)?;
+        let in_flight = self.lifecycle().admit()?;
         let service = self.clone();
         sandbox
             .in_turn(move |sandbox| {
-                let _under_way = under_way;
+                let _in_flight = in_flight;
                 let done = service.take_out(sandbox, &request);
                 service.look();
                 done
@@ -392,10 +354,4 @@ impl Service {
             changes_kept: !discard,
         })
     }
-}
-
-enum Place {
-    Free(Claim),
-    /// An earlier attempt of the same request has mounted it.
-    Taken(Box<MountRecord>, MountFile),
 }

@@ -15,9 +15,9 @@ mod mounted;
 mod places;
 mod plan;
 mod recover;
-mod shown;
+mod shared_waits;
 mod streams;
-mod waits;
+mod summary;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
@@ -73,7 +73,7 @@ pub(super) struct Sandbox {
     /// Whether the request that creates it is in flight, and removes it unless it succeeds.
     unconfirmed: AtomicBool,
     turn: Arc<AsyncMutex<()>>,
-    waits: waits::Waits,
+    waits: shared_waits::Waits,
     /// Captures that read it. They don't take the turn.
     captures: Captures,
 }
@@ -218,7 +218,7 @@ impl Sandbox {
             unconfirmed: AtomicBool::new(false),
             turn: Arc::default(),
             captures: Captures::default(),
-            waits: waits::Waits::default(),
+            waits: shared_waits::Waits::default(),
         })
     }
 

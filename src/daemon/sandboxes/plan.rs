@@ -29,7 +29,6 @@ use super::places::{Visible, What};
 use super::{Sandbox, Service, injected};
 use crate::daemon::api::StoreRef;
 use crate::daemon::error::DaemonError;
-use crate::daemon::service::LOOK_AGAIN;
 
 /// Timeout of one attempt to freeze a sandbox. A process that can't be frozen, e.g. because it
 /// waits for a store, keeps all others frozen for that long.
@@ -41,6 +40,8 @@ const PAUSE_LAST: Duration = Duration::from_secs(2);
 /// Maximum time a sandbox stays frozen. Then it is thawed and the snapshot fails.
 const FROZEN_MAX: Duration = Duration::from_mins(1);
 /// Mount point of secrets in every sandbox.
+/// How often a pause checks whether the capture was cancelled.
+const CHECK_CANCEL: Duration = Duration::from_millis(10);
 const SECRETS: &str = "/run/secrets";
 
 /// Scope of a capture.
@@ -238,7 +239,7 @@ impl InSandbox<'_> {
             if self.cancel.is_cancelled() {
                 return Err(CaptureError::Cancelled);
             }
-            thread::sleep(LOOK_AGAIN);
+            thread::sleep(CHECK_CANCEL);
         }
         Ok(())
     }

@@ -37,7 +37,7 @@ pub(in crate::daemon) struct LogWanted {
 impl Service {
     /// Runs `work` until it completes or the daemon stops.
     pub(in crate::daemon) fn while_serving(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop_token().clone();
+        let stop = self.lifecycle().stop_token().clone();
         self.sandboxes().streams.spawn(async move {
             tokio::select! {
                 () = work => {}
@@ -87,7 +87,7 @@ impl Service {
         let from = LogFrom { tail: wanted.tail, since_ns: wanted.since_ns };
         let reader = LogReader::open(sandbox.layout(), from)?;
         let (sender, receiver) = mpsc::channel(PIECES);
-        let stop = self.stop_token().clone();
+        let stop = self.lifecycle().stop_token().clone();
         self.sandboxes().streams.spawn(async move {
             let follower = Follower { sandbox, reader, wanted };
             let sent = tokio::select! {
@@ -148,7 +148,7 @@ impl Service {
             let place = sandbox.root()?.place(&path)?;
             Ok::<_, DaemonError>(unpack(&place, PieceReader::new(receiver), keep)?)
         });
-        let stop = self.stop_token();
+        let stop = self.lifecycle().stop_token();
         let feeding = async {
             let mut archive = pin!(archive);
             loop {
@@ -312,7 +312,7 @@ mod tests {
             sent.await.unwrap().unwrap();
         }
         assert!(!service.close_if_idle());
-        service.stop_token().cancel();
+        service.lifecycle().stop_token().cancel();
         let copied = timeout(Duration::from_mins(1), copied).await.unwrap().unwrap();
         assert!(matches!(copied, Err(DaemonError::Ending)), "{copied:?}");
         let idle = async {

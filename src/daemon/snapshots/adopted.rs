@@ -12,7 +12,7 @@ use inlay_store::format::Index;
 
 use super::{OpenSlot, Serving, Snapshots, SnapshotsInner, Use, Uses};
 use crate::daemon::api::{LoadOptions, Prefetch};
-use crate::daemon::attached::{AttachKey, AttachedFile};
+use crate::daemon::attached_records::{AttachKey, AttachedFile};
 use crate::daemon::error::DaemonError;
 use crate::daemon::tracking::Begins;
 

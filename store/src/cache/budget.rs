@@ -24,7 +24,7 @@ pub enum Budget {
 /// The text is not a budget.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "'{0}' is no cache size: write a size such as 20G, a share of the disk such as 20%, or auto"
+    "'{0}' is not a cache size: use a size such as 20G, a share of the disk such as 20%, or auto"
 )]
 pub struct BudgetError(String);
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
     /// The magic number is missing.
-    #[error("not an inlay index: it does not begin with the format's mark")]
+    #[error("not an inlay index: wrong magic")]
     NotAnIndex,
     /// The index has a layout version that this program does not support.
     #[error(
@@ -26,7 +26,7 @@ pub enum FormatError {
     )]
     Features(u64),
     /// Shorter than its header states, or than a header.
-    #[error("the index is cut short: {have} bytes of {want}")]
+    #[error("the index is truncated: {have} of {want} bytes")]
     Truncated {
         /// Actual length in bytes.
         have: u64,

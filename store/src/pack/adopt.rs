@@ -2,7 +2,7 @@
 //! groups, and none of their bytes are read.
 
 use super::content::{Content, PackedExtent, Pieces};
-use super::known::ForeignGroup;
+use super::known_chunks::ForeignGroup;
 use super::packer::Packer;
 use super::{AdoptError, PackError};
 use crate::format::{FileData, FormatError, GroupIdx, Index, InodeIdx};

@@ -5,7 +5,7 @@ mod adopt;
 mod adopt_tests;
 mod compress;
 mod content;
-mod known;
+mod known_chunks;
 mod options;
 mod packer;
 #[cfg(test)]
@@ -18,7 +18,7 @@ use std::ops::Range;
 pub use adopt::Adopter;
 pub use compress::PackedGroup;
 pub use content::{Content, PackedExtent, Pieces};
-pub use known::KnownChunks;
+pub use known_chunks::KnownChunks;
 pub use options::{ChunkLen, PackOptions};
 pub use packer::{PackStats, PackedGroups, Packer};
 pub use toc::{TOC_LEN_MAX, TOC_VERSION, TocChunk, TocGroup, read_toc, write_toc};
@@ -53,7 +53,7 @@ pub enum PackError {
     #[error("packing has stopped after an earlier error")]
     Stopped,
     /// A thread of the packer has panicked: a bug in this program.
-    #[error("packing has stopped after a defect of this program")]
+    #[error("packing panicked; this is a bug, see the log")]
     Panicked,
     /// The snapshot exceeds a limit of the format.
     #[error("the snapshot has more than {limit} {what}")]

@@ -14,7 +14,7 @@ use fastcdc::v2020::FastCDC;
 
 use super::compress::{CompressJob, PackedGroup, Pipeline};
 use super::content::{Content, PackedExtent, Pieces};
-use super::known::{KnownChunks, Place};
+use super::known_chunks::{KnownChunks, Place};
 use super::options::PackOptions;
 use super::toc::TocChunk;
 use super::{BlobStore, FileSink, PackError};

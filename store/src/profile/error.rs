@@ -6,7 +6,7 @@ use super::codec::{ENCODED_LEN_MAX, VERSION};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProfileError {
     /// The magic number is missing.
-    #[error("it is no profile of inlay's: it does not begin with the format's mark")]
+    #[error("not an inlay profile: wrong magic")]
     NotAProfile,
     /// The profile has a version that this program does not support.
     #[error(
@@ -17,16 +17,16 @@ pub enum ProfileError {
         found: u32,
     },
     /// Longer than any valid profile.
-    #[error("it has {len} bytes, and no profile has more than {ENCODED_LEN_MAX}")]
+    #[error("{len} bytes, more than the limit of {ENCODED_LEN_MAX}")]
     TooLong {
         /// Actual length in bytes.
         len: u64,
     },
     /// The bytes do not match the digest at their end.
-    #[error("it is damaged: its bytes do not have the digest that it ends with")]
+    #[error("damaged: digest mismatch")]
     Digest,
     /// The profile contradicts itself or the format.
-    #[error("it is damaged: {0}")]
+    #[error("damaged: {0}")]
     Damaged(&'static str),
     /// The profile belongs to another snapshot or label than its key states.
     #[error("it is {found}; the store is damaged or lies")]

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LabelError {
     /// Too short or too long.
-    #[error("'{0}' is no label: a label has 1 to {max} characters", max = ProfileLabel::LEN_MAX)]
+    #[error("'{0}' is not a label: a label has 1 to {max} characters", max = ProfileLabel::LEN_MAX)]
     Length(String),
     /// Contains a character that is not allowed.
-    #[error("'{label}' is no label: '{found}' is not one of a-z A-Z 0-9 . _ -")]
+    #[error("'{label}' is not a label: '{found}' is not one of a-z A-Z 0-9 . _ -")]
     Character {
         /// The text.
         label: String,
@@ -20,7 +20,7 @@ pub enum LabelError {
         found: char,
     },
     /// Does not start with a letter or a digit.
-    #[error("'{0}' is no label: a label begins with a letter or a digit")]
+    #[error("'{0}' is not a label: a label begins with a letter or a digit")]
     Start(String),
 }
 

@@ -114,7 +114,7 @@ impl Remote {
         }
     }
 
-    /// Returns the record of a snapshot in the store itself, ignoring the near directory; `None` if
+    /// Returns the record of a snapshot in the store itself, ignoring the outbox directory; `None` if
     /// the store has none.
     pub async fn stored_snapshot(
         &self,
@@ -154,17 +154,17 @@ impl Remote {
     pub async fn name(&self, name: &Name) -> Result<Option<NameRecord>, StoreError> {
         // Check before reading: if the name is uploaded in between, the record found is the
         // store's.
-        let waits = self.near().is_some_and(|near| near.has_name(name));
+        let waits = self.outbox_dir().is_some_and(|outbox_dir| outbox_dir.has_name(name));
         let found = self.name_record(name).await?;
-        if let Some(near) = self.near().filter(|_| !waits) {
-            near.note(name, found.as_ref().map(|record| record.id));
+        if let Some(outbox_dir) = self.outbox_dir().filter(|_| !waits) {
+            outbox_dir.note(name, found.as_ref().map(|record| record.id));
         }
         Ok(found)
     }
 
     async fn name_record(&self, name: &Name) -> Result<Option<NameRecord>, StoreError> {
         let key = ObjectKey::Name(name.clone());
-        let found = self.find(&key, LEN_MAX, Reach::NearFirst).await?;
+        let found = self.find(&key, LEN_MAX, Reach::OutboxFirst).await?;
         let Some(found) = found else { return Ok(None) };
         decode_name(&found.body, name).map(Some).map_err(|reason| self.unusable(&key, reason))
     }
@@ -181,8 +181,8 @@ impl Remote {
             // `|_| true` refuses nothing.
             NameMove::There | NameMove::Refused { .. } => Some(record.id),
         };
-        if let Some(near) = self.near() {
-            near.name_was_set(&record.name, Some(record.id));
+        if let Some(outbox_dir) = self.outbox_dir() {
+            outbox_dir.name_was_set(&record.name, Some(record.id));
         }
         Ok(before)
     }
@@ -224,8 +224,8 @@ impl Remote {
     /// Removes a name. Idempotent.
     pub async fn remove_name(&self, name: &Name) -> Result<(), StoreError> {
         self.remove(&ObjectKey::Name(name.clone())).await?;
-        if let Some(near) = self.near() {
-            near.name_was_set(name, None);
+        if let Some(outbox_dir) = self.outbox_dir() {
+            outbox_dir.name_was_set(name, None);
         }
         Ok(())
     }

@@ -17,8 +17,8 @@ use super::error::StoreError;
 use super::failure::Failure;
 use super::immutable::Tags;
 use super::key::ObjectKey;
-use super::near::{Near, StoreOnly};
 use super::open::{self, Access, Opened, StorePlace};
+use super::outbox_dir::{OutboxDir, StoreOnly};
 use super::retry::{self, Operation, RetriedRequest, RetryBudget, RetryPolicy};
 
 /// A store. Cheap to clone; all clones share connections and credentials.
@@ -46,8 +46,8 @@ pub(super) enum WholeObject {
 /// Where to look for an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reach {
-    /// In the near directory, if there is one, then in the store.
-    NearFirst,
+    /// In the outbox directory, if there is one, then in the store.
+    OutboxFirst,
     /// Only in the store, for reads that decide about a write to it.
     StoreOnly,
 }
@@ -80,7 +80,7 @@ impl Remote {
             description,
             access: Access::ReadWrite,
             disk: StorePlace::Elsewhere,
-            near: None,
+            outbox_dir: None,
         };
         Self::with(opened, policy)
     }
@@ -104,9 +104,9 @@ impl Remote {
         &self.inner.tags
     }
 
-    /// Returns the near directory, which is read before the store, if one is configured.
-    pub fn near(&self) -> Option<&Near> {
-        self.inner.opened.near.as_ref()
+    /// Returns the outbox directory, which is read before the store, if one is configured.
+    pub fn outbox_dir(&self) -> Option<&OutboxDir> {
+        self.inner.opened.outbox_dir.as_ref()
     }
 
     /// Returns the retry policy of this store.
@@ -129,7 +129,7 @@ impl Remote {
 
     /// Reads a whole object. Fails, without reading it, if it is longer than `len_max` bytes.
     pub async fn get(&self, key: &ObjectKey, len_max: u64) -> Result<Bytes, StoreError> {
-        match self.get_whole(key, len_max, Reach::NearFirst).await? {
+        match self.get_whole(key, len_max, Reach::OutboxFirst).await? {
             (_, WholeObject::Bytes(bytes)) => Ok(bytes),
             (_, WholeObject::TooLong(len)) => {
                 Err(StoreError::TooLong { object: self.object_name(key), len, len_max })
@@ -230,7 +230,7 @@ impl Remote {
 
     /// Returns the length of an object in bytes, or `None` if it does not exist.
     pub async fn len(&self, key: &ObjectKey) -> Result<Option<u64>, StoreError> {
-        self.len_within(key, Reach::NearFirst).await
+        self.len_within(key, Reach::OutboxFirst).await
     }
 
     async fn len_within(&self, key: &ObjectKey, reach: Reach) -> Result<Option<u64>, StoreError> {

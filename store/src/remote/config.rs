@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::near::Near;
+use super::outbox_dir::OutboxDir;
 use super::retry::RetryPolicy;
 
 /// The location of a store and the settings for accessing it.
@@ -23,7 +23,7 @@ pub struct StoreConfig {
     /// Whether unencrypted connections to other machines are allowed.
     pub plain_http: PlainHttp,
     /// A local directory that is read before the store.
-    pub near: Option<Near>,
+    pub outbox_dir: Option<OutboxDir>,
 }
 
 impl StoreConfig {
@@ -35,7 +35,7 @@ impl StoreConfig {
             refresh: None,
             retry: RetryPolicy::default(),
             plain_http: PlainHttp::LoopbackOnly,
-            near: None,
+            outbox_dir: None,
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::profile::ProfileError;
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// The URL does not identify a supported store.
-    #[error("'{url}' names no store: {reason}; give a directory, s3://, gs://, az:// or https://")]
+    #[error("'{url}' is not a store: {reason}; use a directory, s3://, gs://, az:// or https://")]
     Url {
         /// The URL, without a password.
         url: String,

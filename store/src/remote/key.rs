@@ -13,10 +13,10 @@ use crate::profile::ProfileLabel;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// Too short or too long.
-    #[error("'{0}' is no name: a name has 1 to {max} characters", max = Name::LEN_MAX)]
+    #[error("'{0}' is not a name: a name has 1 to {max} characters", max = Name::LEN_MAX)]
     Length(String),
     /// Contains a character that is not allowed.
-    #[error("'{name}' is no name: '{found}' is not one of a-z A-Z 0-9 . _ - : /")]
+    #[error("'{name}' is not a name: '{found}' is not one of a-z A-Z 0-9 . _ - : /")]
     Character {
         /// The text.
         name: String,
@@ -24,10 +24,10 @@ pub enum NameError {
         found: char,
     },
     /// A part between slashes is empty or does not start with a letter or a digit.
-    #[error("'{0}' is no name: each part between slashes begins with a letter or a digit")]
+    #[error("'{0}' is not a name: each part between slashes begins with a letter or a digit")]
     Part(String),
     /// Could be mistaken for an id.
-    #[error("'{0}' is no name: it looks like the id of a snapshot; choose another")]
+    #[error("'{0}' is not a name: it looks like a snapshot id; choose another")]
     LooksLikeAnId(String),
 }
 

@@ -13,10 +13,10 @@ mod http;
 mod immutable;
 mod key;
 mod local;
-mod near;
-#[cfg(test)]
-mod near_tests;
 mod open;
+mod outbox_dir;
+#[cfg(test)]
+mod outbox_dir_tests;
 mod profiles;
 mod records;
 mod redirect;
@@ -31,7 +31,7 @@ pub use failure::Failure;
 pub use http::ServerAnswer;
 pub use immutable::{Existing, PutOutcome};
 pub use key::{Name, NameError, ObjectKey};
-pub use near::{NameSeen, Near, Used};
+pub use outbox_dir::{NameSeen, OutboxDir, Used};
 pub use records::{NameRecord, RecordError, SnapshotRecord, TreeCounts, VERSION as RECORD_VERSION};
 pub use redirect::{Redirects, RefusedRedirect};
 pub use retry::{Jitter, Operation, RetryBudget, RetryPolicy};

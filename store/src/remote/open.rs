@@ -21,7 +21,7 @@ use super::endpoint::Endpoint;
 use super::error::StoreError;
 use super::http::Connector;
 use super::local::LocalDirectory;
-use super::near::{Near, NearFirst};
+use super::outbox_dir::{OutboxDir, OutboxFirst};
 use super::redirect::{Redirects, is_loopback};
 
 /// The default connect timeout.
@@ -54,26 +54,26 @@ pub(super) struct Opened {
     pub(super) access: Access,
     pub(super) disk: StorePlace,
     /// The directory that is read first.
-    pub(super) near: Option<Near>,
+    pub(super) outbox_dir: Option<OutboxDir>,
 }
 
 /// Opens the store that `config` describes. Reads and writes no object.
 pub(super) fn open(config: &StoreConfig) -> Result<Opened, StoreError> {
     let opened = far(config)?;
-    let Some(options) = &config.near else { return Ok(opened) };
+    let Some(options) = &config.outbox_dir else { return Ok(opened) };
     let dir = options.dir();
-    let near = LocalDirectory::open(dir);
-    let near = Arc::new(near.map_err(|e| cannot_open(&dir.display().to_string(), &e))?);
+    let outbox_dir = LocalDirectory::open(dir);
+    let outbox_dir = Arc::new(outbox_dir.map_err(|e| cannot_open(&dir.display().to_string(), &e))?);
     let (root, options) = (opened.root.clone(), options.clone());
     let looked_into = Some(options.clone());
     let endpoint = opened.endpoint.below(move |far| {
-        let near: Arc<dyn ObjectStore> = near.clone();
-        Arc::new(NearFirst::new(near, far, root.clone(), options.clone()))
+        let outbox_dir: Arc<dyn ObjectStore> = outbox_dir.clone();
+        Arc::new(OutboxFirst::new(outbox_dir, far, root.clone(), options.clone()))
     });
-    Ok(Opened { endpoint, near: looked_into, ..opened })
+    Ok(Opened { endpoint, outbox_dir: looked_into, ..opened })
 }
 
-/// Opens the store itself, without a near directory.
+/// Opens the store itself, without a outbox directory.
 fn far(config: &StoreConfig) -> Result<Opened, StoreError> {
     if config.url == "memory:" {
         let store = Arc::new(InMemory::new());
@@ -127,7 +127,7 @@ fn opened(endpoint: Endpoint, root: Path, description: String) -> Opened {
         description,
         access: Access::ReadWrite,
         disk: StorePlace::Elsewhere,
-        near: None,
+        outbox_dir: None,
     }
 }
 

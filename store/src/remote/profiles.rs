@@ -21,7 +21,7 @@ impl Remote {
         label: &ProfileLabel,
     ) -> Result<Option<Profile>, StoreError> {
         let key = key(*id, label);
-        let Some(found) = self.find(&key, ENCODED_LEN_MAX, Reach::NearFirst).await? else {
+        let Some(found) = self.find(&key, ENCODED_LEN_MAX, Reach::OutboxFirst).await? else {
             return Ok(None);
         };
         let profile = decode(&found.body, id, label);

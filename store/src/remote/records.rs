@@ -19,7 +19,7 @@ pub(super) const LEN_MAX: u64 = 64 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
     /// Not valid JSON, or not a record.
-    #[error("it is no record of inlay's: {0}")]
+    #[error("not an inlay record: {0}")]
     Malformed(String),
     /// The record has a version that this program does not support.
     #[error(
@@ -36,7 +36,7 @@ pub enum RecordError {
         found: String,
     },
     /// Longer than the limit.
-    #[error("it would have {len} bytes, more than {LEN_MAX}; shorten the labels or the source")]
+    #[error("{len} bytes, more than {LEN_MAX}; shorten the labels or the source")]
     TooLong {
         /// Actual length, in bytes.
         len: u64,

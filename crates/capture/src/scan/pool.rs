@@ -14,7 +14,7 @@ use crate::error::CaptureError;
 use crate::exclude::Exclude;
 use crate::options::Cancel;
 use crate::paths::{DEPTH_MAX, PathId, Paths};
-use crate::seen::Seen;
+use crate::previous_scan::Seen;
 use crate::stat::Moment;
 
 /// How to treat changes during a scan.

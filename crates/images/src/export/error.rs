@@ -11,17 +11,17 @@ use inlay_store::format::{FileKind, FormatError};
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// The target's syntax is unknown.
-    #[error("'{0}' is no target: say tar:FILE, tar:-, dir:PATH or oci:DIR")]
+    #[error("'{0}' is not a target: use tar:FILE, tar:-, dir:PATH or oci:DIR")]
     Target(String),
     /// The target directory is not empty.
-    #[error("{path} is not empty: give a new or an empty directory", path = .0.display())]
+    #[error("{path} is not empty: use a new or an empty directory", path = .0.display())]
     NotEmpty(PathBuf),
     /// The target file's path is a device, FIFO or directory.
-    #[error("{path} is there and is no file: give another name, or pipe from tar:-",
+    #[error("{path} exists and is not a regular file: use another name, or pipe from tar:-",
         path = .0.display())]
     NotAFile(PathBuf),
     /// The target's path has no final name to create.
-    #[error("{path} can't be made: give the path of a new directory", path = .0.display())]
+    #[error("can't create {path}: use the path of a new directory", path = .0.display())]
     NoName(PathBuf),
     /// The target, or a file next to it, could not be written.
     #[error("writing {path}: {source}", path = path.display())]

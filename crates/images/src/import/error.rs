@@ -23,7 +23,7 @@ pub enum ImportError {
         source: io::Error,
     },
     /// A file or directory was modified concurrently during the import.
-    #[error("{path} {what} while it was read; import again when nobody writes there",
+    #[error("{path} {what} while it was read; import again when nothing writes there",
         path = path.display())]
     Changed {
         /// Path of the object.
@@ -40,7 +40,9 @@ pub enum ImportError {
         source: io::Error,
     },
     /// A layer is not a valid tar archive.
-    #[error("layer {layer} is no valid tar archive: {why} (at byte {at} of the decompressed data)")]
+    #[error(
+        "layer {layer} is not a valid tar archive: {why} (at byte {at} of the decompressed data)"
+    )]
     Archive {
         /// Name of the layer.
         layer: String,
@@ -76,7 +78,7 @@ pub enum ImportError {
         source: PackError,
     },
     /// A limit of the import is exceeded.
-    #[error("{what} has more than the {limit} {of} that are allowed")]
+    #[error("{what} has more than {limit} {of}, the limit")]
     Limit {
         /// The object that exceeds it.
         what: String,

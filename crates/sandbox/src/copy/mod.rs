@@ -4,22 +4,22 @@
 //! escape, even if symlinks change concurrently, and only regular files are
 //! ever opened for their content.
 
+mod channel;
 mod content;
 mod error;
+mod install;
 mod links;
 mod pack;
-mod pieces;
-mod place;
-mod put;
+mod resolve;
 #[cfg(test)]
 mod tests;
 mod unpack;
 mod xattrs;
 
+pub use channel::{PIECES, Piece, PieceReader, PieceWriter};
 pub use content::Holes;
 pub use error::CopyError;
 pub use pack::{Packed, pack};
-pub use pieces::{PIECES, Piece, PieceReader, PieceWriter};
-pub use place::{Place, Root};
+pub use resolve::{Place, Root};
 pub use unpack::{Keep, Owners, Unpacked, unpack};
 pub use xattrs::FilePrivileges;

@@ -23,7 +23,7 @@ use tar::EntryType;
 use super::content::{Content, Holes};
 use super::error::CopyError;
 use super::links::{Links, Met};
-use super::place::Root;
+use super::resolve::Root;
 use super::xattrs::Buffers;
 
 /// The maximum number of objects per copy.

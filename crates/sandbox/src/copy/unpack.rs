@@ -20,11 +20,11 @@ use rustix::fs::{FileType, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 
 use super::error::CopyError;
-use super::pack::{OBJECTS_MAX, mtime};
-use super::place::Place;
-use super::put::{
+use super::install::{
     NewFile, Slot, finish_open, make_directory, put_fifo, put_link, put_symlink, set_time,
 };
+use super::pack::{OBJECTS_MAX, mtime};
+use super::resolve::Place;
 use super::xattrs::FilePrivileges;
 
 /// The ownership of the copies.

@@ -28,7 +28,7 @@ use super::super::exit::{Exit, ExitCause};
 use super::super::files;
 use super::super::id::SandboxId;
 use super::super::layout::Layout;
-use super::super::life::clear_container;
+use super::super::lifecycle::clear_container;
 use super::super::logs::{LogLimits, LogWriter};
 use super::super::options::{SandboxOptions, Stdin, Terminal};
 use super::super::protocol::FrameKind;

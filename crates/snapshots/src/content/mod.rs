@@ -4,12 +4,12 @@
 
 mod adapters;
 mod error;
-mod guess;
-mod pieces;
+mod heuristic;
+mod locate;
 #[cfg(test)]
 mod tests;
 mod tracker;
-mod waits;
+mod wait_stats;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,12 +26,12 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use error::{damaged_index, fetch_failed};
-pub use guess::guess;
+pub use heuristic::guess;
 use inlay_trace::record::{Read, Source};
 use inlay_trace::{Tier, clock};
-use pieces::{Piece, Place, Plan, content_id};
+use locate::{Piece, Place, Plan, content_id};
 pub use tracker::{Groups, Tracker, TrackerFigures};
-pub use waits::CacheWaits;
+pub use wait_stats::CacheWaits;
 
 /// Options for reading a snapshot's contents.
 #[derive(Debug, Clone, Copy)]
@@ -156,7 +156,7 @@ impl SnapshotContent {
         let timed = inner.waits.as_deref().and_then(CacheWaits::begin);
         let content = content_id(&inner.index, inode).map_err(|error| damaged_index(&error))?;
         if let Some(len) = content.and_then(|content| inner.read_whole(&content, offset, buf)) {
-            timed.inspect(waits::Timed::end);
+            timed.inspect(wait_stats::Timed::end);
             if let Some(tracker) = inner.tracker.as_deref().filter(|tracker| tracker.is_recording())
             {
                 tracker.touch_file(&inner.index, inode, offset..offset.saturating_add(len as u64));
@@ -174,7 +174,7 @@ impl SnapshotContent {
         }
         plan.clear_holes(buf);
         if plan.pieces.iter().any(|piece| matches!(piece.from, Place::Group { .. })) {
-            timed.inspect(waits::Timed::end);
+            timed.inspect(wait_stats::Timed::end);
         }
         inner.record_answer(inode, offset, plan.len, traced);
         inner.touch(&plan);
@@ -318,7 +318,7 @@ impl Inner {
             if wants.iter().any(|want| want.group == *group) {
                 continue;
             }
-            let home = pieces::home(&self.index, inode, group, extent.file_offset)
+            let home = locate::home(&self.index, inode, group, extent.file_offset)
                 .map_err(|error| damaged_index(&error))?;
             wants.push(GroupRef { blob: *blob, group: *group, home });
         }
@@ -350,7 +350,7 @@ impl Inner {
         let len = plan.len as u64;
         let range = sequential.lock().read(stream, offset, len, plan.file_len);
         let Some(range) = range else { return };
-        match pieces::groups_within(&self.index, inode, range) {
+        match locate::groups_within(&self.index, inode, range) {
             Ok(wants) => self.fetcher.read_ahead(wants),
             // A read of these bytes will report the error.
             Err(error) => tracing::debug!(%error, "read-ahead is off"),

@@ -16,7 +16,7 @@ use inlay_store::format::{FileData, Group, GroupIdx, Index, InodeIdx};
 use inlay_store::profile::{Profile, Run, Touch};
 use parking_lot::Mutex;
 
-use super::pieces::{groups_of_file, whole_group};
+use super::locate::{groups_of_file, whole_group};
 
 /// A start is over when no new group was touched for this long,
 const QUIET: Duration = Duration::from_secs(10);

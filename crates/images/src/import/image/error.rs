@@ -9,7 +9,7 @@ use crate::import::RegistryError;
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// A directory is not an OCI image layout.
-    #[error("{path} is no OCI image layout of version 1: {why}", path = path.display())]
+    #[error("{path} is not an OCI image layout of version 1: {why}", path = path.display())]
     NotALayout {
         /// The directory.
         path: PathBuf,
@@ -17,7 +17,7 @@ pub enum ImageError {
         why: String,
     },
     /// A file is not a `docker save` archive.
-    #[error("{path} is no archive of `docker save`: {why}", path = path.display())]
+    #[error("{path} is not an archive of `docker save`: {why}", path = path.display())]
     NotAnArchive {
         /// Path of the file.
         path: PathBuf,
@@ -33,7 +33,7 @@ pub enum ImageError {
         source: io::Error,
     },
     /// A digest is malformed.
-    #[error("'{0}' is no digest: sha256: or sha512: and its hexadecimal digits are needed")]
+    #[error("'{0}' is not a digest: sha256: or sha512: and its hexadecimal digits")]
     Digest(String),
     /// A blob could not be read, or does not match its digest.
     #[error("{blob}: {source}")]
@@ -67,7 +67,7 @@ pub enum ImageError {
     #[error("there are several images: add one of these names after a colon: {}", .0.join(", "))]
     Ambiguous(Vec<String>),
     /// No image has the requested name.
-    #[error("there is no image '{wanted}'; there are: {}", names(there))]
+    #[error("no image '{wanted}'; available: {}", names(there))]
     NoSuchImage {
         /// The requested name.
         wanted: String,
@@ -75,7 +75,7 @@ pub enum ImageError {
         there: Vec<String>,
     },
     /// No image exists for the requested platform.
-    #[error("the image is not there for {wanted}; it is there for: {}", names(there))]
+    #[error("no image for {wanted}; available: {}", names(there))]
     NoSuchPlatform {
         /// The requested platform.
         wanted: String,

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// The image reference is invalid.
-    #[error("'{text}' is no name of an image: {why}")]
+    #[error("'{text}' is not an image reference: {why}")]
     Reference {
         /// The reference as given.
         text: String,

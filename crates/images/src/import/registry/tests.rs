@@ -361,7 +361,7 @@ fn what_names_no_image_is_said_before_anything_is_asked() {
     let setup = Setup::new();
     for name in ["", "UPPER", "a b", "host/", "a@sha256:zz", "-x", "a@sha384:00"] {
         let error = setup.failure(name);
-        assert!(error.contains("is no name of an image"), "{name}: {error}");
+        assert!(error.contains("is not an image reference"), "{name}: {error}");
     }
 }
 

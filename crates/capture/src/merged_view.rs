@@ -8,7 +8,7 @@ use inlay_store::pack::Adopter;
 
 use super::error::CaptureError;
 use super::layer::{Buffers, Extra};
-use super::points::Point;
+use super::mount_points::Point;
 use super::scan::{Scan, Scanner, UpperDir};
 use super::stat::Stat;
 use super::subject::{Lower, Plan, View};

@@ -30,8 +30,8 @@ use super::api::{
     COMMAND_REQUEST_LEN_MAX, ErrorKind, IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, MOUNTS, word,
 };
 use super::error::DaemonError;
-use super::moment::Moment;
 use super::routes::ApiError;
+use super::timestamp::Moment;
 
 /// Maximum length of a key, in bytes.
 const KEY_LEN_MAX: usize = 128;

@@ -12,7 +12,7 @@ use inlay_store::ids::Kind;
 use rustix::fs::{AtFlags, StatxFlags, statx};
 
 use super::error::CaptureError;
-use super::picture::{Mounted, Picture};
+use super::merged_view::{Mounted, Picture};
 use super::scan::UpperDir;
 use super::subject::{Plan, View};
 

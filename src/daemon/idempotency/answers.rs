@@ -17,7 +17,7 @@ use inlay_base::record::{self, Extra, Record};
 use inlay_store::ids::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::daemon::moment::Moment;
+use crate::daemon::timestamp::Moment;
 
 /// Maximum number of answers kept; the oldest are evicted first.
 const ANSWERS_MAX: usize = 4096;

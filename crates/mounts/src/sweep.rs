@@ -76,7 +76,9 @@ impl Mounts {
             self.finish(live);
             let mut table = self.table.lock();
             table.finishing.remove(&number);
-            table.doomed.remove(&number);
+            table.to_undo.remove(&number);
+            drop(table);
+            self.settled.notify_waiters();
         }
     }
 

@@ -1,4 +1,4 @@
-//! Reads through a near directory: a local directory in front of a store, which serves its objects
+//! Reads through a outbox directory: a local directory in front of a store, which serves its objects
 //! as if the store had them.
 //!
 //! Snapshots that are sealed on this host wait in such a directory (the outbox) until they are
@@ -31,14 +31,14 @@ const SEEN: &str = "seen";
 /// them.
 const CONFLICTS: &str = "conflicts";
 
-/// A near directory. Clones share their state.
+/// A outbox directory. Clones share their state.
 #[derive(Debug, Clone)]
-pub struct Near {
+pub struct OutboxDir {
     dir: PathBuf,
     used: Arc<AtomicBool>,
 }
 
-/// A request extension for reads that must bypass the near directory.
+/// A request extension for reads that must bypass the outbox directory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StoreOnly;
 
@@ -60,7 +60,7 @@ impl From<Option<SnapshotId>> for NameSeen {
     }
 }
 
-impl Near {
+impl OutboxDir {
     /// Creates a handle for `dir`, which has the layout of a store. Marks it as used unless it is
     /// empty.
     pub fn new(dir: PathBuf) -> Self {
@@ -185,24 +185,24 @@ pub enum Used {
     No,
 }
 
-/// The near directory and the store behind it, as one object store.
+/// The outbox directory and the store behind it, as one object store.
 #[derive(Debug)]
-pub(super) struct NearFirst {
-    near: Arc<dyn ObjectStore>,
+pub(super) struct OutboxFirst {
+    outbox_dir: Arc<dyn ObjectStore>,
     far: Arc<dyn ObjectStore>,
     /// The prefix of all paths in the store; paths in the directory lack it.
     root: Path,
-    options: Near,
+    options: OutboxDir,
 }
 
-impl NearFirst {
+impl OutboxFirst {
     pub(super) fn new(
-        near: Arc<dyn ObjectStore>,
+        outbox_dir: Arc<dyn ObjectStore>,
         far: Arc<dyn ObjectStore>,
         root: Path,
-        options: Near,
+        options: OutboxDir,
     ) -> Self {
-        Self { near, far, root, options }
+        Self { outbox_dir, far, root, options }
     }
 
     /// Returns the path of an object in the directory.
@@ -217,14 +217,14 @@ impl NearFirst {
     }
 }
 
-impl fmt::Display for NearFirst {
+impl fmt::Display for OutboxFirst {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.far)
     }
 }
 
 #[async_trait]
-impl ObjectStore for NearFirst {
+impl ObjectStore for OutboxFirst {
     async fn put_opts(
         &self,
         at: &Path,
@@ -248,7 +248,7 @@ impl ObjectStore for NearFirst {
             && self.options.is_used()
             && let Some(inside) = self.inside(at)
         {
-            match self.near.get_opts(&inside, options.clone()).await {
+            match self.outbox_dir.get_opts(&inside, options.clone()).await {
                 Err(Error::NotFound { .. }) => {}
                 Ok(mut found) => {
                     found.meta = Self::outside(&self.root, found.meta);
@@ -264,14 +264,15 @@ impl ObjectStore for NearFirst {
         &self,
         locations: BoxStream<'static, Result<Path>>,
     ) -> BoxStream<'static, Result<Path>> {
-        let (near, root, used) = (Arc::clone(&self.near), self.root.clone(), self.options.clone());
+        let (outbox_dir, root, used) =
+            (Arc::clone(&self.outbox_dir), self.root.clone(), self.options.clone());
         let locations = locations.then(move |at| {
-            let (near, root, used) = (Arc::clone(&near), root.clone(), used.is_used());
+            let (outbox_dir, root, used) = (Arc::clone(&outbox_dir), root.clone(), used.is_used());
             async move {
                 let at = at?;
                 if used && let Some(inside) = at.prefix_match(&root).map(Iterator::collect::<Path>)
                 {
-                    match near.delete(&inside).await {
+                    match outbox_dir.delete(&inside).await {
                         Err(Error::NotFound { .. }) | Ok(()) => {}
                         Err(error) => return Err(error),
                     }
@@ -287,20 +288,20 @@ impl ObjectStore for NearFirst {
         let inside = prefix.map_or_else(|| Some(Path::default()), |prefix| self.inside(prefix));
         let Some(inside) = inside.filter(|_| self.options.is_used()) else { return far };
         let root = self.root.clone();
-        let near = self.near.list(Some(&inside));
+        let outbox_dir = self.outbox_dir.list(Some(&inside));
         // List the directory first: an upload puts an object into the store before it removes it
         // from the directory. An object in both is listed twice, which callers expect.
-        near.map(move |meta| Ok(Self::outside(&root, meta?))).chain(far).boxed()
+        outbox_dir.map(move |meta| Ok(Self::outside(&root, meta?))).chain(far).boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
         let inside = prefix.map_or_else(|| Some(Path::default()), |prefix| self.inside(prefix));
-        let near = match inside.filter(|_| self.options.is_used()) {
-            Some(inside) => self.near.list_with_delimiter(Some(&inside)).await?.objects,
+        let outbox_dir = match inside.filter(|_| self.options.is_used()) {
+            Some(inside) => self.outbox_dir.list_with_delimiter(Some(&inside)).await?.objects,
             None => Vec::new(),
         };
         let mut listed = self.far.list_with_delimiter(prefix).await?;
-        listed.objects.extend(near.into_iter().map(|meta| Self::outside(&self.root, meta)));
+        listed.objects.extend(outbox_dir.into_iter().map(|meta| Self::outside(&self.root, meta)));
         listed.objects.sort_by(|one, other| one.location.cmp(&other.location));
         listed.objects.dedup_by(|one, other| one.location == other.location);
         Ok(listed)

@@ -1,4 +1,4 @@
-//! Tests of near directories, and of merging the records of snapshots.
+//! Tests of outbox directories, and of merging the records of snapshots.
 
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -8,27 +8,27 @@ use crate::ids::{BlobId, Digest, IndexDigest, Kind, SnapshotId};
 
 struct Both {
     dir: TempDir,
-    near: Near,
+    outbox_dir: OutboxDir,
 }
 
 impl Both {
     fn new() -> Self {
         let dir = TempDir::new().unwrap();
-        let near = Near::new(dir.path().join("outbox/objects"));
-        near.set_used(Used::Yes);
-        Self { dir, near }
+        let outbox_dir = OutboxDir::new(dir.path().join("outbox/objects"));
+        outbox_dir.set_used(Used::Yes);
+        Self { dir, outbox_dir }
     }
 
     /// The store behind the directory.
     fn usual(&self) -> Remote {
         let mut config = StoreConfig::new(self.dir.path().join("far").display().to_string());
-        config.near = Some(self.near.clone());
+        config.outbox_dir = Some(self.outbox_dir.clone());
         Remote::open(&config).unwrap()
     }
 
     /// The directory alone.
     fn sealing(&self) -> Remote {
-        Remote::open(&StoreConfig::new(self.near.dir().display().to_string())).unwrap()
+        Remote::open(&StoreConfig::new(self.outbox_dir.dir().display().to_string())).unwrap()
     }
 
     fn far(&self) -> Remote {
@@ -65,19 +65,19 @@ fn name() -> Name {
 async fn what_is_near_is_read_as_if_the_store_had_it() {
     let both = Both::new();
     let (sealing, usual) = (both.sealing(), both.usual());
-    let (near, far) = (blob(b"near"), blob(b"far"));
-    sealing.put_immutable(&near, Bytes::from_static(b"near")).await.unwrap();
+    let (outbox_dir, far) = (blob(b"near"), blob(b"far"));
+    sealing.put_immutable(&outbox_dir, Bytes::from_static(b"near")).await.unwrap();
     usual.put_immutable(&far, Bytes::from_static(b"far")).await.unwrap();
-    assert_eq!(usual.get(&near, 10).await.unwrap(), "near");
+    assert_eq!(usual.get(&outbox_dir, 10).await.unwrap(), "near");
     assert_eq!(usual.get(&far, 10).await.unwrap(), "far");
-    assert_eq!(usual.len(&near).await.unwrap(), Some(4));
+    assert_eq!(usual.len(&outbox_dir).await.unwrap(), Some(4));
     let budget = usual.policy().budget();
-    assert_eq!(usual.get_range(&near, 1..3, budget).await.unwrap(), "ea");
-    assert!(both.far().get(&near, 10).await.unwrap_err().is_not_found());
+    assert_eq!(usual.get_range(&outbox_dir, 1..3, budget).await.unwrap(), "ea");
+    assert!(both.far().get(&outbox_dir, 10).await.unwrap_err().is_not_found());
     assert!(sealing.get(&far, 10).await.unwrap_err().is_not_found());
     // An unused directory is not probed.
-    both.near.set_used(Used::No);
-    assert!(usual.get(&near, 10).await.unwrap_err().is_not_found());
+    both.outbox_dir.set_used(Used::No);
+    assert!(usual.get(&outbox_dir, 10).await.unwrap_err().is_not_found());
 }
 
 #[tokio::test]
@@ -119,16 +119,16 @@ async fn a_name_is_what_was_said_last() {
     };
     set(&usual, "a").await;
     set(&sealing, "b").await;
-    assert!(both.near.has_name(&name()));
+    assert!(both.outbox_dir.has_name(&name()));
     assert_eq!((found(&usual).await, found(&both.far()).await), (Some(id("b")), Some(id("a"))));
     set(&sealing, "c").await;
     assert_eq!(found(&usual).await, Some(id("c")));
     // A name set in the store is newer than the pending one.
-    std::fs::create_dir_all(both.near.conflicts()).unwrap();
-    std::fs::write(both.near.conflict_file(&name()), "{}").unwrap();
+    std::fs::create_dir_all(both.outbox_dir.conflicts()).unwrap();
+    std::fs::write(both.outbox_dir.conflict_file(&name()), "{}").unwrap();
     assert_eq!(usual.set_name(&named("team/n", "d")).await.unwrap(), Some(id("a")));
     assert_eq!((found(&usual).await, found(&both.far()).await), (Some(id("d")), Some(id("d"))));
-    assert!(!both.near.has_name(&name()) && !both.near.conflict_file(&name()).exists());
+    assert!(!both.outbox_dir.has_name(&name()) && !both.outbox_dir.conflict_file(&name()).exists());
     set(&sealing, "e").await;
     usual.remove_name(&name()).await.unwrap();
     assert_eq!((found(&usual).await, found(&both.far()).await), (None, None));
@@ -138,7 +138,7 @@ async fn a_name_is_what_was_said_last() {
 async fn what_a_name_stood_for_is_noted() {
     let both = Both::new();
     let (sealing, usual) = (both.sealing(), both.usual());
-    let seen = || both.near.seen(&name());
+    let seen = || both.outbox_dir.seen(&name());
     assert_eq!(seen(), NameSeen::Unknown);
     usual.name(&name()).await.unwrap();
     assert_eq!(seen(), NameSeen::Nothing);
@@ -150,28 +150,28 @@ async fn what_a_name_stood_for_is_noted() {
     sealing.set_name(&named("team/n", "c")).await.unwrap();
     usual.name(&name()).await.unwrap();
     assert_eq!(seen(), NameSeen::Snapshot(id("a")));
-    std::fs::remove_file(both.near.file(&ObjectKey::Name(name()))).unwrap();
+    std::fs::remove_file(both.outbox_dir.file(&ObjectKey::Name(name()))).unwrap();
     usual.name(&name()).await.unwrap();
     assert_eq!(seen(), NameSeen::Snapshot(id("b")));
     usual.remove_name(&name()).await.unwrap();
     assert_eq!(seen(), NameSeen::Nothing);
-    std::fs::write(both.near.seen_file(&name()), "{").unwrap();
+    std::fs::write(both.outbox_dir.seen_file(&name()), "{").unwrap();
     assert_eq!(seen(), NameSeen::Unknown);
 }
 
 #[tokio::test]
 async fn nothing_is_noted_of_a_store_that_nothing_is_sealed_for() {
     let dir = TempDir::new().unwrap();
-    let near = Near::new(dir.path().join("outbox/objects"));
-    near.note(&name(), Some(id("a")));
-    assert_eq!(near.seen(&name()), NameSeen::Unknown);
+    let outbox_dir = OutboxDir::new(dir.path().join("outbox/objects"));
+    outbox_dir.note(&name(), Some(id("a")));
+    assert_eq!(outbox_dir.seen(&name()), NameSeen::Unknown);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[test]
 fn a_directory_is_used_unless_it_is_empty() {
     let dir = TempDir::new().unwrap();
-    let used = || Near::new(dir.path().to_owned()).is_used();
+    let used = || OutboxDir::new(dir.path().to_owned()).is_used();
     assert!(!used());
     std::fs::create_dir(dir.path().join("names")).unwrap();
     assert!(used());

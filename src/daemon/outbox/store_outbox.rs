@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use inlay_base::durable;
 use inlay_base::record::{self, Extra, Record};
 use inlay_store::ids::{Digest, SnapshotId};
-use inlay_store::remote::{Name, NameRecord, NameSeen, Near, ObjectKey, Used};
+use inlay_store::remote::{Name, NameRecord, NameSeen, ObjectKey, OutboxDir, Used};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::super::api::StoreRef;
 use super::super::error::DaemonError;
-use super::super::moment::Moment;
+use super::super::timestamp::Moment;
 use super::queue::{Claim, Damage, Queue, QueueEntry};
 use super::recover;
 
@@ -61,7 +61,7 @@ impl StoreFile {
 /// Snapshots on their way to one store.
 pub(in crate::daemon) struct Outbox {
     pub(super) dir: PathBuf,
-    pub(super) near: Near,
+    pub(super) outbox_dir: OutboxDir,
     state: Mutex<OutboxState>,
 }
 
@@ -156,15 +156,15 @@ impl Outbox {
     /// Opens the outbox of `store` in `dir`, which may be missing. Damaged files are kept and
     /// reported.
     pub(super) fn open(dir: PathBuf, store: StoreRef) -> Self {
-        let near = Near::new(dir.join("objects"));
-        let recovered = recover::recover(&dir, &near, &store);
+        let outbox_dir = OutboxDir::new(dir.join("objects"));
+        let recovered = recover::recover(&dir, &outbox_dir, &store);
         let (queue, damaged) = match recovered {
             Ok((queue, damaged)) => (Ok(queue), damaged),
             Err(damage) => (Err(damage), Vec::new()),
         };
         let waits = queue.as_ref().map_or(0, Queue::len);
         if waits > 0 {
-            near.set_used(Used::Yes);
+            outbox_dir.set_used(Used::Yes);
             tracing::info!(waits, outbox = %dir.display(), "sealed snapshots wait to be shipped");
         }
         let state = OutboxState {
@@ -178,12 +178,12 @@ impl Outbox {
             shipped: Vec::new(),
             paused: None,
         };
-        Self { dir, near, state: Mutex::new(state) }
+        Self { dir, outbox_dir, state: Mutex::new(state) }
     }
 
     /// The directory that reads consult before the store.
-    pub(in crate::daemon) fn near(&self) -> &Near {
-        &self.near
+    pub(in crate::daemon) fn outbox_dir(&self) -> &OutboxDir {
+        &self.outbox_dir
     }
 
     pub(super) fn store(&self) -> StoreRef {
@@ -198,7 +198,7 @@ impl Outbox {
             return Err(DaemonError::Outbox { path: damage.path.clone(), why: damage.why.clone() });
         }
         if !state.synced {
-            self.create().map_err(DaemonError::io("create", self.near.dir()))?;
+            self.create().map_err(DaemonError::io("create", self.outbox_dir.dir()))?;
             state.synced = true;
         }
         let path = self.dir.join(recover::STORE);
@@ -217,14 +217,14 @@ impl Outbox {
         let number = state.next_seal;
         state.next_seal = SealNumber(number.0 + 1);
         state.sealing.insert(number);
-        self.near.set_used(Used::Yes);
+        self.outbox_dir.set_used(Used::Yes);
         Ok(number)
     }
 
     /// Creates the directories durably. Opening the store may have created them without syncing.
     fn create(&self) -> io::Result<()> {
-        durable::create_dirs(self.near.dir())?;
-        self.near.dir().ancestors().take(4).try_for_each(durable::sync_dir)
+        durable::create_dirs(self.outbox_dir.dir())?;
+        self.outbox_dir.dir().ancestors().take(4).try_for_each(durable::sync_dir)
     }
 
     /// Unregisters a capture, successful or not. Blocks.
@@ -243,7 +243,7 @@ impl Outbox {
         sealed: Moment,
         set_name: impl FnOnce(&NameRecord) -> Result<(), DaemonError>,
     ) -> Result<(), DaemonError> {
-        self.sync_objects().map_err(DaemonError::io("sync", self.near.dir()))?;
+        self.sync_objects().map_err(DaemonError::io("sync", self.outbox_dir.dir()))?;
         let mut state = self.state.lock();
         let queue = match &mut state.queue {
             Ok(queue) => queue,
@@ -269,12 +269,12 @@ impl Outbox {
     /// that another has created and not synced yet.
     fn sync_objects(&self) -> io::Result<()> {
         for part in ["blobs", "indexes", "snapshots"] {
-            match durable::sync_dir(&self.near.dir().join(part)) {
+            match durable::sync_dir(&self.outbox_dir.dir().join(part)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
-        durable::sync_dir(self.near.dir())
+        durable::sync_dir(self.outbox_dir.dir())
     }
 
     /// Returns the current target of `name`, as far as this host knows.
@@ -283,8 +283,8 @@ impl Outbox {
             .entries()
             .filter(|entry| entry.name.as_ref().is_some_and(|claim| claim.name == *name));
         match last.last() {
-            Some(entry) if self.near.has_name(name) => NameSeen::Snapshot(entry.snapshot),
-            _ => self.near.seen(name),
+            Some(entry) if self.outbox_dir.has_name(name) => NameSeen::Snapshot(entry.snapshot),
+            _ => self.outbox_dir.seen(name),
         }
     }
 
@@ -332,7 +332,7 @@ impl Outbox {
         if let Some(Claim { name, .. }) = entry.name
             && !queue.claims(&name)
         {
-            durable::remove(&self.near.file(&ObjectKey::Name(name)))?;
+            durable::remove(&self.outbox_dir.file(&ObjectKey::Name(name)))?;
         }
         state.failed.remove(&sequence);
         state.paused = None;
@@ -447,7 +447,7 @@ impl Outbox {
             // The record first: without it the other objects are not found.
             let keys = [ObjectKey::Record(id)].into_iter().chain(objects.into_iter().rev());
             for key in keys {
-                failed = failed.and(remove(&self.near.file(&key)));
+                failed = failed.and(remove(&self.outbox_dir.file(&key)));
             }
         }
         let damaged = queue.damaged().iter().chain(&state.damaged).any(Damage::is_there);
@@ -465,12 +465,12 @@ impl Outbox {
     /// Removes leftovers of failed captures. Requires that nothing waits and no capture runs.
     fn clear(&self) -> io::Result<()> {
         for part in ["snapshots", "names", "indexes", "blobs"] {
-            match fs::remove_dir_all(self.near.dir().join(part)) {
+            match fs::remove_dir_all(self.outbox_dir.dir().join(part)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
-        self.near.set_used(Used::No);
+        self.outbox_dir.set_used(Used::No);
         Ok(())
     }
 }

@@ -64,7 +64,7 @@ mod tests {
         assert_eq!(waits.figures().count(), SAMPLE * 3);
     }
 
-    /// `cargo test --release -p inlay-snapshots --lib content::waits -- --ignored --nocapture`
+    /// `cargo test --release -p inlay-snapshots --lib content::wait_stats -- --ignored --nocapture`
     #[test]
     #[ignore = "prints what timing costs"]
     fn what_timing_costs() {

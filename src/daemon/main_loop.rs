@@ -10,12 +10,12 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::error::DaemonError;
-use super::keep;
+use super::idempotency::Once;
+use super::keeper_client;
 use super::listener::Listener;
 use super::memory;
 use super::metrics::{Metrics, Scrapes};
 use super::notify::{Told, tell};
-use super::once::Once;
 use super::routes::router;
 use super::run::{Daemon, End};
 use super::socket;
@@ -81,7 +81,7 @@ impl Daemon {
             let mut grace = Duration::ZERO;
             if !self.service.is_unused() {
                 idle_since = Instant::now();
-            } else if self.service.is_new() {
+            } else if self.service.lifecycle().is_new() {
                 // The process that started it is about to send a request.
                 grace = FIRST_REQUEST_WITHIN;
             }
@@ -104,7 +104,7 @@ impl Daemon {
             tokio::select! {
                 _ = self.signals.0.recv() => return Ok(End::Signal),
                 _ = self.signals.1.recv() => return Ok(End::Signal),
-                () = self.service.stop_token().cancelled() => return Ok(End::Stop),
+                () = self.service.lifecycle().stop_token().cancelled() => return Ok(End::Stop),
                 Ok(()) = &mut self.leave => return Ok(End::Leave),
                 _ = &mut self.lost => return Ok(End::Lost),
                 () = self.changed.notified() => tokio::time::sleep(TOGETHER).await,
@@ -133,7 +133,7 @@ impl Daemon {
                 Ok(())
             }
             Ok(End::Lost) => {
-                keep::forget();
+                keeper_client::forget();
                 Err(DaemonError::Lost)
             }
             Err(error) => {
@@ -160,7 +160,7 @@ impl Daemon {
 
     fn end_session(&self) -> Result<(), DaemonError> {
         let outcome = self.server.unmount();
-        keep::forget();
+        keeper_client::forget();
         self.service.forget_all();
         outcome
     }
