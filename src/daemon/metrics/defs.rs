@@ -64,151 +64,151 @@ macro_rules! metrics {
 
 metrics! {
     Build "inlay_build_info" Gauge "-" ["version"]
-        "1; the label is the daemon's version";
+        "Always 1; the label is the daemon's version";
     Mounts "inlay_mounts" Gauge "mounts" []
-        "What is mounted";
+        "Mounts, including the roots and live mounts of sandboxes";
     Attached "inlay_attached_snapshots" Gauge "snapshots" []
-        "Snapshots, or parts of them, that the kernel is shown, those too that only their last users see";
+        "Attached snapshots and parts of snapshots, including detached ones that are still in use";
     OpenFiles "inlay_open_files" Gauge "files" ["read_by"]
-        "Large files that are open: read by the kernel itself (passthrough), or by the daemon";
+        "Open large files, read by the kernel itself (passthrough) or by the daemon";
 
     MountTime "inlay_mount_seconds" Histogram "seconds" []
-        "How long mounts for users took, from the request to the answer";
+        "Duration of mounts outside sandboxes, from request to response";
     MountFailures "inlay_mount_failures_total" Counter "mounts" []
-        "Mounts for users that failed or were given up";
+        "Mounts outside sandboxes that failed or were cancelled";
     AttachTime "inlay_attach_seconds" Histogram "seconds" []
-        "How long it took until a snapshot was attached: its name looked up, its index here and open";
+        "Time to attach a snapshot: resolve its name, fetch its index if it is not on this host, and open it";
     AttachFailures "inlay_attach_failures_total" Counter "snapshots" []
-        "Snapshots that could not be attached";
+        "Attempts to attach a snapshot that failed or were cancelled";
     SealedSnapshots "inlay_sealed_snapshots" Gauge "snapshots" []
-        "Snapshots that are sealed on this host and not in their stores yet";
+        "Snapshots sealed on this host that are not yet in their stores";
     ApiRequests "inlay_api_requests_total" Counter "requests" ["route", "method", "status"]
-        "Requests of clients that were answered";
+        "Answered API requests";
     ApiTime "inlay_api_request_seconds" Histogram "seconds" ["route"]
-        "How long their answers took; of a stream, until it begins";
+        "Duration of answered API requests; of a stream, until it begins";
 
     Sandboxes "inlay_sandboxes" Gauge "sandboxes" ["state"]
-        "What there is";
+        "Sandboxes by state";
     SandboxStart "inlay_sandbox_start_seconds" Histogram "seconds" []
-        "How long it took from the request to the start of the first program, where both are one request";
+        "Duration of requests that create and start a sandbox, until its first program runs";
     SandboxStartFailures "inlay_sandbox_start_failures_total" Counter "sandboxes" []
-        "Of such requests, those that failed or were given up";
+        "Requests to create and start a sandbox that failed or were cancelled";
     SandboxMounts "inlay_sandbox_mounts" Gauge "mounts" []
-        "What is mounted in sandboxes, their roots not counted";
+        "Live mounts in sandboxes, excluding their roots";
     SandboxMountTime "inlay_sandbox_mount_seconds" Histogram "seconds" []
-        "How long mounts into sandboxes took, from the request to the answer";
+        "Duration of mounts into sandboxes, from request to response";
     SandboxMountFailures "inlay_sandbox_mount_failures_total" Counter "mounts" []
-        "Mounts into sandboxes that failed or were given up";
+        "Mounts into sandboxes that failed or were cancelled";
     CaptureTime "inlay_capture_seconds" Histogram "seconds" []
-        "How long snapshots of sandboxes took, until they were sealed or in the store, as was wanted";
+        "Duration of snapshots of sandboxes, until they were sealed or in the store, as requested";
     CaptureFrozen "inlay_capture_frozen_seconds" Histogram "seconds" []
-        "How long sandboxes stood still for them";
+        "Time that sandboxes were frozen for snapshots";
     CaptureFailures "inlay_capture_failures_total" Counter "snapshots" []
-        "Snapshots of sandboxes that failed or were given up";
+        "Snapshots of sandboxes that failed or were cancelled";
     CaptureRead "inlay_capture_read_bytes_total" Counter "bytes" []
-        "Bytes of files that were read for snapshots; what is known to be unchanged is not read";
+        "Bytes of files read for snapshots of sandboxes; files known to be unchanged are not read";
     CaptureStored "inlay_capture_stored_bytes_total" Counter "bytes" []
-        "Bytes of the blobs that were made for them: of what was read, what is new, compressed";
+        "Bytes of the blobs created for snapshots of sandboxes: new data only, compressed";
 
     FuseRequests "inlay_fuse_requests_total" Counter "requests" ["request"]
-        "Requests of the kernel";
+        "Requests from the kernel";
     FuseReads "inlay_fuse_reads_total" Counter "requests" ["answered"]
         "Reads answered at once (index or cache), or later, after a fetch";
     FusePassthrough "inlay_fuse_passthrough_opens_total" Counter "files" []
-        "Files opened that the kernel reads from the cached file itself";
+        "Opens of files that the kernel reads directly from the cache file";
     FuseRefused "inlay_fuse_passthrough_refused_total" Counter "files" []
-        "Cached files that the kernel would not read itself: they were opened plainly";
+        "Cache files that the kernel refused to pass through; they were opened in plain mode";
     FuseFailed "inlay_fuse_failed_requests_total" Counter "requests" []
-        "Requests answered with an error that means damage or a failing store";
+        "Requests answered with an error because of damage or a failing store";
 
     DemandWait "inlay_demand_wait_seconds" Histogram "seconds" ["tier"]
-        "How long readers waited for bytes: on this host (cache; one read in 16 is timed and counts 16 times), on their way already (in_flight), or fetched for them (store)";
+        "Time that readers waited for bytes: on this host (cache; one read in 16 is timed and counts 16 times), already in flight (in_flight), or fetched for them (store)";
 
     FetchRequests "inlay_fetch_requests_total" Counter "requests" ["store", "class"]
-        "Requests for bytes to the store";
+        "Fetch requests to the store";
     FetchFailedRequests "inlay_fetch_failed_requests_total" Counter "requests" ["store", "class"]
-        "Of these, those that failed with all their attempts";
+        "Fetch requests that failed in all attempts";
     FetchBytes "inlay_fetch_received_bytes_total" Counter "bytes" ["store", "class"]
-        "Bytes that the store gave";
+        "Bytes received from the store";
     FetchGroups "inlay_fetch_groups_total" Counter "groups" ["store", "class"]
         "Groups verified and decoded";
     FetchCoalesced "inlay_fetch_coalesced_groups_total" Counter "groups" ["store"]
-        "Groups that came in the request of a neighbour";
+        "Groups fetched in the request of a neighbour";
     FetchJoined "inlay_fetch_joined_readers_total" Counter "readers" ["store"]
         "Readers that found their group queued or in flight";
     FetchPromoted "inlay_fetch_promoted_groups_total" Counter "groups" ["store"]
-        "Groups that waited for something less urgent when a reader asked for them";
+        "Groups queued in a lower class when a reader requested them";
     FetchHintsDropped "inlay_fetch_hints_dropped_total" Counter "hints" ["store"]
-        "Hints for read-ahead that found the queue full";
+        "Read-ahead hints dropped because the queue was full";
     FetchCancelled "inlay_fetch_cancelled_requests_total" Counter "requests" ["store"]
-        "Requests stopped because nobody wanted them any more";
+        "Fetch requests cancelled because they were no longer needed";
     FetchCorrupt "inlay_fetch_corrupt_groups_total" Counter "groups" ["store"]
-        "Groups that came with wrong bytes";
+        "Groups received with wrong bytes";
     FetchFailed "inlay_fetch_failed_groups_total" Counter "groups" ["store"]
         "Groups whose readers got an error";
     FetchNotCached "inlay_fetch_not_cached_groups_total" Counter "groups" ["store"]
-        "Groups that the cache did not take";
+        "Groups that the cache did not store";
     FetchWaiting "inlay_fetch_waiting_readers" Gauge "readers" ["store"]
-        "Readers that wait";
+        "Waiting readers";
     FetchTasks "inlay_fetch_tasks" Gauge "requests" ["store"]
-        "Requests under way, or whose groups are being decoded or cached";
+        "Fetch requests in flight, or whose groups are being decoded or cached";
     FetchFlights "inlay_fetch_flights" Gauge "groups" ["store"]
         "Groups queued, in flight or being cached";
     FetchBuffers "inlay_fetch_buffer_bytes" Gauge "bytes" ["store"]
-        "Buffers of requests";
+        "Size of the buffers of fetch requests";
     FetchQueued "inlay_fetch_queued_groups" Gauge "groups" ["store", "class"]
-        "Groups that wait for their turn";
+        "Groups waiting for their turn";
 
     LinkRoundTrip "inlay_link_round_trip_seconds" Gauge "seconds" ["store"]
-        "The least time from a request to the first byte of its answer in the last seconds; absent until measured";
+        "Minimum time from a request to the first byte of its response over the last seconds; absent until measured";
     LinkRate "inlay_link_rate_bytes_per_second" Gauge "bytes per second" ["store"]
-        "The greatest rate of the last seconds; absent until measured";
+        "Maximum rate over the last seconds; absent until measured";
     LinkShare "inlay_link_prefetch_share_ratio" Gauge "ratio" ["store"]
-        "The part of the link that prefetching takes: 1 unless readers had to wait";
+        "Share of the link that prefetch uses: 1 unless readers had to wait";
 
     PrefetchFetched "inlay_prefetch_fetched_bytes_total" Counter "bytes" []
-        "Stored bytes of groups fetched ahead of readers for attached snapshots";
+        "Stored bytes of groups prefetched for attached snapshots";
     PrefetchUsed "inlay_prefetch_used_bytes_total" Counter "bytes" []
-        "Of these, what readers have read since";
+        "Prefetched bytes that were read afterwards";
     PrefetchWasted "inlay_prefetch_wasted_bytes_total" Counter "bytes" []
-        "Of these, what nobody had read when the snapshot was detached";
+        "Prefetched bytes that were still unread when the snapshot was detached";
     ProfilesRecorded "inlay_profiles_recorded_total" Counter "starts" []
         "Starts whose order of reads was merged into a profile in the store";
     ProfilesFailed "inlay_profiles_failed_total" Counter "starts" []
         "Starts whose order of reads could not be written to the store";
 
     CacheHits "inlay_cache_hits_total" Counter "lookups" []
-        "Lookups that the cache answered";
+        "Cache hits";
     CacheMisses "inlay_cache_misses_total" Counter "lookups" []
-        "Lookups that it did not";
+        "Cache misses";
     CacheInsertedGroups "inlay_cache_inserted_groups_total" Counter "groups" []
-        "Groups stored";
+        "Groups stored in the cache";
     CacheInsertedBytes "inlay_cache_inserted_bytes_total" Counter "bytes" []
-        "Their decoded bytes";
+        "Decoded bytes of the groups stored in the cache";
     CacheRefused "inlay_cache_refused_groups_total" Counter "groups" []
-        "Groups not stored because the budget is used up; eviction makes room";
+        "Groups not stored because the budget was used up; eviction makes room";
     CacheWriteFailures "inlay_cache_write_failures_total" Counter "groups" []
         "Groups not stored because the disk failed";
     CacheReadFailures "inlay_cache_read_failures_total" Counter "lookups" []
-        "Lookups that the disk failed, or found cut short";
+        "Lookups that failed because of the disk or a truncated file";
     CacheVerified "inlay_cache_verified_files_total" Counter "files" []
-        "Cached files whose contents were read and proved right";
+        "Cache files that passed verification";
     CacheDamaged "inlay_cache_damaged_files_total" Counter "files" []
-        "Cached files whose contents were wrong and that were removed";
+        "Cache files that failed verification and were removed";
     CacheSealed "inlay_cache_sealed_files_total" Counter "files" []
-        "Large files that became whole";
+        "Large files that became whole in the cache";
     CacheContradictions "inlay_cache_contradictions_total" Counter "groups" []
-        "Groups that did not fit to what other groups of the same contents say: some index is wrong";
+        "Groups that contradicted other groups of the same contents: an index is wrong";
     CacheEvictedFiles "inlay_cache_evicted_files_total" Counter "files" []
-        "Cached files that were evicted";
+        "Cache files evicted";
     CacheEvictedBytes "inlay_cache_evicted_bytes_total" Counter "bytes" []
-        "What they took on disk";
+        "Disk space freed by eviction";
     CacheDiskBytes "inlay_cache_disk_bytes" Gauge "bytes" []
-        "What the whole cache takes on disk, as the daemon last saw it";
+        "Disk usage of the whole cache, as the daemon last saw it";
     CacheBudgetBytes "inlay_cache_budget_bytes" Gauge "bytes" []
-        "How much it may take";
+        "Disk budget of the cache";
     CacheDiskFailing "inlay_cache_disk_failing" Gauge "-" []
-        "1 while the disk fails and nothing is stored, else 0";
+        "1 while the disk fails and nothing is stored, otherwise 0";
 }
 
 #[cfg(test)]
