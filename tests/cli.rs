@@ -161,7 +161,7 @@ fn failures_say_what_and_where_in_one_line() {
         (&["profile", "export", "--label", "x", "base", &not_there], "'x'"),
         (&["profile", "drop", "base"], "'default'"),
         (&["profile", "import", "base", &not_there], &not_there),
-        (&["profile", "import", "base", &path("file")], "no profile"),
+        (&["profile", "import", "base", &path("file")], "not an inlay profile"),
         (&["profile", "import", "--paths", "base", &path("paths")], "1 are not there"),
         (&["mount", "base", &not_there], &not_there),
         (&["umount", "/proc"], "/proc"),

@@ -285,7 +285,7 @@ fn what_somebody_mounted_over_it_is_not_unmounted() {
     let covered = host.inlay.fail(umount);
     system_umount(&[], mounted.path());
     let covered = covered.unwrap();
-    assert!(covered.stderr.contains("not inlay's is mounted over"), "{covered:?}");
+    assert!(covered.stderr.contains("a mount that is not inlay's covers"), "{covered:?}");
     mounted.unmount().unwrap();
     host.assert_clean();
 }

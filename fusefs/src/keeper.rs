@@ -15,6 +15,7 @@ mod session;
 mod signals;
 mod socket;
 mod stored;
+mod stuck;
 mod succession;
 mod wire;
 

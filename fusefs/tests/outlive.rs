@@ -520,6 +520,46 @@ fn reads_fail_in_a_server_that_leaves(kernel: Kernel) {
     assert_eq!(session.keeper().status().unwrap().deaths, 0);
 }
 
+/// A killed server cannot exit while a thread of it waits for a reply that it would have sent itself.
+#[test]
+fn a_killed_server_that_waits_for_itself_is_freed_and_nobody_else_notices() {
+    for kernel in [Kernel::SendsAgain, Kernel::SendsNothingAgain] {
+        a_killed_server_waits_for_itself(kernel);
+    }
+}
+
+fn a_killed_server_waits_for_itself(kernel: Kernel) {
+    let session = kernel.session();
+    fs::write(session.place.tree().join("file"), "x").unwrap();
+    session.put(1, &Snapshot::of(&session.place.tree()), false);
+    let first = session.serve();
+    let dir = session.slot_dir(1);
+    first.kill();
+    let unreachable = session.place.state().join("unreachable-1");
+    fs::write(&unreachable, "").unwrap();
+    let mut second = session.serve();
+    session.tell(&format!("read {}", dir.join("absent-1").display()));
+    let other = dir.join("absent-2");
+    let other = thread::spawn(move || fs::metadata(other).map(drop).map_err(|e| e.kind()));
+    // Both wait in the server.
+    thread::sleep(Duration::from_millis(200));
+    second.0.kill().unwrap();
+    let killed = Instant::now();
+    while second.0.try_wait().unwrap().is_none() {
+        if killed.elapsed() > Duration::from_secs(20) {
+            // Otherwise nothing could end it.
+            inlay_fusefs::keeper::give_up(&session.place.state().join("fs"));
+            panic!("a killed server does not exit");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    fs::remove_file(unreachable).unwrap();
+    let _third = session.serve();
+    assert_eq!(other.join().unwrap(), Err(std::io::ErrorKind::NotFound));
+    assert_eq!(fs::read(dir.join("file")).unwrap(), b"x");
+    assert_eq!(session.keeper().status().unwrap().deaths, 2);
+}
+
 /// The index of one snapshot cannot be opened, because the store does not respond. Only the readers
 /// of that snapshot wait, however many they are.
 #[test]

@@ -73,7 +73,7 @@ fn show_store(out: &mut dyn Write, store: &StoreShown) -> io::Result<()> {
         .map_or("unknown".to_owned(), |rate| format!("{}B/s", output::bytes(rate as u64)));
     writeln!(
         out,
-        "{name}: round trip {round_trip}, rate {rate}, {:.0} % of it for loading ahead, {} readers wait",
+        "{name}: round trip {round_trip}, rate {rate}, {:.0} % of it for prefetch, {} readers wait",
         store.share * 100.0,
         store.readers_waiting
     )?;

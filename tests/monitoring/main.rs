@@ -18,6 +18,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use inlay_testkit::process::find_program;
 use queries::{check, named};
 use serde_json::Value;
 
@@ -51,13 +52,7 @@ fn text(value: &Value) -> &str {
 
 /// A program of the package prometheus.
 fn program(name: &str) -> Command {
-    let there = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(name).is_file()));
-    assert!(
-        there,
-        "{name} is missing: `scripts/setup test` brings it to target/tools/debian/usr/bin"
-    );
-    Command::new(name)
+    Command::new(find_program(name).unwrap())
 }
 
 fn promtool(words: &[&str]) {

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use inlay_testkit::content;
+use inlay_testkit::output::output;
 use inlay_testkit::service::Manager;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -166,6 +167,38 @@ fn a_daemon_is_replaced_without_anybody_noticing() {
     let again = place.mount("base", &["--rw"]);
     assert_eq!(again.read("new"), b"new");
     again.unmount();
+}
+
+#[test]
+fn an_idle_daemon_is_replaced_by_one_with_the_credentials_of_the_command() {
+    let place = Place::with(&[("file", b"x")]);
+    // Nothing listens at this address: the mount fails, but the right daemon has tried.
+    let with_credentials = |key: &str| {
+        let mut command = place.inlay.command();
+        command.env("INLAY_IDLE_EXIT", "60s").env("AWS_ENDPOINT_URL", "http://127.0.0.1:9");
+        command.env("AWS_ACCESS_KEY_ID", key).env("AWS_SECRET_ACCESS_KEY", "secret");
+        command.args(["--store", "s3://bucket", "mount", "name"]).arg(place.path("other"));
+        let ran = output(&mut command, LONG).unwrap();
+        assert!(!ran.status.success());
+        String::from_utf8_lossy(&ran.stderr).into_owned()
+    };
+    fs::create_dir(place.path("other")).unwrap();
+    let mounted = place.mount("base", &[]);
+    let (first, _) = place.inlay.daemon_pids().unwrap();
+    let said = with_credentials("one");
+    assert!(said.contains("other variables"), "in use, so it stays: {said}");
+    assert_eq!(place.inlay.daemon_pids().unwrap().0, first);
+    mounted.unmount();
+    // The daemon without credentials may have exited by itself.
+    with_credentials("one");
+    let (before, _) = place.inlay.daemon_pids().unwrap();
+    let said = with_credentials("two");
+    assert!(!said.contains("other variables"), "{said}");
+    let (after, _) = place.inlay.daemon_pids().unwrap();
+    assert_ne!(before, after);
+    with_credentials("two");
+    assert_eq!(place.inlay.daemon_pids().unwrap().0, after, "it has them already");
+    place.run(["daemon", "stop"]);
 }
 
 #[test]

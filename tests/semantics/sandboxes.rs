@@ -446,7 +446,7 @@ fn a_sandbox_runs_as_its_image_and_its_options_say() {
     assert_eq!(host.0.json(["sandbox", "ls", "--label", "team=x"]).as_array().unwrap().len(), 1);
     assert_eq!(host.0.json(["sandbox", "ls", "--label", "team=y"]).as_array().unwrap().len(), 0);
     let refused = host.0.refused(["sandbox", "create", "base", "--name", "a"]);
-    assert!(refused.contains("already"), "{refused}");
+    assert!(refused.contains("taken"), "{refused}");
 }
 
 #[test]
@@ -552,7 +552,7 @@ fn removing_a_sandbox_leaves_nothing() {
     host.0.run(["mount", "empty", "a:/work"]);
     let id = host.0.json(["sandbox", "inspect", "a"])["id"].as_str().unwrap().to_owned();
     let refused = host.0.refused(["sandbox", "rm", "a"]);
-    assert!(refused.contains("runs"), "{refused}");
+    assert!(refused.contains("is running"), "{refused}");
     let full = host.exec(&["a", "--", "dd", "if=/dev/zero", "of=/full", "bs=1M", "count=100"]);
     assert!(!full.status.success() && full.stderr.contains("No space"), "{full:?}");
     host.0.run(["sandbox", "rm", "--force", "a"]);

@@ -18,6 +18,7 @@ use super::error::KeeperError;
 use super::refuse::Refuser;
 use super::session::{Begin, Past, Session, nobody_is_there};
 use super::signals::{Signalled, Signals};
+use super::stuck::{free, is_dying};
 use super::succession::{Action, Limits, PeerId, Turns};
 use super::wire::{Ask, ConnectionNote, KeeperStatus, Tell, decode, encode};
 use super::{Claim, socket};
@@ -25,6 +26,9 @@ use crate::kind::ConnectionKind;
 
 /// Maximum number of clients; more are turned away.
 const PEERS_MAX: usize = 64;
+/// How often the keeper checks whether its server was killed and can't exit. One that is still there
+/// at the next check is freed.
+const CHECK_SERVER: Duration = Duration::from_secs(1);
 /// Maximum number of respawned servers before the keeper gives up.
 const RESPAWNS_MAX: u32 = 8;
 
@@ -109,7 +113,15 @@ struct Run {
     turns: Turns,
     refuser: Option<Refuser>,
     child: Option<Child>,
+    server_check: ServerCheck,
     course: Course,
+}
+
+/// When to look at the server next, and which one was dying at the last look.
+#[derive(Clone, Copy, Debug)]
+struct ServerCheck {
+    at: Instant,
+    dying: Option<PeerId>,
 }
 
 /// Origin of a polled descriptor.
@@ -171,6 +183,7 @@ impl Run {
             next_peer: 0,
             refuser: None,
             child: None,
+            server_check: ServerCheck { at: Instant::now() + CHECK_SERVER, dying: None },
             course: Course::On,
         };
         run.remember();
@@ -213,6 +226,7 @@ impl Run {
                 }
             }
         }
+        self.check_server();
         // A keeper that exits starts no server.
         if self.course == Course::On {
             let actions = self.turns.tick(Instant::now());
@@ -241,7 +255,8 @@ impl Run {
         }
         let mut fds: Vec<_> =
             watched.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-        let limit = self.turns.next_tick().map(|at| {
+        let check = self.turns.server().map(|_| self.server_check.at);
+        let limit = [self.turns.next_tick(), check].into_iter().flatten().min().map(|at| {
             // Rounded up, so that the deadline has really passed.
             let wait = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             Timespec::try_from(wait).unwrap_or(Timespec { tv_sec: 3600, tv_nsec: 0 })
@@ -360,6 +375,30 @@ impl Run {
             refusing: self.refuser.is_some(),
             deaths: self.turns.deaths(),
         }
+    }
+
+    /// Frees a server that was killed and can't exit.
+    fn check_server(&mut self) {
+        let now = Instant::now();
+        if now < self.server_check.at {
+            return;
+        }
+        let server = self.turns.server().and_then(|id| Some((id, self.peers.get(&id)?.pid)));
+        let dying = server.filter(|(_, pid)| is_dying(*pid));
+        if let Some((id, pid)) = dying
+            && self.server_check.dying == Some(id)
+        {
+            match free(pid, &self.session.connections, &self.session.ledger) {
+                Ok(0) => {}
+                Ok(requests) => tracing::warn!(
+                    %pid,
+                    requests,
+                    "a killed daemon waited for requests to its own mounts; interrupted them"
+                ),
+                Err(error) => tracing::warn!(%error, %pid, "can't free a killed daemon"),
+            }
+        }
+        self.server_check = ServerCheck { at: now + CHECK_SERVER, dying: dying.map(|(id, _)| id) };
     }
 
     /// Handles the end of a client's connection.

@@ -133,7 +133,7 @@ fn store(row: &StoreRow) -> Line<'static> {
     let rate = known(row.rate.map(per_second));
     let mut text = format!("store    {}  round trip {trip}  {rate}", shown(row.store.as_bytes()));
     if row.share < 1.0 {
-        add(&mut text, format_args!("  {:.0}% for loading ahead", row.share * 100.0));
+        add(&mut text, format_args!("  {:.0}% for prefetch", row.share * 100.0));
     }
     if row.queued > 0 {
         add(&mut text, format_args!("  {} groups queued", row.queued));

@@ -85,7 +85,7 @@ fn everything_is_shown_where_there_is_room() {
     for part in [
         "inlay 0.1.0 pid 42  up 2h  /var/lib/inlay  2 mounts  2 sandboxes run  1 not durable",
         "███████░░░ 3.0G of 4.0G (75%)  50% of lookups hit  its disk fails",
-        "s3://bucket  round trip 12.3 ms  47MB/s  25% for loading ahead  9 groups queued",
+        "s3://bucket  round trip 12.3 ms  47MB/s  25% for prefetch  9 groups queued",
         "2 readers wait",
         "store 10 reads p50 15.00 p99 40.00 ms",
         "demand 1.0MB/s",

@@ -261,7 +261,7 @@ mod tests {
             (r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(), "schema 1"),
             ("{}".to_owned(), "neither"),
             ("{\"a\":".repeat(100_000), "EOF"),
-            (manifest(config, layer).replace("sha256:", "sha256:/"), "no digest"),
+            (manifest(config, layer).replace("sha256:", "sha256:/"), "not a digest"),
             (format!("{{\"schemaVersion\":2,\"manifests\":[{}1]}}", "1,".repeat(3)), "invalid"),
         ] {
             let error = Document::parse(text.as_bytes(), "m").unwrap_err().to_string();

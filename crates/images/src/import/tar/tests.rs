@@ -134,7 +134,7 @@ fn bombs_are_bounded() {
     let tail = zstd::encode_all(&tail[..], 1).unwrap();
     assert!(import_tar_bytes(&tail, TreeLimits::default(), 1 << 20, &mut sink).is_err());
     let huge = with_header(b"", |header| header.set_size(1 << 62));
-    assert!(import_error(&huge).contains("more than the 67108864 bytes when decompressed"));
+    assert!(import_error(&huge).contains("more than 67108864 bytes when decompressed"));
     for (kind, len, limit) in [(b'L', 2 << 20, "2097152"), (b'x', 17 << 20, "17825792")] {
         let long = with_header(b"", |header| {
             header.set_entry_type(EntryType::new(kind));
@@ -190,8 +190,8 @@ fn senseless_headers_are_errors() {
         (with_header(b"", |h| h.as_old_mut().gid = [0xff; 8]), "its group"),
         (with_header(b"", |h| h.as_old_mut().size[0] = b'9'), "its size"),
         (with_records(&[("path", b"a/../../etc/passwd")], b""), "its name has a '..'"),
-        (with_records(&[("path", b"a\0b")], b""), "is no name for a file"),
-        (with_records(&[("path", &[b'n'; 256])], b""), "is no name for a file"),
+        (with_records(&[("path", b"a\0b")], b""), "is not a file name"),
+        (with_records(&[("path", &[b'n'; 256])], b""), "is not a file name"),
         (with_records(&[("uid", b"4294967296")], b""), "its owner 4294967296 is too large"),
         (with_records(&[("size", b"-1")], b""), "record 'size' has no valid value"),
         (with_records(&[("GNU.sparse.major", b"2")], b""), "sparse format 2.0 is not supported"),
