@@ -388,7 +388,7 @@ fn a_mount_whose_caller_gave_up_does_not_stay() {
     use inlay_testkit::proxy::Proxy;
     use inlay_testkit::weed::{BUCKET, Weed};
     use inlayfs::daemon::{
-        CacheUse, Client, DaemonError, ErrorKind, LoadOptions, MOUNTS, MountOrigin, MountRequest,
+        CacheUse, Client, ClientError, ErrorKind, LoadOptions, MOUNTS, MountOrigin, MountRequest,
         MountShown, Paths, StoreRef,
     };
     let weed = Weed::start().unwrap();
@@ -426,7 +426,7 @@ fn a_mount_whose_caller_gave_up_does_not_stay() {
     let api = Client::new(&Paths::of(next.state())).unwrap();
     let late = api.post::<MountShown>(MOUNTS, &request, std::time::Duration::from_mins(1));
     let late = late.unwrap_err();
-    let DaemonError::Refused(answer) = &late else { panic!("{late}") };
+    let ClientError::Refused(answer) = &late else { panic!("{late}") };
     assert_eq!(answer.kind, ErrorKind::Deadline);
     // And one that is gone.
     client.kill().unwrap();

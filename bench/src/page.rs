@@ -11,7 +11,7 @@ use std::fmt::{self, Write};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use inlay_base::utc;
+use inlay_base::time;
 use plot::{Row, chart};
 use sha2::{Digest, Sha256};
 use text::Escaped;
@@ -71,7 +71,7 @@ fn conditions(report: &Report, out: &mut dyn Write) -> fmt::Result {
         Escaped(&c.store),
         c.runs,
         c.seed,
-        utc::time(c.began),
+        time::utc(c.began),
         c.took
     )?;
     Ok(())

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
+use inlay_base::bytes::filled;
 use rustix::event::{PollFd, PollFlags};
 use serde::Deserialize;
 use serde_json::Value;
@@ -106,7 +107,11 @@ impl ShapedStore {
             }
             match rustix::io::read(&self.output, &mut piece) {
                 Ok(0) => return Err(broken("has ended".to_owned())),
-                Ok(length) => self.rest.extend(piece.get(..length).unwrap_or_default()),
+                Ok(length) => {
+                    let piece =
+                        filled(&piece, length).map_err(|error| broken(error.to_string()))?;
+                    self.rest.extend(piece);
+                }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(broken(error.to_string())),
             }

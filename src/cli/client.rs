@@ -11,7 +11,7 @@ use super::daemon::common_words;
 use super::duration;
 use super::error::CliError;
 use crate::daemon::{
-    self, Client, DaemonError, ErrorKind, IfMounted, Keys, Paths, STOP, StatusAnswer, StopAnswer,
+    self, Client, ClientError, ErrorKind, IfMounted, Keys, Paths, STOP, StatusAnswer, StopAnswer,
     StopRequest, StoreRef,
 };
 
@@ -95,7 +95,7 @@ pub(super) fn with_daemon<T>(
     for _ in 1..TRIES {
         let (client, status) = ensure_with_variables(global, &paths, cache_size)?;
         match ask(&client.with_keys(&keys), &status) {
-            Err(CliError::Daemon(error)) if is_passing(&error) => {}
+            Err(CliError::Client(error)) if is_passing(&error) => {}
             other => return other,
         }
         std::thread::sleep(PAUSE);
@@ -106,10 +106,10 @@ pub(super) fn with_daemon<T>(
 
 /// Whether the error is transient, usually because the daemon was exiting. A retry is safe: if the
 /// request was executed, the next daemon recognizes its key.
-fn is_passing(error: &DaemonError) -> bool {
+fn is_passing(error: &ClientError) -> bool {
     match error {
-        DaemonError::NotRunning(_) | DaemonError::Conversation(_) => true,
-        DaemonError::Refused(answer) => answer.kind == ErrorKind::Ending,
+        ClientError::NotRunning(_) | ClientError::Conversation(_) => true,
+        ClientError::Refused(answer) => answer.kind == ErrorKind::Ending,
         _ => false,
     }
 }

@@ -21,7 +21,7 @@ use super::error::CliError;
 use super::output;
 use super::sandbox::path_of;
 use super::sandbox_path::{Inside, Where};
-use crate::daemon::{Client, CopiedInto, DaemonError, PieceSender, word};
+use crate::daemon::{Client, ClientError, CopiedInto, DaemonError, PieceSender, word};
 
 /// Operand for a tar archive on standard input or output.
 const STREAM: &str = "-";
@@ -119,7 +119,7 @@ fn send(client: &Client, path: &str, from: Option<&Path>) -> Result<Copied, CliE
         None => 0,
     };
     let copied: CopiedInto = serde_json::from_slice(&answer?)
-        .map_err(|error| DaemonError::Conversation(error.to_string()))?;
+        .map_err(|error| ClientError::Conversation(error.to_string()))?;
     let left_out = copied.left_out + left_out;
     let attributes_left_out = copied.attributes_left_out;
     Ok(Copied { objects: copied.objects, bytes: copied.bytes, left_out, attributes_left_out })

@@ -18,8 +18,8 @@ use super::duration;
 use super::error::CliError;
 use super::output;
 use crate::daemon::{
-    self, Access, Client, DaemonError, DaemonOptions, IfMounted, Readiness, STOP, StatusAnswer,
-    StopAnswer, StopRequest, SyncAnswer, keeper_options,
+    self, Access, Client, ClientError, DaemonError, DaemonOptions, IfMounted, Readiness, STOP,
+    StatusAnswer, StopAnswer, StopRequest, SyncAnswer, keeper_options,
 };
 
 /// Timeout for unmounting everything; longer than the daemon's own.
@@ -210,7 +210,7 @@ pub(super) fn keeper(global: &Global, args: &KeeperArgs) -> Result<(), CliError>
 fn status(global: &Global) -> Result<(), CliError> {
     let paths = global.paths()?;
     let Some(status) = Client::new(&paths)?.status()? else {
-        return Err(DaemonError::NotRunning(paths.state().to_owned()).into());
+        return Err(ClientError::NotRunning(paths.state().to_owned()).into());
     };
     output::print(global.format(), &status, |out| {
         let keeper = status.keeper.map_or("none".to_owned(), |pid| format!("process {pid}"));

@@ -9,7 +9,7 @@ use inlay_snapshots::host::HostError;
 use inlay_store::format::FormatError;
 use inlay_store::remote::StoreError;
 
-use crate::daemon::DaemonError;
+use crate::daemon::{ClientError, DaemonError};
 
 /// Error of a command.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +33,9 @@ pub enum CliError {
     #[error(transparent)]
     Export(#[from] ExportError),
     /// The daemon refused a request, or could not be reached.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The daemon or the keeper failed in this process.
     #[error(transparent)]
     Daemon(Box<DaemonError>),
     /// A mount failed.
@@ -98,7 +101,7 @@ pub enum CliError {
         /// Exit code that a shell would return, e.g. 127.
         code: u8,
         /// Cause.
-        error: Box<DaemonError>,
+        error: ClientError,
     },
     /// A trace could not be recorded or read.
     #[error("{0}")]
@@ -136,9 +139,9 @@ impl CliError {
     /// code is that of a shell.
     pub(super) fn for_program(self) -> Self {
         match self {
-            Self::Daemon(error) => match error.exit_code() {
+            Self::Client(error) => match error.exit_code() {
                 Some(code) => Self::NotRun { code, error },
-                None => Self::Daemon(error),
+                None => Self::Client(error),
             },
             other => other,
         }

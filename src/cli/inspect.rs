@@ -122,7 +122,7 @@ impl Object {
             self.attr.uid.to_string(),
             self.attr.gid.to_string(),
             format!("{size:>10}"),
-            output::time(self.attr.mtime.secs),
+            output::utc(self.attr.mtime.secs),
         ]
     }
 }
@@ -378,7 +378,7 @@ fn details_text(details: &Details, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "  type: {:?}, mode {} ({})", attr.kind, details.mode, mode(attr))?;
     writeln!(out, " owner: {}:{}", attr.uid, attr.gid)?;
     writeln!(out, "  size: {} bytes, {} blocks, {} links", attr.size, attr.blocks, attr.nlink)?;
-    writeln!(out, " mtime: {}.{:09} UTC", output::time(attr.mtime.secs), attr.mtime.nanos)?;
+    writeln!(out, " mtime: {}.{:09} UTC", output::utc(attr.mtime.secs), attr.mtime.nanos)?;
     if matches!(attr.kind, FileKind::CharDevice | FileKind::BlockDevice) {
         writeln!(out, "device: {},{}", attr.device.major, attr.device.minor)?;
     }

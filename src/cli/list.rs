@@ -214,7 +214,7 @@ fn row(one: &Listed, args: &SnapshotsArgs) -> Vec<String> {
     vec![
         short(&one.record.id, args),
         joined(&one.names),
-        output::time(i64::try_from(one.record.created).unwrap_or(i64::MAX)),
+        output::utc(i64::try_from(one.record.created).unwrap_or(i64::MAX)),
         one.record.counts.files.to_string(),
         output::bytes(one.record.content_bytes),
         shown(one.record.source.as_bytes()),
@@ -260,7 +260,7 @@ fn text(it: &SnapshotDetails, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "    kind: {kind}")?;
     writeln!(out, "   names: {}", names.join(", "))?;
     let created = i64::try_from(record.created).unwrap_or(i64::MAX);
-    writeln!(out, " created: {} UTC by {}", output::time(created), shown(record.tool.as_bytes()))?;
+    writeln!(out, " created: {} UTC by {}", output::utc(created), shown(record.tool.as_bytes()))?;
     writeln!(out, "  source: {}", shown(record.source.as_bytes()))?;
     if let Some(parent) = record.parent {
         writeln!(out, "  parent: {parent}")?;

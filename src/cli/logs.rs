@@ -13,7 +13,7 @@ use super::client::with_daemon;
 use super::error::CliError;
 use super::output;
 use super::sandbox::path_of;
-use crate::daemon::{DaemonError, Pieces, word};
+use crate::daemon::{ClientError, Pieces, word};
 
 /// Maximum length of a log line, in bytes.
 const LINE_MAX: usize = 1 << 20;
@@ -83,7 +83,7 @@ enum LogEnd {
     /// End of the log.
     Ended,
     /// Lost the connection to the daemon.
-    Broken(DaemonError),
+    Broken(ClientError),
 }
 
 /// Returns the request path for the rest of the log.
@@ -133,7 +133,7 @@ async fn lines(
             *seen = Some(LastShown { time_ns, then: then.map_or(1, |seen| seen.then + 1) });
         }
         if bytes.len() > LINE_MAX {
-            return Err(DaemonError::Conversation("a line of the log is too long".into()).into());
+            return Err(ClientError::Conversation("a line of the log is too long".into()).into());
         }
     }
 }
@@ -141,7 +141,7 @@ async fn lines(
 /// Prints an entry. Returns its time in nanoseconds.
 fn show(global: &Global, args: &LogsArgs, line: &[u8]) -> Result<u64, CliError> {
     let entry: LogEntry = serde_json::from_slice(line)
-        .map_err(|error| DaemonError::Conversation(error.to_string()))?;
+        .map_err(|error| ClientError::Conversation(error.to_string()))?;
     if global.format() == output::OutputFormat::Json {
         stdout().lock().write_all(line)?;
         return Ok(entry.time_ns);
@@ -150,7 +150,7 @@ fn show(global: &Global, args: &LogsArgs, line: &[u8]) -> Result<u64, CliError> 
     if args.timestamps {
         let seconds = i64::try_from(entry.time_ns / 1_000_000_000).unwrap_or(i64::MAX);
         let millis = entry.time_ns / 1_000_000 % 1000;
-        text.extend_from_slice(format!("{}.{millis:03} ", output::time(seconds)).as_bytes());
+        text.extend_from_slice(format!("{}.{millis:03} ", output::utc(seconds)).as_bytes());
     }
     text.extend_from_slice(&entry.bytes());
     match entry.stream {

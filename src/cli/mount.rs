@@ -24,7 +24,7 @@ use super::mount_into;
 use super::output::{self, shown};
 use super::sandbox_path::Where;
 use crate::daemon::{
-    CacheUse, Client, DaemonError, ErrorKind, GONE, GoneAnswer, GoneRequest, LoadOptions, MOUNTS,
+    CacheUse, Client, ClientError, ErrorKind, GONE, GoneAnswer, GoneRequest, LoadOptions, MOUNTS,
     MountOrigin, MountRequest, MountShown, Prefetch, RecordProfile, UmountAnswer, UmountRequest,
 };
 
@@ -408,10 +408,10 @@ pub(super) fn umount(global: &Global, args: &UmountArgs) -> Result<(), CliError>
     let ended = with_daemon(global, None, |client, _| {
         match client.delete(MOUNTS, &request, UMOUNT_LIMIT) {
             Ok(ended) => Ok(Some(ended)),
-            Err(DaemonError::Refused(answer)) if answer.kind == ErrorKind::NotMounted => {
+            Err(ClientError::Refused(answer)) if answer.kind == ErrorKind::NotMounted => {
                 match &dead {
                     Some(record) if !record.seen.is_mounted()? => Ok(None),
-                    _ => Err(DaemonError::Refused(answer).into()),
+                    _ => Err(ClientError::Refused(answer).into()),
                 }
             }
             Err(error) => Err(error.into()),
@@ -459,8 +459,8 @@ pub(super) fn mounts(global: &Global, _: &MountsArgs) -> Result<(), CliError> {
     let paths = global.paths()?;
     let mounted: Vec<MountShown> = match Client::new(&paths)?.get(MOUNTS) {
         Ok(mounted) => mounted,
-        Err(DaemonError::NotRunning(_)) if !paths.state().is_dir() => Vec::new(),
-        Err(DaemonError::NotRunning(_)) => {
+        Err(ClientError::NotRunning(_)) if !paths.state().is_dir() => Vec::new(),
+        Err(ClientError::NotRunning(_)) => {
             let records = Registry::open(paths.state())?.list()?.mounts.into_iter();
             records.map(MountShown::of).collect()
         }

@@ -14,7 +14,7 @@ use super::output::{self, shown};
 use super::sandbox::path_of;
 use super::sandbox_path::Inside;
 use crate::daemon::{
-    CacheUse, DaemonError, ErrorKind, IntoView, MountInto, MountedIn, UmountFrom, UmountedFrom,
+    CacheUse, ClientError, ErrorKind, IntoView, MountInto, MountedIn, UmountFrom, UmountedFrom,
     word,
 };
 
@@ -64,7 +64,7 @@ pub(super) fn umount(global: &Global, args: &UmountArgs, from: &Inside) -> Resul
         match client.delete(&path, &request, UMOUNT_LIMIT) {
             Ok(gone) => Ok(Some(gone)),
             // A retry after the daemon died: the next daemon has already completed the unmount.
-            Err(DaemonError::Refused(answer)) if again && answer.kind == ErrorKind::NotMounted => {
+            Err(ClientError::Refused(answer)) if again && answer.kind == ErrorKind::NotMounted => {
                 Ok(None)
             }
             Err(error) => Err(error.into()),

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use inlay_base::text::{Lines, Shown, ShownBytes};
 use serde::Serialize;
 
-pub(super) use inlay_base::utc::time;
+pub(super) use inlay_base::time::utc;
 
 /// Output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

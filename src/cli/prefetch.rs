@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use super::Global;
 use super::error::CliError;
 use super::output;
-use crate::daemon::{Client, DaemonError, LoadingShown, PREFETCH, PrefetchAnswer, StoreShown};
+use crate::daemon::{Client, ClientError, LoadingShown, PREFETCH, PrefetchAnswer, StoreShown};
 
 /// Inspect prefetching.
 #[derive(Debug, Args)]
@@ -44,7 +44,7 @@ fn status(global: &Global) -> Result<(), CliError> {
     let paths = global.paths()?;
     let client = Client::new(&paths)?;
     if client.status()?.is_none() {
-        return Err(DaemonError::NotRunning(paths.state().to_owned()).into());
+        return Err(ClientError::NotRunning(paths.state().to_owned()).into());
     }
     let answer: PrefetchAnswer = client.get(PREFETCH)?;
     Ok(output::print(global.format(), &answer, |out| show(out, &answer))?)

@@ -17,7 +17,7 @@ use super::output::{self, OutputFormat};
 use super::sandbox_options::{CREATE_LIMIT, OptionArgs, create_request};
 use super::snapshot::{self, RetentionArgs};
 use crate::daemon::{
-    DaemonError, ErrorKind, IfRunning, RemoveSandbox, SANDBOXES, SandboxShown, SandboxState,
+    ClientError, ErrorKind, IfRunning, RemoveSandbox, SANDBOXES, SandboxShown, SandboxState,
     StartWhen, StopSandbox, StoppedSandbox, TakeSnapshot, WhenEnded, word,
 };
 
@@ -187,7 +187,7 @@ fn row(sandbox: &SandboxShown) -> Vec<String> {
         sandbox.name.clone(),
         state,
         sandbox.image.as_ref().map_or_else(unknown, |image| output::shown(image.as_bytes())),
-        created.map_or_else(unknown, output::time),
+        created.map_or_else(unknown, output::utc),
         sandbox.pid.map_or_else(unknown, |pid| pid.to_string()),
         sandbox.mounts.len().to_string(),
     ]
@@ -286,7 +286,7 @@ pub(super) fn remove(
         };
         match client.delete(&path, &RemoveSandbox { if_running }, REMOVE_LIMIT) {
             // A retry after the daemon died: the next daemon has already completed the removal.
-            Err(DaemonError::Refused(answer)) if answer.kind == ErrorKind::NotFound => {
+            Err(ClientError::Refused(answer)) if answer.kind == ErrorKind::NotFound => {
                 Ok(shown.clone())
             }
             other => Ok(other?),

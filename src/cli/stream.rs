@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use super::error::CliError;
 use super::printer::{Printer, Progress};
 use super::terminal::{self, Raw};
-use crate::daemon::{DaemonError, Joined};
+use crate::daemon::{ClientError, Joined};
 
 type StreamConnection = TokioIo<Upgraded>;
 
@@ -320,7 +320,7 @@ async fn receive(
             FrameKind::Error => {
                 printer.flush().await?;
                 let text = String::from_utf8_lossy(&frame.bytes).into_owned();
-                return Err(DaemonError::Conversation(text).into());
+                return Err(ClientError::Conversation(text).into());
             }
             FrameKind::Taken => {
                 let taken = usize::try_from(frame.taken_len().unwrap_or(0)).unwrap_or(0);
@@ -334,7 +334,7 @@ async fn receive(
 /// Reads the next frame. Not cancel safe: a partially read frame is lost.
 pub(super) async fn next_frame(from: &mut (impl AsyncReadExt + Unpin)) -> Result<Frame, CliError> {
     let read = read_frame(from).await;
-    read.map_err(|error| DaemonError::Conversation(error.to_string()).into())
+    read.map_err(|error| ClientError::Conversation(error.to_string()).into())
 }
 
 async fn read_frame(from: &mut (impl AsyncReadExt + Unpin)) -> std::io::Result<Frame> {

@@ -13,24 +13,10 @@ use inlay_base::record::{self, Record, RecordError};
 use inlay_mounts::{Alias, make_private_dirs};
 use inlay_store::ids::SnapshotId;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
-use super::api::{CacheUse, LoadOptions, StoreRef};
+use super::api::{CacheUse, LoadOptions, Part, StoreRef};
 use super::error::DaemonError;
-use super::paths::Paths;
-
-/// Which part of a snapshot a slot shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Part {
-    /// All of it.
-    #[default]
-    Whole,
-    /// The common part: most files.
-    Common,
-    /// The files that are not in the common part.
-    Apart,
-}
+use inlay_api::Paths;
 
 /// Identity of an attached snapshot: equal keys share a slot.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]

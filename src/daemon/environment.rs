@@ -1,6 +1,6 @@
 //! Compares the store variables in the environments of daemon and client, without revealing them.
 
-use super::api::Fingerprint;
+use super::api::{Fingerprint, StatusAnswer};
 use crate::config;
 
 const KEY_LEN: usize = 32;
@@ -12,9 +12,14 @@ pub(super) fn fingerprint() -> std::io::Result<Fingerprint> {
     Ok(Fingerprint { key: hex::encode(key), digest: digest(&key, &config::store_variables()) })
 }
 
+/// Returns whether this process has the daemon's store variables.
+pub fn has_environment_of(status: &StatusAnswer) -> bool {
+    is_ours(&status.environment)
+}
+
 /// Returns whether this process has the store variables that `theirs` was computed from. A
 /// malformed fingerprint counts as equal: it does not justify a warning.
-pub(super) fn is_ours(theirs: &Fingerprint) -> bool {
+fn is_ours(theirs: &Fingerprint) -> bool {
     let mut key = [0; KEY_LEN];
     hex::decode_to_slice(&theirs.key, &mut key).is_err()
         || digest(&key, &config::store_variables()) == theirs.digest

@@ -1,9 +1,10 @@
-//! Errors of the daemon and of its clients.
+//! Errors of the daemon.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use inlay_api::ClientError;
 use inlay_base::record::RecordError;
 use inlay_capture::CaptureError;
 use inlay_fusefs::HostError;
@@ -17,9 +18,9 @@ use inlay_store::cache::CacheError;
 use inlay_store::ids::SnapshotId;
 use inlay_store::remote::StoreError;
 
-use super::api::{ErrorAnswer, ErrorKind};
+use super::api::ErrorKind;
 
-/// An error of the daemon or of a client.
+/// An error of the daemon.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// An error of the state directory.
@@ -140,6 +141,9 @@ pub enum DaemonError {
     /// An error of the FUSE server.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// A request to another daemon failed, or one could not be started.
+    #[error(transparent)]
+    Client(#[from] ClientError),
     /// An error of the keeper.
     #[error(transparent)]
     Keeper(#[from] KeeperError),
@@ -162,36 +166,12 @@ pub enum DaemonError {
         /// The state directory.
         state: PathBuf,
     },
-    /// No daemon serves the state directory.
-    #[error("no daemon serves {}; `inlay mount` starts one, and so does `inlay daemon`",
-        .0.display())]
-    NotRunning(PathBuf),
-    /// The daemon failed to start.
-    #[error("{0}")]
-    Start(String),
-    /// The daemon neither became ready nor failed.
-    #[error("the daemon was not ready after {limit:?}; see {}", log.display())]
-    StartTimeout {
-        /// The deadline.
-        limit: Duration,
-        /// The daemon's log.
-        log: PathBuf,
-    },
     /// The limit of concurrent traces is reached.
     #[error("{0} traces are being recorded, which is the limit; end one, or wait")]
     Traces(usize),
     /// No such trace.
     #[error("no trace {0:?} is being recorded; it ends with the connection that began it")]
     NoTrace(String),
-    /// The daemon refused the request.
-    #[error("{0}")]
-    Refused(ErrorAnswer),
-    /// The connection broke, or the answer is malformed.
-    #[error("invalid answer from the daemon: {0}; see its log")]
-    Conversation(String),
-    /// The daemon did not answer in time.
-    #[error("the daemon did not answer within {0:?}; `inlay daemon status` checks it")]
-    Silent(Duration),
     /// Mounts prevent the daemon from stopping.
     #[error("{} mounted: {}; unmount them first, or use --force", count(.0.len()), .0.join(", "))]
     Mounted(Vec<String>),
@@ -258,7 +238,7 @@ impl DaemonError {
     /// error.
     pub fn exit_code(&self) -> Option<u8> {
         match self {
-            Self::Refused(answer) => answer.exit_code,
+            Self::Client(error) => error.exit_code(),
             Self::Sandbox(SandboxError::Exec { code, .. }) => u8::try_from(*code).ok(),
             _ => None,
         }
@@ -267,7 +247,7 @@ impl DaemonError {
     /// Returns the category that callers see.
     pub(super) fn kind(&self) -> ErrorKind {
         match self {
-            Self::Refused(answer) => answer.kind,
+            Self::Client(error) => error.kind(),
             Self::Shared(error) => error.kind(),
             Self::Mount(error) => mount_kind(error),
             Self::Sandbox(error) => sandbox_kind(error),

@@ -13,10 +13,10 @@ use inlay_base::programs::SERVICE_VARIABLES;
 use inlay_fusefs::keeper::{Begin, Keeper, KeeperError, KeeperOptions, Kept, Stored, stored_names};
 
 use super::error::DaemonError;
-use super::launch::{open_log, own_program};
 use super::notify::{Told, tell};
-use super::paths::Paths;
 use crate::config;
+use inlay_api::Paths;
+use inlay_api::{ClientError, open_log, own_program};
 
 /// Deadline for a new keeper to answer: it creates a few mounts first.
 const START_WITHIN: Duration = Duration::from_secs(30);
@@ -146,7 +146,7 @@ fn failure(
         Some(line) => std::ffi::OsStr::from_bytes(line).to_string_lossy().into_owned(),
         None => format!("the keeper has ended ({status}); see {}", paths.log().display()),
     };
-    Ok(Some(DaemonError::Start(why)))
+    Ok(Some(ClientError::Start(why).into()))
 }
 
 /// Returns the command that runs this program again with the arguments `words`.

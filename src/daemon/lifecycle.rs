@@ -34,7 +34,7 @@ struct LifecycleInner {
 #[derive(Debug, Clone, Copy)]
 struct Load {
     in_flight: usize,
-    admission: Admission,
+    gate: Gate,
     /// Requests that may stop the daemon. While there are any, no others are admitted.
     closings: usize,
     /// Requests completed, including those of earlier daemons.
@@ -43,7 +43,7 @@ struct Load {
 
 /// Whether further requests are admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Admission {
+enum Gate {
     Open,
     Closed,
 }
@@ -94,7 +94,7 @@ impl Closing {
 
     /// Commits to stopping: no more requests are admitted.
     pub(super) fn done(self) {
-        self.0.inner.load.lock().admission = Admission::Closed;
+        self.0.inner.load.lock().gate = Gate::Closed;
         self.0.inner.stop.cancel();
     }
 }
@@ -112,7 +112,7 @@ impl Lifecycle {
     /// Notifies `changed` whenever the daemon may have become idle.
     pub(super) fn new(changed: Arc<Notify>, adopted: usize) -> Self {
         let done = u64::try_from(adopted).unwrap_or(u64::MAX);
-        let load = Load { in_flight: 0, admission: Admission::Open, closings: 0, done };
+        let load = Load { in_flight: 0, gate: Gate::Open, closings: 0, done };
         let (settled, stop) = (Notify::new(), CancellationToken::new());
         Self { inner: Arc::new(LifecycleInner { load: Mutex::new(load), changed, settled, stop }) }
     }
@@ -124,7 +124,7 @@ impl Lifecycle {
     /// [`DaemonError::Ending`] if the daemon is stopping, or a request that may stop it is running.
     pub(super) fn admit(&self) -> Result<InFlight, DaemonError> {
         let mut load = self.inner.load.lock();
-        if load.admission == Admission::Closed || load.closings > 0 {
+        if load.gate == Gate::Closed || load.closings > 0 {
             return Err(DaemonError::Ending);
         }
         load.in_flight += 1;
@@ -142,7 +142,7 @@ impl Lifecycle {
         let mut load = self.inner.load.lock();
         let idle = load.in_flight == 0 && is_idle();
         if idle {
-            load.admission = Admission::Closed;
+            load.gate = Gate::Closed;
         }
         idle
     }

@@ -23,12 +23,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, oneshot};
 
 use super::attached_records::AttachedFiles;
-use super::client::Client;
 use super::environment;
 use super::error::DaemonError;
 use super::keeper_client;
 use super::limits::Limits;
-use super::paths::Paths;
 use super::sandboxes::Sandboxes;
 use super::server::Server;
 use super::service::{DaemonInfo, Service};
@@ -36,6 +34,8 @@ use super::snapshots::{Snapshots, Use, Uses};
 use super::socket::Access;
 use super::stores::Stores;
 use crate::doctor::{Health, examine_host};
+use inlay_api::Client;
+use inlay_api::Paths;
 
 /// Attempts to find a keeper when one ends during the claim.
 const KEEPERS: u32 = 5;

@@ -25,8 +25,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio_util::task::TaskTracker;
 
-use super::api::{AttachedShown, CacheUse, LoadOptions, LoadingShown, StoreRef};
-use super::attached_records::{AttachKey, AttachedFiles, Part};
+use super::api::{AttachedShown, CacheUse, LoadOptions, LoadingShown, Part, StoreRef};
+use super::attached_records::{AttachKey, AttachedFiles};
 use super::error::DaemonError;
 use super::metrics::Loaded;
 use super::name_cache::named;

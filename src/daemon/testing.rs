@@ -11,12 +11,12 @@ use tokio::runtime::Handle;
 
 use super::attached_records::AttachedFiles;
 use super::environment;
-use super::paths::Paths;
 use super::sandboxes::Sandboxes;
 use super::server::Server;
 use super::service::{DaemonInfo, Service};
 use super::snapshots::Snapshots;
 use super::stores::Stores;
+use inlay_api::Paths;
 
 /// The session of the keeper that does not run.
 pub(super) const SESSION: &str = "session";

@@ -1,11 +1,12 @@
 //! Timestamps that stay comparable when the wall clock is set: wall time plus time since boot.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use inlay_base::boot::boot_id;
+use inlay_base::time::since_epoch;
 
 /// A timestamp on this host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +24,7 @@ pub(super) struct Moment {
 impl Moment {
     /// Returns the current time.
     pub(super) fn now() -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let wall = since_epoch();
         let boot = clock_gettime(ClockId::Boottime);
         let millis = u64::try_from(boot.tv_sec).unwrap_or(0).saturating_mul(1000);
         Self {

@@ -120,6 +120,8 @@ steps! {
     SandboxFrozen "sandbox-frozen" Snapshot,
     /// The changes are set aside and the sandbox runs again; nothing is in the store.
     SandboxThawed "sandbox-thawed" Snapshot,
+    /// The objects of a snapshot to seal are on this host, but it is not in the queue.
+    SealedObjectsWritten "sealed-objects-written" Ship,
     /// The blobs of a sealed snapshot are in the store.
     SealedBlobsShipped "sealed-blobs-shipped" Ship,
     /// Its record is in the store, but its name is not.

@@ -4,10 +4,11 @@
 //! versioned JSON records and never treats an unreadable record as absent. [`remove`], [`trash`],
 //! [`descent`], [`held`] and [`in_root`] handle directories that untrusted programs fill, [`text`]
 //! their file names. [`descriptors`] and [`signals`] reset inherited process state; [`programs`]
-//! finds executables of the host; [`mountinfo`] parses the kernel's mount table. [`inject`] arms
+//! finds executables of the host; [`mountinfo`] parses the kernel's mount table, [`bytes`] checks partial reads. [`inject`] arms
 //! faults for tests.
 
 pub mod boot;
+pub mod bytes;
 pub mod descent;
 pub mod descriptors;
 pub mod durable;
@@ -22,5 +23,5 @@ pub mod remove;
 pub mod signals;
 pub mod sockets;
 pub mod text;
+pub mod time;
 pub mod trash;
-pub mod utc;

@@ -10,6 +10,7 @@ use inlay_store::ids::{Kind, SnapshotId};
 use inlay_store::pack::PackOptions;
 use inlay_store::remote::{Name, SnapshotRecord};
 
+use super::previous_scan::PendingScan;
 use super::subject::LeftOut;
 
 /// Cancels a capture. Clones share the state.
@@ -182,4 +183,19 @@ pub struct Captured {
     pub left_out_more: u64,
     /// Whether the snapshot is identical to the last one, or to the one mounted there.
     pub unchanged: bool,
+    /// See [`Captured::remember`].
+    pub(super) scan: Option<PendingScan>,
+}
+
+impl Captured {
+    /// Saves the scan, so that the next capture of the directory reads only what has changed since.
+    ///
+    /// That capture takes unchanged contents from this snapshot, and may even be identical to it. So
+    /// call this only once the snapshot can't be lost any more. [`capture`](super::capture) does so
+    /// itself for [`Promise::Durable`]; a sealed snapshot has to be committed first.
+    pub fn remember(&mut self) {
+        if let Some(scan) = self.scan.take() {
+            scan.save(&self.record);
+        }
+    }
 }

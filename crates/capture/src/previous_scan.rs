@@ -16,6 +16,9 @@ use inlay_store::ids::{Digest, IndexDigest, Kind, SnapshotId};
 use zerocopy::little_endian::{I64, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use inlay_store::remote::SnapshotRecord;
+
+use super::last;
 use super::stat::{InodeId, Stamp, Stat};
 
 const MAGIC: [u8; 8] = *b"INLAYSEN";
@@ -71,8 +74,35 @@ pub(super) struct Seen {
     bytes: Vec<u8>,
 }
 
+/// A scan of this capture that is not saved yet.
+#[derive(Debug, Clone)]
+pub(super) struct PendingScan {
+    seeing: Seeing,
+    path: PathBuf,
+}
+
+impl PendingScan {
+    /// Creates it, to be saved at `path`.
+    pub(super) fn new(seeing: Seeing, path: PathBuf) -> Self {
+        Self { seeing, path }
+    }
+
+    /// Saves the scan and the snapshot's record. Best effort.
+    pub(super) fn save(self, record: &SnapshotRecord) {
+        let Self { seeing, path } = self;
+        match seeing.write(record.id, &path) {
+            Ok(()) => last::keep(&path, record),
+            // The existing file is from an older snapshot and still valid.
+            Err(error) => {
+                let path = path.display();
+                tracing::warn!(%path, %error, "can't save the scan; the next snapshot reads all files");
+            }
+        }
+    }
+}
+
 /// Collects what this capture sees.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Seeing(Vec<RawRecord>);
 
 impl Seen {
@@ -87,12 +117,12 @@ impl Seen {
         match read(path) {
             Ok(Some((snapshot, bytes))) => Self { snapshot: Some(snapshot), index: None, bytes },
             Ok(None) => {
-                tracing::warn!(path = %path.display(), "it is damaged; not using it");
+                tracing::warn!(path = %path.display(), "ignoring a damaged scan; the next snapshot reads all files");
                 Self::default()
             }
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
-                    tracing::warn!(path = %path.display(), %error, "not using it");
+                    tracing::warn!(path = %path.display(), %error, "can't read the last scan; the next snapshot reads all files");
                 }
                 Self::default()
             }

@@ -29,7 +29,7 @@ use super::lineage::ViewDirectory;
 use super::mapped::Mapped;
 use super::merged_view::{Mounted, Picture};
 use super::options::{Cancel, CaptureOptions, CaptureParent, CaptureStats, Captured, Promise};
-use super::previous_scan::{Seeing, Seen};
+use super::previous_scan::{PendingScan, Seeing, Seen};
 use super::scan::{Scanner, Strictness};
 use super::subject::{LeftOut, LeftOutWhy, Plan, Stood, Subject, Underneath};
 use super::walk::{Wanted, walk};
@@ -390,11 +390,19 @@ impl<'a> Run<'a> {
             effort: Effort::Quick,
             existing: Existing::default(),
         };
-        let (record, unchanged) = self.publish(&draft, &built.taken, lower)?;
+        let Published { record, unchanged, scan } = self.publish(&draft, &built.taken, lower)?;
         let mut left_out = left_out_of(&picture.plan);
         left_out.extend(built.left_out);
         let left_out_more = built.left_out_more;
-        Ok(Captured { record, stats: self.stats, frozen, left_out, left_out_more, unchanged })
+        let stats = self.stats;
+        let mut captured =
+            Captured { record, stats, frozen, left_out, left_out_more, unchanged, scan };
+        match self.options.promise {
+            Promise::Durable => captured.remember(),
+            // Not in a queue yet: if its caller fails now, the snapshot is discarded.
+            Promise::Sealed => {}
+        }
+        Ok(captured)
     }
 
     fn publish(
@@ -402,7 +410,7 @@ impl<'a> Run<'a> {
         draft: &Draft<'_>,
         taken: &[Taken],
         lower: Option<Known>,
-    ) -> Result<(SnapshotRecord, bool), CaptureError> {
+    ) -> Result<Published, CaptureError> {
         let begun = Instant::now();
         let written = Written::new(self.site, draft)?;
         self.stats.times.write = begun.elapsed();
@@ -436,18 +444,9 @@ impl<'a> Run<'a> {
             }
             None => written.publish(self.site, draft, name)?,
         };
-        if let Some(path) = &self.seen_path {
-            match seeing.write(record.id, path) {
-                Ok(()) => last::keep(path, &record),
-                // The existing file is from an older snapshot and still valid.
-                Err(error) => {
-                    let path = path.display();
-                    tracing::warn!(%path, %error, "can't save the scan; the next snapshot reads all files");
-                }
-            }
-        }
+        let scan = self.seen_path.take().map(|path| PendingScan::new(seeing, path));
         self.stats.times.publish = begun.elapsed();
-        Ok((record, unchanged))
+        Ok(Published { record, unchanged, scan })
     }
 
     fn parent(&self, lower: Option<SnapshotId>) -> Option<SnapshotId> {
@@ -518,6 +517,13 @@ fn cause(packer: Packer, error: CaptureError) -> CaptureError {
         },
         other => other,
     }
+}
+
+/// A snapshot whose objects are written.
+struct Published {
+    record: SnapshotRecord,
+    unchanged: bool,
+    scan: Option<PendingScan>,
 }
 
 /// A snapshot in the store or on its way there.

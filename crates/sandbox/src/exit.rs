@@ -1,8 +1,7 @@
 //! Records how a sandbox's first process ended.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use inlay_base::record::Record;
+use inlay_base::time::unix_millis;
 use serde::{Deserialize, Serialize};
 
 use super::error::SandboxError;
@@ -46,7 +45,7 @@ impl Record for Exit {
 impl Exit {
     /// An exit at the current time.
     pub(super) fn now(code: i32, cause: ExitCause, oom_killed: bool) -> Self {
-        Self { code, cause, oom_killed, at_ms: now_ms() }
+        Self { code, cause, oom_killed, at_ms: unix_millis() }
     }
 
     /// An exit that was not observed.
@@ -63,10 +62,4 @@ impl Exit {
     pub(super) fn write(&self, layout: &Layout) -> Result<(), SandboxError> {
         files::write_record(&layout.exit(), self)
     }
-}
-
-/// The current time in milliseconds since the Unix epoch.
-pub(super) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,13 +1,14 @@
 //! The persistent record of a sandbox.
 
 use inlay_base::record::{Record, Unknown};
+use inlay_base::time::unix_millis;
 use inlay_store::ids::SnapshotId;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::bundle::Bundle;
 use super::error::SandboxError;
-use super::exit::{Exit, now_ms};
+use super::exit::Exit;
 use super::files::{self, COMMAND_LEN_MAX};
 use super::id::SandboxId;
 use super::layout::Layout;
@@ -97,7 +98,7 @@ impl SandboxRecord {
             name,
             snapshot,
             store,
-            created_ms: now_ms(),
+            created_ms: unix_millis(),
             options,
             bundle: None,
             phase: Phase::Creating,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use inlay_base::bytes::filled;
 use inlay_base::programs::SERVICE_VARIABLES;
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -108,7 +109,7 @@ fn read_report(mut pipe: ChildStdout) -> io::Result<Report> {
         }
         match pipe.read(&mut piece)? {
             0 => break,
-            len => line.extend_from_slice(piece.get(..len).unwrap_or_default()),
+            len => line.extend_from_slice(filled(&piece, len)?),
         }
     }
     if line.is_empty() {

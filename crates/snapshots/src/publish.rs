@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use inlay_base::inject::{self, Step};
+use inlay_base::time::since_epoch;
 use inlay_store::format::Index;
 use inlay_store::format::check::{Checked, check_index};
 use inlay_store::format::packed::{Effort, PackedIndex, pack_index};
@@ -135,7 +135,7 @@ impl Written {
         let (packed, info, checked) = finish(site, draft, file, &index, id)?;
         let record = SnapshotRecord {
             id,
-            created: now(),
+            created: since_epoch().as_secs(),
             source: draft.source.clone(),
             parent: draft.parent.filter(|parent| *parent != id),
             counts: TreeCounts {
@@ -213,9 +213,4 @@ fn finish(
         let info = info.map_err(SnapshotError::at(site.state.scratch()))?;
         Ok((packed, info, checked))
     })
-}
-
-/// Returns seconds since 1970.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

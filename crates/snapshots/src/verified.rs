@@ -5,6 +5,7 @@ use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 
+use inlay_base::bytes::filled;
 use inlay_store::ids::{Digest, IndexDigest};
 use parking_lot::Mutex;
 
@@ -79,7 +80,7 @@ fn hash(mut file: &File) -> io::Result<IndexDigest> {
     loop {
         match file.read(&mut piece) {
             Ok(0) => break,
-            Ok(len) => hasher.update(piece.get(..len).unwrap_or_default()),
+            Ok(len) => hasher.update(filled(&piece, len)?),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         };

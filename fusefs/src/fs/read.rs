@@ -68,7 +68,8 @@ impl SnapshotFs {
             buffer.resize(len as usize, 0);
         }
         let failed = move |source| FsError::Content { inode, offset, len, source };
-        let bytes = buffer.get_mut(..len as usize).unwrap_or_default();
+        #[expect(clippy::indexing_slicing, reason = "the buffer was resized above")]
+        let bytes = &mut buffer[..len as usize];
         match self.source.read_now(inode, offset, bytes) {
             Ok(ReadNow::Filled) => reply(Answered::Now, Ok(bytes)),
             Err(error) => reply(Answered::Now, Err(failed(error))),
@@ -126,15 +127,20 @@ impl SnapshotFs {
         if len == 0 {
             return Ok(Plan::Here(&[]));
         }
-        let zeros = || Plan::Here(ZEROS.get(..len as usize).unwrap_or_default());
+        // Never an empty slice instead: it would look like the end of the file.
+        let here = |bytes: Option<_>| {
+            let why = "a file has fewer bytes than its size".to_owned();
+            let object = "the snapshot's index".to_owned();
+            let source = ContentError::Corrupt { object, why };
+            bytes.map(Plan::Here).ok_or(FsError::Content { inode, offset, len, source })
+        };
+        let zeros = || here(ZEROS.get(..len as usize));
         match data {
-            FileData::Hole => Ok(zeros()),
-            FileData::Inline(bytes) => {
-                Ok(Plan::Here(range_of(offset, len).and_then(|r| bytes.get(r)).unwrap_or_default()))
-            }
+            FileData::Hole => zeros(),
+            FileData::Inline(bytes) => here(range_of(offset, len).and_then(|r| bytes.get(r))),
             FileData::Extents(extents) => {
                 match extents.within(offset..offset + u64::from(len)).next() {
-                    None => Ok(zeros()),
+                    None => zeros(),
                     Some(Ok(_)) => Ok(Plan::Source { len }),
                     Some(Err(error)) => Err(damaged(inode, error)),
                 }

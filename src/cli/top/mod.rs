@@ -18,7 +18,7 @@ use clap::Args;
 use super::Global;
 use super::error::CliError;
 use super::{duration, output};
-use crate::daemon::{Client, DaemonError};
+use crate::daemon::{Client, ClientError};
 use output::OutputFormat;
 use sample::Sample;
 use view::View;
@@ -71,7 +71,7 @@ pub(super) fn top(global: &Global, args: &TopArgs) -> Result<(), CliError> {
     let client = Client::new(&paths)?;
     // Report a missing or exiting daemon as such.
     if client.status()?.is_none() {
-        return Err(DaemonError::NotRunning(state).into());
+        return Err(ClientError::NotRunning(state).into());
     }
     let first = client.wait(Sample::take(&client, state.clone()))?;
     if live {

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::numbers::Sampled;
 use crate::daemon::{
-    Client, DaemonError, MOUNTS, MountShown, PREFETCH, PrefetchAnswer, SANDBOXES, STATUS,
+    Client, ClientError, MOUNTS, MountShown, PREFETCH, PrefetchAnswer, SANDBOXES, STATUS,
     SandboxShown, SandboxState, StatusAnswer,
 };
 
@@ -38,7 +38,7 @@ pub(super) struct Sample {
 
 impl Sample {
     /// Takes a sample with five sequential requests, and reads the cgroups of running sandboxes.
-    pub(super) async fn take(client: &Client, state: PathBuf) -> Result<Self, DaemonError> {
+    pub(super) async fn take(client: &Client, state: PathBuf) -> Result<Self, ClientError> {
         let status: StatusAnswer = get(client, STATUS).await?;
         let numbers = Sampled::parse(&client.metrics().await?);
         let loading = get(client, PREFETCH).await?;
@@ -51,7 +51,7 @@ impl Sample {
     }
 }
 
-async fn get<A: DeserializeOwned>(client: &Client, path: &str) -> Result<A, DaemonError> {
+async fn get<A: DeserializeOwned>(client: &Client, path: &str) -> Result<A, ClientError> {
     client.ask(Method::GET, path, &(), Duration::ZERO).await
 }
 

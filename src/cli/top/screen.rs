@@ -22,12 +22,12 @@ use super::draw::draw;
 use super::sample::Sample;
 use super::state::{Link, Then, ViewState};
 use super::view::View;
-use crate::daemon::{Client, DaemonError};
+use crate::daemon::{Client, ClientError};
 
 /// Poll interval for keys.
 const KEYS_WITHIN: Duration = Duration::from_millis(50);
 
-type Sampling<'c> = Pin<Box<dyn Future<Output = Result<Sample, DaemonError>> + 'c>>;
+type Sampling<'c> = Pin<Box<dyn Future<Output = Result<Sample, ClientError>> + 'c>>;
 
 /// The terminal in raw mode on the alternate screen; restored on drop and on panic.
 struct Screen(Terminal<CrosstermBackend<Stdout>>);
@@ -83,7 +83,7 @@ impl Signals {
 /// Event that ended one wait between key polls.
 enum Woken {
     Signal,
-    Sampled(Box<Result<Sample, DaemonError>>),
+    Sampled(Box<Result<Sample, ClientError>>),
     Nothing,
 }
 

@@ -7,7 +7,7 @@ use inlay_trace::record::TraceEvents;
 use crate::cli::Global;
 use crate::cli::client::with_daemon;
 use crate::cli::error::CliError;
-use crate::daemon::{BeginTrace, Client, DaemonError, Pieces, TRACES, TraceBegun, trace_end};
+use crate::daemon::{BeginTrace, Client, ClientError, Pieces, TRACES, TraceBegun, trace_end};
 
 /// Timeout for ending a recording: the daemon resolves the paths of recorded files.
 const END_LIMIT: Duration = Duration::from_mins(2);
@@ -30,10 +30,10 @@ impl Recording {
             let (open, begun) = client.wait(async {
                 let mut open = client.follow(TRACES, request).await?;
                 let line = first_line(&mut open).await?;
-                Ok::<_, DaemonError>((open, line))
+                Ok::<_, ClientError>((open, line))
             })?;
             let begun: TraceBegun = serde_json::from_slice(&begun)
-                .map_err(|error| DaemonError::Conversation(error.to_string()))?;
+                .map_err(|error| ClientError::Conversation(error.to_string()))?;
             Ok(Self { client, open, begun })
         })
     }
@@ -57,7 +57,7 @@ impl Recording {
     }
 }
 
-async fn first_line(open: &mut Pieces) -> Result<Vec<u8>, DaemonError> {
+async fn first_line(open: &mut Pieces) -> Result<Vec<u8>, ClientError> {
     let mut line = Vec::new();
     while !line.ends_with(b"\n") && line.len() < LINE_LEN_MAX {
         match open.next().await? {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use hyper::Method;
 use inlay_base::duration;
+use inlay_base::time::since_epoch;
 use inlay_sandbox::{FrameKind, Stdin};
 use inlay_trace::{Facts, assemble, clock};
 use tokio::io::AsyncReadExt;
@@ -137,9 +138,8 @@ fn title(args: &TraceRunArgs) -> String {
 
 /// Returns the current time in RFC 3339 format.
 pub(super) fn utc_now() -> String {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let secs = since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(0));
-    format!("{}Z", output::time(secs).replace(' ', "T"))
+    let secs = i64::try_from(since_epoch().as_secs()).unwrap_or(i64::MAX);
+    format!("{}Z", output::utc(secs).replace(' ', "T"))
 }
 
 impl Start<'_> {

@@ -24,7 +24,7 @@ use super::server::Server;
 use super::service::Service;
 
 /// Path of the metrics.
-pub(super) const PATH: &str = "/metrics";
+pub(super) const PATH: &str = inlay_api::METRICS_PATH;
 /// Content type of the answer: the Prometheus text format.
 pub(super) const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 

@@ -38,7 +38,7 @@ async fn begin(
     let (begun, ended) = service.begin_trace(&request)?;
     let (sender, mut lines) = mpsc::channel::<Result<Bytes, Infallible>>(1);
     let mut line =
-        serde_json::to_vec(&begun).map_err(|error| DaemonError::Conversation(error.to_string()))?;
+        serde_json::to_vec(&begun).map_err(|error| DaemonError::Request(error.to_string()))?;
     line.push(b'\n');
     // The channel has capacity for this line.
     drop(sender.try_send(Ok(line.into())));

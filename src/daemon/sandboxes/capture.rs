@@ -162,8 +162,9 @@ impl TakingSnapshot {
         let name = self.options.name.take();
         let promise = Promise::Sealed;
         let options = CaptureOptions { parent, promise, ..self.options.clone() };
-        let captured = self.capture(sandbox, sealing.remote(), &options)?;
+        let mut captured = self.capture(sandbox, sealing.remote(), &options)?;
         let id = captured.record.id;
+        injected(Step::SealedObjectsWritten)?;
         if self.options.cancel.is_cancelled() {
             return Err(CaptureError::Cancelled.into());
         }
@@ -176,6 +177,8 @@ impl TakingSnapshot {
             // Nothing has changed since a snapshot that was shipped.
             SnapshotHome::InStore
         };
+        // The next snapshot may refer to this one, which can't be lost any more.
+        captured.remember();
         Ok((captured, kept))
     }
 

@@ -1,9 +1,10 @@
 //! The small JSON records of the store, for snapshots and names.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
+use inlay_base::time::since_epoch;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -130,7 +131,7 @@ pub struct NameRecord {
 impl NameRecord {
     /// Creates a record for `name` with the target `id` and the current time.
     pub fn now(name: Name, id: SnapshotId) -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = since_epoch();
         Self { name, id, updated: now.as_secs(), updated_ns: now.subsec_nanos() }
     }
 

@@ -3,7 +3,8 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::time::{SystemTime, UNIX_EPOCH};
+
+use inlay_base::time::since_epoch;
 
 use super::super::error::SandboxError;
 use super::super::files;
@@ -99,8 +100,7 @@ impl LogWriter {
             self.reopen()?;
         }
         let Some(file) = &mut self.file else { return Err(io::ErrorKind::NotFound.into()) };
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let time_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+        let time_ns = u64::try_from(since_epoch().as_nanos()).unwrap_or(u64::MAX);
         let mut json = serde_json::to_vec(&LogEntry::new(time_ns, stream, line))?;
         json.push(b'\n');
         let written = file.write_all(&json);

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::sync::Arc;
 
+use inlay_base::bytes::filled;
 use inlay_fusefs::{ContentError, ContentSource, ReadDone, ReadNow, WholeFile};
 use inlay_images::export::{CopyError, FileBytes};
 use inlay_store::format::InodeIdx;
@@ -77,7 +78,7 @@ impl FileBytes for SnapshotContent {
             let buf = buf.get_mut(..left).unwrap_or_default();
             let copied = match Self::read_now(self, inode, offset, buf) {
                 Ok(Now::Filled(len)) => {
-                    out.write_all(buf.get(..len).unwrap_or_default())?;
+                    out.write_all(filled(buf, len)?)?;
                     len
                 }
                 Ok(Now::WouldWait) => {

@@ -1,7 +1,19 @@
-//! Formats Unix times as UTC dates.
+//! The current Unix time, and Unix times as UTC dates.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Returns the time since 1970-01-01 00:00 UTC; zero if the clock is set to an earlier time.
+pub fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Returns the milliseconds since 1970-01-01 00:00 UTC.
+pub fn unix_millis() -> u64 {
+    u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX)
+}
 
 /// Formats seconds since 1970 in UTC as `2026-01-31 23:59:58`.
-pub fn time(secs: i64) -> String {
+pub fn utc(secs: i64) -> String {
     let (days, second) = (secs.div_euclid(86400), secs.rem_euclid(86400));
     let (year, month, day) = civil(days);
     format!(
@@ -32,9 +44,9 @@ mod tests {
 
     #[test]
     fn times_are_dates() {
-        assert_eq!(time(0), "1970-01-01 00:00:00");
-        assert_eq!(time(951_782_400), "2000-02-29 00:00:00");
-        assert_eq!(time(1_709_251_199), "2024-02-29 23:59:59");
-        assert_eq!(time(-1), "1969-12-31 23:59:59");
+        assert_eq!(utc(0), "1970-01-01 00:00:00");
+        assert_eq!(utc(951_782_400), "2000-02-29 00:00:00");
+        assert_eq!(utc(1_709_251_199), "2024-02-29 23:59:59");
+        assert_eq!(utc(-1), "1969-12-31 23:59:59");
     }
 }

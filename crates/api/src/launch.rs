@@ -10,18 +10,19 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use inlay_base::bytes::filled;
+use inlay_base::durable;
 use inlay_base::programs::SERVICE_VARIABLES;
-use inlay_mounts::make_private_dirs;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process, setsid};
 use rustix::stdio::dup2_stdout;
 
-use super::api::StatusAnswer;
-use super::client::Client;
-use super::error::DaemonError;
-use super::paths::Paths;
+use crate::client::Client;
+use crate::error::ClientError;
+use crate::paths::Paths;
+use crate::wire::StatusAnswer;
 
 const READY: &[u8] = b"ready\n";
 
@@ -39,12 +40,13 @@ const REPORT_LEN_MAX: usize = 64 << 10;
 
 /// Returns a client of the daemon at `paths` and its status. If none runs, starts this program with
 /// the arguments `words` as a daemon, which reports readiness on stdout (see [`Readiness`]).
-pub fn ensure(paths: &Paths, words: &[OsString]) -> Result<(Client, StatusAnswer), DaemonError> {
+pub fn ensure(paths: &Paths, words: &[OsString]) -> Result<(Client, StatusAnswer), ClientError> {
     let client = Client::new(paths)?;
     if let Some(status) = client.status()? {
         return Ok((client, status));
     }
-    make_private_dirs(&paths.run())?;
+    let run = paths.run();
+    durable::create_dirs(&run).map_err(ClientError::io("make the directory", &run))?;
     let deadline = Instant::now() + START_WITHIN;
     let lock = lock(paths, deadline)?;
     let mut tries = TRIES;
@@ -58,10 +60,10 @@ pub fn ensure(paths: &Paths, words: &[OsString]) -> Result<(Client, StatusAnswer
             (_, Some(status)) => break status,
             // That one may have found nothing to serve and exited; and one that was ready may have
             // been killed.
-            (Ok(()) | Err(DaemonError::Start(_)), None) if tries > 0 => tries -= 1,
+            (Ok(()) | Err(ClientError::Start(_)), None) if tries > 0 => tries -= 1,
             (spawned, None) => {
                 spawned?;
-                return Err(DaemonError::NotRunning(paths.state().to_owned()));
+                return Err(ClientError::NotRunning(paths.state().to_owned()));
             }
         }
         thread::sleep(PAUSE);
@@ -70,9 +72,9 @@ pub fn ensure(paths: &Paths, words: &[OsString]) -> Result<(Client, StatusAnswer
     Ok((client, status))
 }
 
-fn lock(paths: &Paths, deadline: Instant) -> Result<File, DaemonError> {
+fn lock(paths: &Paths, deadline: Instant) -> Result<File, ClientError> {
     let path = paths.start_lock();
-    let failed = |what| DaemonError::io(what, &path);
+    let failed = |what| ClientError::io(what, &path);
     let mut options = OpenOptions::new();
     options.create(true).truncate(false).write(true).mode(0o600);
     let file = options.open(&path).map_err(failed("open"))?;
@@ -81,14 +83,14 @@ fn lock(paths: &Paths, deadline: Instant) -> Result<File, DaemonError> {
             Ok(()) => return Ok(file),
             Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(PAUSE),
             Err(Errno::WOULDBLOCK) => {
-                return Err(DaemonError::StartTimeout { limit: START_WITHIN, log: paths.log() });
+                return Err(ClientError::StartTimeout { limit: START_WITHIN, log: paths.log() });
             }
-            Err(errno) => return Err(DaemonError::io("lock", &path)(errno)),
+            Err(errno) => return Err(ClientError::io("lock", &path)(errno)),
         }
     }
 }
 
-fn spawn(paths: &Paths, words: &[OsString], deadline: Instant) -> Result<(), DaemonError> {
+fn spawn(paths: &Paths, words: &[OsString], deadline: Instant) -> Result<(), ClientError> {
     let program = own_program()?;
     let mut command = Command::new(&program);
     command.args(words).stderr(open_log(paths)?);
@@ -101,48 +103,48 @@ fn spawn(paths: &Paths, words: &[OsString], deadline: Instant) -> Result<(), Dae
 
 /// Returns an executable path of the running program. The file may have been replaced since; then
 /// /proc/self/exe still runs it.
-pub(super) fn own_program() -> Result<PathBuf, DaemonError> {
+pub fn own_program() -> Result<PathBuf, ClientError> {
     let link: PathBuf = "/proc/self/exe".into();
-    let program = fs::read_link(&link).map_err(DaemonError::io("read", &link))?;
+    let program = fs::read_link(&link).map_err(ClientError::io("read", &link))?;
     Ok(if program.exists() { program } else { link })
 }
 
 /// Opens the log of background processes, readable by its owner only.
-pub(super) fn open_log(paths: &Paths) -> Result<File, DaemonError> {
+pub fn open_log(paths: &Paths) -> Result<File, ClientError> {
     let path = paths.log();
     if let Some(dir) = path.parent() {
-        make_private_dirs(dir)?;
+        durable::create_dirs(dir).map_err(ClientError::io("make the directory", dir))?;
     }
     let mut options = OpenOptions::new();
     options.create(true).append(true).mode(0o600);
-    options.open(&path).map_err(DaemonError::io("open", &path))
+    options.open(&path).map_err(ClientError::io("open", &path))
 }
 
-fn start(mut command: Command, paths: &Paths, deadline: Instant) -> Result<(), DaemonError> {
+fn start(mut command: Command, paths: &Paths, deadline: Instant) -> Result<(), ClientError> {
     let program = PathBuf::from(command.get_program());
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     // Does not pin the directory in which the command was called.
     command.current_dir("/");
-    let mut child = command.spawn().map_err(DaemonError::io("start", &program))?;
+    let mut child = command.spawn().map_err(ClientError::io("start", &program))?;
     let log = paths.log();
     match report(&mut child, deadline) {
         Ok(Some(report)) if report == READY => Ok(()),
         Ok(Some(report)) if !report.is_empty() => {
             end(&mut child)?;
-            Err(DaemonError::Start(String::from_utf8_lossy(&report).trim().to_owned()))
+            Err(ClientError::Start(String::from_utf8_lossy(&report).trim().to_owned()))
         }
         Ok(Some(_)) => {
             let status = end(&mut child)?;
             let log = log.display();
-            Err(DaemonError::Start(format!("the daemon has ended ({status}); see {log}")))
+            Err(ClientError::Start(format!("the daemon has ended ({status}); see {log}")))
         }
         Ok(None) => {
             end(&mut child)?;
-            Err(DaemonError::StartTimeout { limit: START_WITHIN, log })
+            Err(ClientError::StartTimeout { limit: START_WITHIN, log })
         }
         Err(error) => {
             end(&mut child)?;
-            Err(DaemonError::io("read the report of", &program)(error))
+            Err(ClientError::io("read the report of", &program)(error))
         }
     }
 }
@@ -164,14 +166,14 @@ fn report(child: &mut Child, deadline: Instant) -> io::Result<Option<Vec<u8>>> {
         }
         match pipe.read(&mut piece)? {
             0 => break,
-            len => report.extend_from_slice(piece.get(..len).unwrap_or_default()),
+            len => report.extend_from_slice(filled(&piece, len)?),
         }
     }
     Ok(Some(report))
 }
 
 /// Ends a child that did not become ready: SIGTERM, then SIGKILL after [`CLEAR_UP_WITHIN`].
-fn end(child: &mut Child) -> Result<std::process::ExitStatus, DaemonError> {
+fn end(child: &mut Child) -> Result<std::process::ExitStatus, ClientError> {
     let mut ended = || -> io::Result<std::process::ExitStatus> {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
@@ -187,7 +189,7 @@ fn end(child: &mut Child) -> Result<std::process::ExitStatus, DaemonError> {
         child.kill()?;
         child.wait()
     };
-    ended().map_err(DaemonError::io("end", "the daemon in the background".as_ref()))
+    ended().map_err(ClientError::io("end", "the daemon in the background".as_ref()))
 }
 
 /// The child's end of the startup report.
@@ -232,7 +234,7 @@ impl Default for Readiness {
 mod tests {
     use super::*;
 
-    fn shell(script: &str, limit: Duration) -> Result<(), DaemonError> {
+    fn shell(script: &str, limit: Duration) -> Result<(), ClientError> {
         let dir = tempfile::tempdir().unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", script]);
@@ -256,6 +258,6 @@ mod tests {
     #[test]
     fn a_process_that_does_not_get_ready_is_ended() {
         let error = shell("exec sleep 1000", Duration::from_millis(1)).unwrap_err();
-        assert!(matches!(error, DaemonError::StartTimeout { .. }), "{error}");
+        assert!(matches!(error, ClientError::StartTimeout { .. }), "{error}");
     }
 }

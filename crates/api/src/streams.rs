@@ -14,9 +14,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::api;
-use super::client::{Client, refusal};
-use super::error::DaemonError;
+use crate::client::{Client, refusal};
+use crate::error::ClientError;
+use crate::wire;
 
 /// Protocol of upgraded connections: [`inlay_sandbox::Frame`]s.
 pub const UPGRADE: &str = "inlay-stream";
@@ -32,9 +32,9 @@ pub struct Pieces {
 
 impl Pieces {
     /// Returns the next piece; `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, DaemonError> {
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         while let Some(frame) = self.body.frame().await {
-            let frame = frame.map_err(|error| DaemonError::Conversation(error.to_string()))?;
+            let frame = frame.map_err(|error| ClientError::Conversation(error.to_string()))?;
             if let Ok(bytes) = frame.into_data() {
                 return Ok(Some(bytes));
             }
@@ -65,15 +65,15 @@ pub type PieceSender = mpsc::Sender<inlay_sandbox::copy::Piece>;
 
 impl Client {
     /// Sends a GET request with a long answer.
-    pub async fn read(&self, path: &str) -> Result<Pieces, DaemonError> {
+    pub async fn read(&self, path: &str) -> Result<Pieces, ClientError> {
         let request = request(Method::GET, path).body(Full::<Bytes>::default());
         let (answer, connection) = self.begin(built(request)?, Some(BEGIN_WITHIN)).await?;
         Ok(Pieces { body: answer.into_body(), connection })
     }
 
     /// Sends a POST request whose answer lasts as long as it is read.
-    pub async fn follow(&self, path: &str, body: &impl Serialize) -> Result<Pieces, DaemonError> {
-        let bytes = serde_json::to_vec(body).map_err(|e| DaemonError::Request(e.to_string()))?;
+    pub async fn follow(&self, path: &str, body: &impl Serialize) -> Result<Pieces, ClientError> {
+        let bytes = serde_json::to_vec(body).map_err(|e| ClientError::Request(e.to_string()))?;
         let request = request(Method::POST, path)
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(bytes)));
@@ -87,7 +87,7 @@ impl Client {
         &self,
         path: &str,
         fill: impl FnOnce(PieceSender),
-    ) -> Result<Bytes, DaemonError> {
+    ) -> Result<Bytes, ClientError> {
         let (sender, mut receiver) = mpsc::channel(inlay_sandbox::copy::PIECES);
         fill(sender);
         let pieces = futures::stream::poll_fn(move |context| {
@@ -95,30 +95,30 @@ impl Client {
         });
         let request = request(Method::PUT, path).body(StreamBody::new(pieces));
         let (answer, connection) = self.begin(built(request)?, None).await?;
-        let body = Limited::new(answer.into_body(), api::ANSWER_LEN_MAX).collect().await;
+        let body = Limited::new(answer.into_body(), wire::ANSWER_LEN_MAX).collect().await;
         connection.abort();
-        let body = body.map_err(|error| DaemonError::Conversation(error.to_string()))?;
+        let body = body.map_err(|error| ClientError::Conversation(error.to_string()))?;
         Ok(body.to_bytes())
     }
 
     /// Sends a POST request that upgrades its connection to a stream of frames.
-    pub async fn upgrade(&self, path: &str, body: &impl Serialize) -> Result<Joined, DaemonError> {
-        let bytes = serde_json::to_vec(body).map_err(|e| DaemonError::Request(e.to_string()))?;
+    pub async fn upgrade(&self, path: &str, body: &impl Serialize) -> Result<Joined, ClientError> {
+        let bytes = serde_json::to_vec(body).map_err(|e| ClientError::Request(e.to_string()))?;
         let request = request(Method::POST, path)
             .header("content-type", "application/json")
             .header("connection", "upgrade")
             .header("upgrade", UPGRADE)
-            .header(api::STDIN_WINDOW, "1")
+            .header(wire::STDIN_WINDOW, "1")
             .body(Full::new(Bytes::from(bytes)));
         let (answer, _connection) = self.begin(built(request)?, Some(BEGIN_WITHIN)).await?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             let text = "it does not give the connection away";
-            return Err(DaemonError::Conversation(text.to_owned()));
+            return Err(ClientError::Conversation(text.to_owned()));
         }
-        let window = answer.headers().get(api::STDIN_WINDOW);
+        let window = answer.headers().get(wire::STDIN_WINDOW);
         let stdin_window = window.and_then(|window| window.to_str().ok()?.parse().ok());
         let upgraded = hyper::upgrade::on(answer).await;
-        let upgraded = upgraded.map_err(|error| DaemonError::Conversation(error.to_string()))?;
+        let upgraded = upgraded.map_err(|error| ClientError::Conversation(error.to_string()))?;
         Ok(Joined { stream: TokioIo::new(upgraded), stdin_window })
     }
 
@@ -127,13 +127,13 @@ impl Client {
         &self,
         request: Request<B>,
         limit: Option<Duration>,
-    ) -> Result<(Response<Incoming>, JoinHandle<()>), DaemonError>
+    ) -> Result<(Response<Incoming>, JoinHandle<()>), ClientError>
     where
         B: Body + Send + 'static,
         B::Data: Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let broken = |error: hyper::Error| DaemonError::Conversation(error.to_string());
+        let broken = |error: hyper::Error| ClientError::Conversation(error.to_string());
         let stream = self.connect()?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
@@ -147,7 +147,7 @@ impl Client {
         let answer = match limit {
             Some(limit) => {
                 let asked = timeout(limit, talk).await;
-                asked.map_err(|_| DaemonError::Silent(limit))?
+                asked.map_err(|_| ClientError::Silent(limit))?
             }
             None => talk.await,
         };
@@ -156,9 +156,9 @@ impl Client {
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok((answer, connection));
         }
-        let body = Limited::new(answer.into_body(), api::ANSWER_LEN_MAX).collect().await;
+        let body = Limited::new(answer.into_body(), wire::ANSWER_LEN_MAX).collect().await;
         connection.abort();
-        let body = body.map_err(|error| DaemonError::Conversation(error.to_string()))?;
+        let body = body.map_err(|error| ClientError::Conversation(error.to_string()))?;
         Err(refusal(status, &body.to_bytes()))
     }
 }
@@ -167,6 +167,6 @@ fn request(method: Method, path: &str) -> hyper::http::request::Builder {
     Request::builder().method(method).uri(path).header("host", "inlay")
 }
 
-fn built<B>(request: hyper::http::Result<Request<B>>) -> Result<Request<B>, DaemonError> {
-    request.map_err(|error| DaemonError::Conversation(error.to_string()))
+fn built<B>(request: hyper::http::Result<Request<B>>) -> Result<Request<B>, ClientError> {
+    request.map_err(|error| ClientError::Conversation(error.to_string()))
 }

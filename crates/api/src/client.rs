@@ -18,13 +18,15 @@ use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
-use super::api::{self, ErrorAnswer, ErrorKind, StatusAnswer};
-use super::environment;
-use super::error::DaemonError;
-use super::paths::Paths;
+use crate::error::ClientError;
+use crate::paths::Paths;
+use crate::wire::{self, ErrorAnswer, ErrorKind, StatusAnswer};
 
 /// Added to a request's deadline: how much longer than the daemon may take its client waits.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// Path of the metrics, in the Prometheus text format.
+pub const METRICS_PATH: &str = "/metrics";
 
 /// Retries and interval of a status request whose connection broke.
 const TRIES: u32 = 20;
@@ -47,12 +49,12 @@ pub struct Keys {
 
 impl Keys {
     /// Creates keys from a random seed.
-    pub fn new() -> Result<Self, DaemonError> {
+    pub fn new() -> Result<Self, ClientError> {
         let mut seed = [0; 16];
         let source = std::path::Path::new("/dev/urandom");
         File::open(source)
             .and_then(|mut file| file.read_exact(&mut seed))
-            .map_err(DaemonError::io("read", source))?;
+            .map_err(ClientError::io("read", source))?;
         Ok(Self { seed: hex::encode(seed), next: Cell::new(0) })
     }
 
@@ -65,10 +67,10 @@ impl Keys {
 
 impl Client {
     /// Creates a client of the daemon at `paths`, which need not run.
-    pub fn new(paths: &Paths) -> Result<Self, DaemonError> {
+    pub fn new(paths: &Paths) -> Result<Self, ClientError> {
         let socket = paths.socket();
         let runtime = Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(DaemonError::io("start a runtime for", &socket))?;
+        let runtime = runtime.map_err(ClientError::io("start a runtime for", &socket))?;
         Ok(Self { socket, runtime, keys: Keys::new()? })
     }
 
@@ -80,14 +82,14 @@ impl Client {
     }
 
     /// Returns the daemon's status; `None` if none runs.
-    pub fn status(&self) -> Result<Option<StatusAnswer>, DaemonError> {
+    pub fn status(&self) -> Result<Option<StatusAnswer>, ClientError> {
         let mut tries = TRIES;
         loop {
-            match self.get(api::STATUS) {
+            match self.get(wire::STATUS) {
                 Ok(status) => return Ok(Some(status)),
-                Err(DaemonError::NotRunning(_)) => return Ok(None),
+                Err(ClientError::NotRunning(_)) => return Ok(None),
                 // The socket of a daemon that was stopping when the client connected.
-                Err(DaemonError::Conversation(_)) if tries > 0 => {
+                Err(ClientError::Conversation(_)) if tries > 0 => {
                     tries -= 1;
                     std::thread::sleep(PAUSE);
                 }
@@ -97,7 +99,7 @@ impl Client {
     }
 
     /// Sends a GET request.
-    pub fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, DaemonError> {
+    pub fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
         self.wait(self.ask(Method::GET, path, &(), Duration::ZERO))
     }
 
@@ -107,7 +109,7 @@ impl Client {
         path: &str,
         body: &impl Serialize,
         limit: Duration,
-    ) -> Result<A, DaemonError> {
+    ) -> Result<A, ClientError> {
         self.wait(self.ask(Method::POST, path, body, limit))
     }
 
@@ -117,20 +119,20 @@ impl Client {
         path: &str,
         body: &impl Serialize,
         limit: Duration,
-    ) -> Result<A, DaemonError> {
+    ) -> Result<A, ClientError> {
         self.wait(self.ask(Method::DELETE, path, body, limit))
     }
 
     /// Fetches the metrics in the Prometheus text format. Await it with [`Client::wait`].
-    pub async fn metrics(&self) -> Result<String, DaemonError> {
-        let asked = self.answer(Method::GET, super::metrics::PATH, Bytes::new(), None);
+    pub async fn metrics(&self) -> Result<String, ClientError> {
+        let asked = self.answer(Method::GET, METRICS_PATH, Bytes::new(), None);
         let asked = timeout(ANSWER_WITHIN, asked).await;
-        let (status, body) = asked.map_err(|_| DaemonError::Silent(ANSWER_WITHIN))??;
+        let (status, body) = asked.map_err(|_| ClientError::Silent(ANSWER_WITHIN))??;
         if !status.is_success() {
             return Err(refusal(status, &body));
         }
         let text = String::from_utf8(body.into());
-        text.map_err(|error| DaemonError::Conversation(error.to_string()))
+        text.map_err(|error| ClientError::Conversation(error.to_string()))
     }
 
     /// Blocks this thread on `future`.
@@ -146,7 +148,7 @@ impl Client {
         path: &str,
         body: &impl Serialize,
         limit: Duration,
-    ) -> Result<A, DaemonError> {
+    ) -> Result<A, ClientError> {
         let key = (method != Method::GET).then(|| self.keys.next());
         self.ask_with(method, path, body, key.as_deref(), limit).await
     }
@@ -158,7 +160,7 @@ impl Client {
         path: &str,
         body: &impl Serialize,
         limit: Duration,
-    ) -> Result<A, DaemonError> {
+    ) -> Result<A, ClientError> {
         self.ask_with(Method::POST, path, body, None, limit).await
     }
 
@@ -169,11 +171,11 @@ impl Client {
         body: &impl Serialize,
         key: Option<&str>,
         limit: Duration,
-    ) -> Result<A, DaemonError> {
-        let bytes = serde_json::to_vec(body).map_err(|e| DaemonError::Request(e.to_string()))?;
+    ) -> Result<A, ClientError> {
+        let bytes = serde_json::to_vec(body).map_err(|e| ClientError::Request(e.to_string()))?;
         let limit = limit + ANSWER_WITHIN;
         let asked = timeout(limit, self.exchange(method, path, bytes.into(), key)).await;
-        asked.map_err(|_| DaemonError::Silent(limit))?
+        asked.map_err(|_| ClientError::Silent(limit))?
     }
 
     async fn exchange<A: DeserializeOwned>(
@@ -182,7 +184,7 @@ impl Client {
         path: &str,
         body: Bytes,
         key: Option<&str>,
-    ) -> Result<A, DaemonError> {
+    ) -> Result<A, ClientError> {
         let (status, body) = self.answer(method, path, body, key).await?;
         understand(status, &body)
     }
@@ -194,9 +196,9 @@ impl Client {
         path: &str,
         body: Bytes,
         key: Option<&str>,
-    ) -> Result<(StatusCode, Bytes), DaemonError> {
+    ) -> Result<(StatusCode, Bytes), ClientError> {
         let stream = self.connect()?;
-        let broken = |error: hyper::Error| DaemonError::Conversation(error.to_string());
+        let broken = |error: hyper::Error| ClientError::Conversation(error.to_string());
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let request = Request::builder()
@@ -205,17 +207,17 @@ impl Client {
             .header("host", "inlay")
             .header("content-type", "application/json");
         let request = match key {
-            Some(key) => request.header(api::IDEMPOTENCY_KEY, key),
+            Some(key) => request.header(wire::IDEMPOTENCY_KEY, key),
             None => request,
         };
         let request = request
             .body(Full::new(body))
-            .map_err(|error| DaemonError::Conversation(error.to_string()))?;
+            .map_err(|error| ClientError::Conversation(error.to_string()))?;
         let talk = async {
             let answer = sender.send_request(request).await.map_err(broken)?;
             let status = answer.status();
-            let body = Limited::new(answer.into_body(), api::ANSWER_LEN_MAX).collect().await;
-            let body = body.map_err(|error| DaemonError::Conversation(error.to_string()))?;
+            let body = Limited::new(answer.into_body(), wire::ANSWER_LEN_MAX).collect().await;
+            let body = body.map_err(|error| ClientError::Conversation(error.to_string()))?;
             Ok((status, body.to_bytes()))
         };
         let mut talk = std::pin::pin!(talk);
@@ -227,16 +229,16 @@ impl Client {
     }
 
     /// Connects to the daemon. Must be called within [`Client::wait`].
-    pub(super) fn connect(&self) -> Result<UnixStream, DaemonError> {
+    pub(crate) fn connect(&self) -> Result<UnixStream, ClientError> {
         let stream = sockets::connect(&self.socket).and_then(|stream| {
             stream.set_nonblocking(true)?;
             UnixStream::from_std(stream)
         });
         stream.map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
-                DaemonError::NotRunning(self.state())
+                ClientError::NotRunning(self.state())
             }
-            _ => DaemonError::io("connect to", &self.socket)(error),
+            _ => ClientError::io("connect to", &self.socket)(error),
         })
     }
 
@@ -245,24 +247,19 @@ impl Client {
     }
 }
 
-/// Returns whether this process has the daemon's store variables.
-pub fn has_environment_of(status: &StatusAnswer) -> bool {
-    environment::is_ours(&status.environment)
-}
-
-fn understand<A: DeserializeOwned>(status: StatusCode, body: &[u8]) -> Result<A, DaemonError> {
+fn understand<A: DeserializeOwned>(status: StatusCode, body: &[u8]) -> Result<A, ClientError> {
     if status.is_success() {
         return serde_json::from_slice(body)
-            .map_err(|error| DaemonError::Conversation(error.to_string()));
+            .map_err(|error| ClientError::Conversation(error.to_string()));
     }
     Err(refusal(status, body))
 }
 
 /// Converts an error answer to an error.
-pub(super) fn refusal(status: StatusCode, body: &[u8]) -> DaemonError {
+pub(crate) fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
     let answer = serde_json::from_slice(body).unwrap_or_else(|_| {
         let text = String::from_utf8_lossy(body);
         ErrorAnswer::new(ErrorKind::Unknown, &format!("the daemon answers {status} {text}"))
     });
-    DaemonError::Refused(answer)
+    ClientError::Refused(answer)
 }

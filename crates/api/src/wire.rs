@@ -2,8 +2,8 @@
 //!
 //! Paths begin with the API version. Within one version, fields are only ever added.
 
-pub(super) mod sandboxes;
-pub(super) mod traces;
+mod sandboxes;
+mod traces;
 
 use std::collections::BTreeMap;
 
@@ -19,8 +19,6 @@ use inlay_mounts::{
     Changes, MountFlags, MountRecord, Owner, Owners, PathText, ProcessId, Umount,
     View as MountView, WantedView,
 };
-
-use super::attached_records::Part;
 
 /// Status of the daemon.
 pub const STATUS: &str = "/v1/status";
@@ -230,7 +228,7 @@ pub struct MountShown {
 
 impl MountShown {
     /// The mount of a record, not served.
-    pub(crate) fn of(record: MountRecord) -> Self {
+    pub fn of(record: MountRecord) -> Self {
         Self {
             mount: record.seen.number(),
             mountpoint: record.mountpoint,
@@ -354,6 +352,19 @@ pub struct Fingerprint {
     pub key: String,
     /// The digest under that key.
     pub digest: String,
+}
+
+/// Which part of a snapshot a slot shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    /// All of it.
+    #[default]
+    Whole,
+    /// The common part: most files.
+    Common,
+    /// The files that are not in the common part.
+    Apart,
 }
 
 /// An attached snapshot.
