@@ -116,7 +116,7 @@ pub(super) async fn ship_all(outboxes: Outboxes, outbox: Arc<Outbox>) {
 
 fn open(outboxes: &Outboxes, outbox: &Outbox) -> Result<(Remote, Waiting), NotYet> {
     let far = (outboxes.inner.open)(&outbox.store()).map_err(|error| NotYet::store(&error))?;
-    let waiting = Waiting::open(outbox.outbox_dir.dir()).map_err(|error| NotYet::here(&error))?;
+    let waiting = Waiting::open(outbox.objects.dir()).map_err(|error| NotYet::here(&error))?;
     Ok((far, waiting))
 }
 
@@ -154,7 +154,7 @@ async fn move_name(
     far: &Remote,
     now: Moment,
 ) -> Result<(), NotYet> {
-    let outbox_dir = &outbox.outbox_dir;
+    let outbox_dir = &outbox.objects;
     if !outbox_dir.has_name(&claim.name) {
         let name = claim.name.as_str();
         tracing::info!(name, snapshot = %entry.snapshot, "skipping a name that this host has set since");

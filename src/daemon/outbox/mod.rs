@@ -87,7 +87,7 @@ impl Sealing {
 
     /// Whether the directory holds a record of the snapshot.
     pub(super) fn has_record(&self, snapshot: SnapshotId) -> bool {
-        self.outbox.outbox_dir.file(&ObjectKey::Record(snapshot)).exists()
+        self.outbox.objects.file(&ObjectKey::Record(snapshot)).exists()
     }
 
     /// Resolves `reference` from knowledge on this host only. Blocks.
@@ -95,7 +95,7 @@ impl Sealing {
         let here = self.runtime.block_on(resolve(&self.remote, reference));
         match (here, Reference::parse(reference)?) {
             (Err(SnapshotError::Unknown { .. }), Reference::Name(name)) => {
-                match self.outbox.outbox_dir.seen(&name) {
+                match self.outbox.objects.seen(&name) {
                     NameSeen::Snapshot(id) => Ok(id),
                     NameSeen::Unknown | NameSeen::Nothing => {
                         Err(DaemonError::ParentElsewhere { reference: reference.to_owned() })
@@ -220,7 +220,7 @@ impl Outboxes {
         let number = outbox.begin(store)?;
         let (outboxes, runtime) = (self.clone(), runtime.clone());
         let _guard = runtime.enter();
-        let dir = outbox.outbox_dir.dir().display().to_string();
+        let dir = outbox.objects.dir().display().to_string();
         match Remote::open(&StoreConfig::new(dir)) {
             Ok(remote) => {
                 Ok(Sealing { outboxes, outbox, number, remote, runtime: runtime.clone() })
@@ -280,7 +280,7 @@ impl Outboxes {
             });
             report.failing.extend(failing);
             damaged.extend(found.damaged);
-            let (conflicts, unreadable) = conflict::list(&outbox.outbox_dir, &found.store);
+            let (conflicts, unreadable) = conflict::list(&outbox.objects, &found.store);
             report.name_conflicts.extend(conflicts);
             damaged.extend(unreadable);
         }
@@ -295,7 +295,7 @@ impl Outboxes {
 
     /// Stops reporting the names that could not be moved, leaving them where they point. Blocks.
     pub(super) fn leave_names(&self) -> io::Result<()> {
-        self.all().iter().try_for_each(|outbox| conflict::forget_all(&outbox.outbox_dir))
+        self.all().iter().try_for_each(|outbox| conflict::forget_all(&outbox.objects))
     }
 
     /// Marks the current point in all outboxes.

@@ -61,7 +61,7 @@ impl StoreFile {
 /// Snapshots on their way to one store.
 pub(in crate::daemon) struct Outbox {
     pub(super) dir: PathBuf,
-    pub(super) outbox_dir: OutboxDir,
+    pub(super) objects: OutboxDir,
     state: Mutex<OutboxState>,
 }
 
@@ -178,12 +178,12 @@ impl Outbox {
             shipped: Vec::new(),
             paused: None,
         };
-        Self { dir, outbox_dir, state: Mutex::new(state) }
+        Self { dir, objects: outbox_dir, state: Mutex::new(state) }
     }
 
     /// The directory that reads consult before the store.
     pub(in crate::daemon) fn outbox_dir(&self) -> &OutboxDir {
-        &self.outbox_dir
+        &self.objects
     }
 
     pub(super) fn store(&self) -> StoreRef {
@@ -198,7 +198,7 @@ impl Outbox {
             return Err(DaemonError::Outbox { path: damage.path.clone(), why: damage.why.clone() });
         }
         if !state.synced {
-            self.create().map_err(DaemonError::io("create", self.outbox_dir.dir()))?;
+            self.create().map_err(DaemonError::io("create", self.objects.dir()))?;
             state.synced = true;
         }
         let path = self.dir.join(recover::STORE);
@@ -217,14 +217,14 @@ impl Outbox {
         let number = state.next_seal;
         state.next_seal = SealNumber(number.0 + 1);
         state.sealing.insert(number);
-        self.outbox_dir.set_used(Used::Yes);
+        self.objects.set_used(Used::Yes);
         Ok(number)
     }
 
     /// Creates the directories durably. Opening the store may have created them without syncing.
     fn create(&self) -> io::Result<()> {
-        durable::create_dirs(self.outbox_dir.dir())?;
-        self.outbox_dir.dir().ancestors().take(4).try_for_each(durable::sync_dir)
+        durable::create_dirs(self.objects.dir())?;
+        self.objects.dir().ancestors().take(4).try_for_each(durable::sync_dir)
     }
 
     /// Unregisters a capture, successful or not. Blocks.
@@ -243,7 +243,7 @@ impl Outbox {
         sealed: Moment,
         set_name: impl FnOnce(&NameRecord) -> Result<(), DaemonError>,
     ) -> Result<(), DaemonError> {
-        self.sync_objects().map_err(DaemonError::io("sync", self.outbox_dir.dir()))?;
+        self.sync_objects().map_err(DaemonError::io("sync", self.objects.dir()))?;
         let mut state = self.state.lock();
         let queue = match &mut state.queue {
             Ok(queue) => queue,
@@ -269,12 +269,12 @@ impl Outbox {
     /// that another has created and not synced yet.
     fn sync_objects(&self) -> io::Result<()> {
         for part in ["blobs", "indexes", "snapshots"] {
-            match durable::sync_dir(&self.outbox_dir.dir().join(part)) {
+            match durable::sync_dir(&self.objects.dir().join(part)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
-        durable::sync_dir(self.outbox_dir.dir())
+        durable::sync_dir(self.objects.dir())
     }
 
     /// Returns the current target of `name`, as far as this host knows.
@@ -283,8 +283,8 @@ impl Outbox {
             .entries()
             .filter(|entry| entry.name.as_ref().is_some_and(|claim| claim.name == *name));
         match last.last() {
-            Some(entry) if self.outbox_dir.has_name(name) => NameSeen::Snapshot(entry.snapshot),
-            _ => self.outbox_dir.seen(name),
+            Some(entry) if self.objects.has_name(name) => NameSeen::Snapshot(entry.snapshot),
+            _ => self.objects.seen(name),
         }
     }
 
@@ -332,7 +332,7 @@ impl Outbox {
         if let Some(Claim { name, .. }) = entry.name
             && !queue.claims(&name)
         {
-            durable::remove(&self.outbox_dir.file(&ObjectKey::Name(name)))?;
+            durable::remove(&self.objects.file(&ObjectKey::Name(name)))?;
         }
         state.failed.remove(&sequence);
         state.paused = None;
@@ -447,7 +447,7 @@ impl Outbox {
             // The record first: without it the other objects are not found.
             let keys = [ObjectKey::Record(id)].into_iter().chain(objects.into_iter().rev());
             for key in keys {
-                failed = failed.and(remove(&self.outbox_dir.file(&key)));
+                failed = failed.and(remove(&self.objects.file(&key)));
             }
         }
         let damaged = queue.damaged().iter().chain(&state.damaged).any(Damage::is_there);
@@ -465,12 +465,12 @@ impl Outbox {
     /// Removes leftovers of failed captures. Requires that nothing waits and no capture runs.
     fn clear(&self) -> io::Result<()> {
         for part in ["snapshots", "names", "indexes", "blobs"] {
-            match fs::remove_dir_all(self.outbox_dir.dir().join(part)) {
+            match fs::remove_dir_all(self.objects.dir().join(part)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
-        self.outbox_dir.set_used(Used::No);
+        self.objects.set_used(Used::No);
         Ok(())
     }
 }

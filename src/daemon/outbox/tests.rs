@@ -110,7 +110,7 @@ impl World {
             let time = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
             fs::File::open(path).unwrap().set_modified(time).unwrap();
         }
-        let outbox_dir = self.outbox().outbox_dir.dir().display().to_string();
+        let outbox_dir = self.outbox().objects.dir().display().to_string();
         let host = Host::open(self.state.clone(), &StoreConfig::new(outbox_dir)).unwrap();
         let labels = labels.iter().map(|(key, value)| ((*key).into(), (*value).into()));
         let options = CreateOptions {
@@ -164,7 +164,7 @@ impl World {
 
     /// The store as other processes on this host see it.
     fn usual(&self) -> OutboxDir {
-        self.outbox().outbox_dir.clone()
+        self.outbox().objects.clone()
     }
 
     /// Reads every byte of a snapshot from the store.
@@ -199,7 +199,7 @@ impl World {
     fn blob_of(&self, id: SnapshotId) -> PathBuf {
         let index = self.runtime.block_on(open_index(&self.far, &self.state, id)).unwrap();
         let blob = index.blob(BlobIdx(0)).unwrap();
-        self.outbox().outbox_dir.file(&ObjectKey::Blob(blob.id))
+        self.outbox().objects.file(&ObjectKey::Blob(blob.id))
     }
 }
 
