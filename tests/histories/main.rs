@@ -28,7 +28,7 @@ use host::Host;
 use plan::History;
 
 /// Histories that are played unless `INLAY_HISTORIES` says how many.
-const COUNT: u64 = 60;
+const COUNT: u64 = 200;
 /// The first seed, unless `INLAY_HISTORIES_SEED` says which.
 const SEED: u64 = 1;
 /// Histories that are played at the same time: most of each is waiting.
