@@ -12,6 +12,7 @@ use crate::units::ByteSize;
 
 const READERS: u64 = 8;
 const GROUP: usize = 20_000;
+const SEEDS_MAX: u64 = 60;
 
 /// The files of eight snapshots; every second file is shared, some of them in different groups.
 fn files() -> Vec<File> {
@@ -83,7 +84,11 @@ fn a_failing_disk_never_gives_a_wrong_byte_and_the_budget_is_kept() {
     let files = files();
     let working_set: usize = files.iter().step_by(2).map(|file| file.bytes.len()).sum();
     let (mut stored, mut evictions) = (0, 0);
-    for seed in 0..6 {
+    // How much is evicted depends on the scheduling of the cache's thread.
+    for seed in 0..SEEDS_MAX {
+        if seed >= 6 && stored > 100 && evictions > 20 {
+            break;
+        }
         let dir = tempfile::tempdir().unwrap();
         // A group, the remains of it after a failed write, and its `.ready` record.
         let slack = GROUP as u64 + 8192;
