@@ -214,6 +214,16 @@ mod tests {
         fs::write(dir.path().join("file"), b"").unwrap();
         assert!(create_dirs(&dir.path().join("file")).is_err());
         assert!(create_dirs(&dir.path().join("file/below")).is_err());
+        // Fails only after its parent was created.
+        let too_long = dir.path().join("d").join("n".repeat(300));
+        assert!(create_dirs(&too_long).is_err());
+    }
+
+    #[test]
+    fn failures_to_remove_and_to_sync_are_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(remove(dir.path()).is_err());
+        assert!(sync_dir(&dir.path().join("absent")).is_err());
     }
 
     #[test]

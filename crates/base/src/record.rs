@@ -366,16 +366,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("keeping.json");
         let text = r#"{"name":"a","inner":{"known":1,"maybe":2,"new":[{"x":1}],"deep":{"y":0}},
-            "later":{"z":true},"version":2}"#;
+            "later":{"z":true},"empty":{},"version":2}"#;
         fs::write(&path, text).unwrap();
         let mut keeping: Keeping = read(&path).unwrap().unwrap();
-        assert_eq!(keeping.unknown.names(), ["inner.deep.y", "inner.new", "later.z"]);
+        assert_eq!(keeping.unknown.names(), ["empty", "inner.deep.y", "inner.new", "later.z"]);
         (keeping.inner.known, keeping.inner.maybe) = (5, None);
         write(&path, &keeping).unwrap();
         let value: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         let wanted = serde_json::json!({
             "name": "a", "inner": {"known": 5, "new": [{"x": 1}], "deep": {"y": 0}},
-            "later": {"z": true}, "version": 3,
+            "later": {"z": true}, "empty": {}, "version": 3,
         });
         assert_eq!(value, wanted);
         // Once a newer version knows a field, it alone sets it.
