@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -108,14 +108,24 @@ impl ServerAnswer {
             None if code.is_some() || text.trim_start().starts_with('<') => None,
             None => Some(text.into_owned()),
         };
-        let retry_after = headers.get("retry-after").and_then(|v| v.to_str().ok()?.parse().ok());
         Self {
             status,
             code: code.as_deref().and_then(tidy),
             message: message.as_deref().and_then(tidy),
-            retry_after: retry_after.map(Duration::from_secs),
+            retry_after: headers
+                .get("retry-after")
+                .and_then(|value| retry_after(value.to_str().ok()?, SystemTime::now())),
         }
     }
+}
+
+/// Parses `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3). A date in the past is no wait.
+fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    if let Ok(seconds) = value.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = httpdate::parse_http_date(value.trim()).ok()?;
+    Some(at.duration_since(now).unwrap_or_default())
 }
 
 /// Returns one line of printable text, truncated; `None` if it is empty.
@@ -328,4 +338,25 @@ async fn start_of(body: HttpResponseBody) -> Bytes {
         }
     }
     start.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_asks_for_a_wait_in_seconds_or_until_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        for (value, wait) in [
+            ("7", Some(7)),
+            (" 7 ", Some(7)),
+            ("Sun, 06 Nov 1994 08:50:37 GMT", Some(60)),
+            ("Sun, 06 Nov 1994 08:48:37 GMT", Some(0)),
+            ("-1", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            assert_eq!(retry_after(value, now), wait.map(Duration::from_secs), "{value:?}");
+        }
+    }
 }
