@@ -58,8 +58,12 @@ impl Play<'_> {
         self.host.power_is_gone.store(false, Ordering::SeqCst);
         let planned =
             round.ops.iter().enumerate().filter_map(|(client, op)| Some((client, (*op)?)));
-        let planned: Vec<(usize, Op)> =
+        let mut planned: Vec<(usize, Op)> =
             planned.filter(|(client, op)| self.is_possible(*client, *op)).collect();
+        // A copy to a sandbox that is removed or stopped meanwhile may fail.
+        if planned.iter().any(|(client, op)| *client == 0 && matches!(op, Op::Remove | Op::Stop)) {
+            planned.retain(|(_, op)| !matches!(op, Op::CopyShared));
+        }
         let (outcomes, fault) = thread::scope(|scope| {
             let running: Vec<_> = planned
                 .iter()
@@ -92,8 +96,23 @@ impl Play<'_> {
             _ => None,
         };
         self.end(healed)?;
+        self.repeat(fault, &planned, &outcomes);
         let listed = self.settled(killed.as_deref())?;
         self.after(fault, &listed, &planned, outcomes)
+    }
+
+    /// Repeats removals and stops whose clients were killed: the daemon may carry them out at any
+    /// time from now on, and nothing reports when.
+    fn repeat(&self, fault: Fault, planned: &[(usize, Op)], outcomes: &[Outcome]) {
+        if fault != Fault::KillClients {
+            return;
+        }
+        for ((client, op), outcome) in planned.iter().zip(outcomes) {
+            if matches!(op, Op::Remove | Op::Stop) && outcome.result.is_err() {
+                // Fails if it has happened; what is there is looked up next.
+                drop(action::act(self, *client, *op));
+            }
+        }
     }
 
     fn is_possible(&self, client: usize, op: Op) -> bool {

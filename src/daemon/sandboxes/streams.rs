@@ -11,7 +11,7 @@ use futures::StreamExt;
 use inlay_sandbox::copy::{
     Holes, Keep, PIECES, Piece, PieceReader, PieceWriter, Root, pack, unpack,
 };
-use inlay_sandbox::{ExecOptions, LogEntry, LogFrom, LogReader, StdinFlow, Stream};
+use inlay_sandbox::{ExecOptions, LogEntry, LogFrom, LogReader, Phase, StdinFlow, Stream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 
@@ -117,6 +117,7 @@ impl Service {
         self.sandboxes().streams.spawn_blocking(move || {
             let mut out = Begun { begun: Some(begun), out: PieceWriter::new(sender) };
             let packed = sandbox.root().and_then(|root| Ok(pack(&root, &path, holes, &mut out)?));
+            let packed = packed.map_err(|error| sandbox.blame_removal(error));
             let begun = out.begun.take();
             let outcome = packed.and_then(|_| out.out.finish().map_err(|_| DaemonError::Ending));
             match (outcome, begun) {
@@ -145,8 +146,11 @@ impl Service {
         let sandbox = self.sandboxes().find(reference)?;
         let (sender, receiver) = mpsc::channel(PIECES);
         let copying = self.sandboxes().streams.spawn_blocking(move || {
-            let place = sandbox.root()?.place(&path)?;
-            Ok::<_, DaemonError>(unpack(&place, PieceReader::new(receiver), keep)?)
+            let unpacked = || {
+                let place = sandbox.root()?.place(&path)?;
+                Ok::<_, DaemonError>(unpack(&place, PieceReader::new(receiver), keep)?)
+            };
+            unpacked().map_err(|error| sandbox.blame_removal(error))
         });
         let stop = self.lifecycle().stop_token();
         let feeding = async {
@@ -176,6 +180,17 @@ impl Service {
             left_out: copied.left_out,
             attributes_left_out: copied.attributes_left_out,
         })
+    }
+}
+
+impl Sandbox {
+    /// Returns the cause of a failed copy: files of a sandbox that is being removed are missing.
+    fn blame_removal(&self, error: DaemonError) -> DaemonError {
+        let record = self.record.lock();
+        match record.phase {
+            Phase::Removing => DaemonError::BeingRemoved(record.name.clone()),
+            Phase::Creating | Phase::Running | Phase::Stopped { .. } => error,
+        }
     }
 }
 
