@@ -383,7 +383,9 @@ impl Run {
         if now < self.server_check.at {
             return;
         }
-        let server = self.turns.server().and_then(|id| Some((id, self.peers.get(&id)?.pid)));
+        // Before INIT is answered, asking the kernel to resend would end the connection.
+        let server = self.turns.server().filter(|_| self.turns.has_served());
+        let server = server.and_then(|id| Some((id, self.peers.get(&id)?.pid)));
         let dying = server.filter(|(_, pid)| is_dying(*pid));
         if let Some((id, pid)) = dying
             && self.server_check.dying == Some(id)
