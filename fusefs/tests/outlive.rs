@@ -522,10 +522,19 @@ fn reads_fail_in_a_server_that_leaves(kernel: Kernel) {
 
 /// A killed server cannot exit while a thread of it waits for a reply that it would have sent itself.
 #[test]
-fn a_killed_server_that_waits_for_itself_is_freed_and_nobody_else_notices() {
+fn a_killed_server_that_waits_for_itself_exits_and_the_next_one_serves() {
     for kernel in [Kernel::SendsAgain, Kernel::SendsNothingAgain] {
         a_killed_server_waits_for_itself(kernel);
     }
+}
+
+/// Whether a thread of the process waits for the reply to a FUSE request.
+fn waits_for_a_reply(process: &Process) -> bool {
+    let threads = fs::read_dir(format!("/proc/{}/task", process.0.id())).unwrap();
+    threads.flatten().any(|thread| {
+        fs::read_to_string(thread.path().join("wchan"))
+            .is_ok_and(|place| place.starts_with("request_wait_answer"))
+    })
 }
 
 fn a_killed_server_waits_for_itself(kernel: Kernel) {
@@ -539,10 +548,11 @@ fn a_killed_server_waits_for_itself(kernel: Kernel) {
     fs::write(&unreachable, "").unwrap();
     let mut second = session.serve();
     session.tell(&format!("read {}", dir.join("absent-1").display()));
-    let other = dir.join("absent-2");
-    let other = thread::spawn(move || fs::metadata(other).map(drop).map_err(|e| e.kind()));
-    // Both wait in the server.
-    thread::sleep(Duration::from_millis(200));
+    let own = Instant::now();
+    while !waits_for_a_reply(&second) {
+        assert!(own.elapsed() < PATIENCE, "the server sends no request to itself");
+        thread::sleep(Duration::from_millis(5));
+    }
     second.0.kill().unwrap();
     let killed = Instant::now();
     while second.0.try_wait().unwrap().is_none() {
@@ -553,6 +563,9 @@ fn a_killed_server_waits_for_itself(kernel: Kernel) {
         }
         thread::sleep(Duration::from_millis(5));
     }
+    // While there is no server.
+    let other = dir.join("absent-2");
+    let other = thread::spawn(move || fs::metadata(other).map(drop).map_err(|e| e.kind()));
     fs::remove_file(unreachable).unwrap();
     let _third = session.serve();
     assert_eq!(other.join().unwrap(), Err(std::io::ErrorKind::NotFound));

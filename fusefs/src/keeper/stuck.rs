@@ -6,6 +6,9 @@
 //! files. Its process keeps its locks and its socket until the reply comes, so that no other server
 //! could take over: the keeper answers these requests with `EINTR` in its place. All other requests
 //! stay unanswered, for the next server.
+//!
+//! Not solved: the thread may wait for another process's lookup of the same name (`d_alloc_parallel`),
+//! which only a server can answer.
 
 use std::collections::HashSet;
 use std::fs;
