@@ -207,7 +207,7 @@ pub struct MountShown {
     /// Users and groups of the snapshot that the mount shows as others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owners: Option<Owners>,
-    /// What the mount denies, whatever the modes of its files.
+    /// Restrictions of the mount, regardless of file modes.
     #[serde(default, skip_serializing_if = "MountFlags::is_empty")]
     pub flags: MountFlags,
     /// The id of the sandbox that the mount belongs to and ends with.

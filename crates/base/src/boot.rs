@@ -16,8 +16,9 @@ use serde::{Deserialize, Serialize};
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Reason not to sync the record of an object that ends with the boot.
-pub const ENDS_WITH_HOST: Volatile =
-    Volatile("what it describes ends with the host, and the next boot sets aside what is torn");
+pub const ENDS_WITH_HOST: Volatile = Volatile(
+    "its contents are valid for this boot only, and the next one sets a torn record aside",
+);
 
 /// The boot in which a daemon last served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

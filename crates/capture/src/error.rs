@@ -58,9 +58,7 @@ pub enum CaptureError {
         limit: Duration,
     },
     /// Something was mounted or unmounted during the capture.
-    #[error(
-        "what is mounted at the captured directory changed while the snapshot was taken; try again"
-    )]
+    #[error("the mount at the captured directory changed while the snapshot was taken; try again")]
     Remounted,
     /// The captured path is not a directory.
     #[error("{path} {what}; name a directory of the sandbox", path = path.display())]

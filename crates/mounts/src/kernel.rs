@@ -134,7 +134,7 @@ impl Answer {
     fn word(&self, wanted: u64, word: usize) -> io::Result<u64> {
         match self.0.get(word) {
             Some(found) if self.has(wanted) => Ok(*found),
-            _ => Err(io::Error::other("the kernel does not tell what is asked of a mount")),
+            _ => Err(io::Error::other("the kernel returned incomplete information about a mount")),
         }
     }
 

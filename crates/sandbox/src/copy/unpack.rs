@@ -342,7 +342,8 @@ impl<'p> Unpacking<'p> {
         if !names.first().is_some_and(|top| self.tops.contains(*top)) {
             return Err(wrong());
         }
-        let failed = |errno| CopyError::io("find what is linked to at", &self.place.path)(errno);
+        let failed =
+            |errno| CopyError::io("find the target of the hard link at", &self.place.path)(errno);
         let open = |dir: BorrowedFd<'_>, name: &CStr| {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             openat(dir, name, flags, Mode::empty()).map_err(failed)
