@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use inlay_mounts::{Caller, Claim, MakePath, MountError, MountRecord};
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::error::DaemonError;
 use super::lifecycle::InFlight;
@@ -17,6 +17,8 @@ const CLAIM_WITHIN: Duration = Duration::from_secs(10);
 /// The longest pause between two attempts. Nothing reports that a directory was renamed or removed
 /// by another program in the middle of a claim.
 const RETRY: Duration = Duration::from_millis(100);
+/// The shortest one. A claim that fails late notifies its own waiter.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// A request for a mount point.
 #[derive(Clone)]
@@ -131,6 +133,7 @@ impl Service {
             }
             // Timing out is not an error: it tries again.
             let _ = timeout_at(deadline.min(Instant::now() + RETRY), notified).await;
+            sleep(PAUSE).await;
         }
     }
 
