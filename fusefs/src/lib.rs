@@ -23,6 +23,7 @@ mod meter;
 mod notify;
 mod numbers;
 mod opens;
+pub mod peer;
 mod raw;
 mod unmounted;
 mod viewer;

@@ -1,10 +1,8 @@
-//! Wraps syscalls that no crate wraps safely: ioctls of the FUSE device, replacing a descriptor, and
-//! opening the process behind a socket.
-#![allow(unsafe_code, reason = "ioctl(2), dup3(2) and getsockopt(2) on others' descriptors")]
+//! Wraps syscalls that no crate wraps safely: ioctls of the FUSE device and replacing a descriptor.
+#![allow(unsafe_code, reason = "ioctl(2) and dup3(2) on others' descriptors")]
 
 use std::io;
-use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::ioctl::{Setter, Updater, ioctl, opcode};
@@ -20,35 +18,6 @@ pub(crate) fn replace(target: BorrowedFd<'_>, source: BorrowedFd<'_>) -> io::Res
     // the descriptor, which refers to another open file afterwards.
     let made = unsafe { libc::dup3(source.as_raw_fd(), target.as_raw_fd(), libc::O_CLOEXEC) };
     if made < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// `SO_PEERPIDFD` of `asm-generic/socket.h`.
-const PEER_PIDFD: libc::c_int = 77;
-
-/// Returns a pidfd of the process that connected `socket`, even if its PID was reused meanwhile.
-/// Returns `None` before Linux 6.5.
-pub(crate) fn peer_process(socket: impl AsFd) -> io::Result<Option<OwnedFd>> {
-    let mut pidfd: libc::c_int = -1;
-    let mut len = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
-    // SAFETY: the socket is borrowed, so it is open; the kernel writes at most `len` bytes.
-    let done = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            PEER_PIDFD,
-            (&raw mut pidfd).cast(),
-            &raw mut len,
-        )
-    };
-    if done == 0 && pidfd >= 0 {
-        // SAFETY: the kernel has just created it for this call, close-on-exec.
-        return Ok(Some(unsafe { OwnedFd::from_raw_fd(pidfd) }));
-    }
-    match io::Error::last_os_error() {
-        error if done != 0 && error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
-        error if done != 0 => Err(error),
-        _ => Err(io::ErrorKind::InvalidData.into()),
-    }
 }
 
 /// Returns a second descriptor of the connection behind `device`, with its own open file

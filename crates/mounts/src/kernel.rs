@@ -196,30 +196,6 @@ pub fn has_statmount() -> bool {
     }
 }
 
-/// Returns a pidfd of the peer of a connected socket; requires Linux 6.5.
-pub(crate) fn peer_process(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    /// `SO_PEERPIDFD`, the same on all supported architectures.
-    const PEER_PROCESS: libc::c_int = 77;
-    let mut number: libc::c_int = -1;
-    let mut len = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(io::Error::other)?;
-    // SAFETY: the kernel writes at most `len` bytes, which is the size of the number; both live
-    // until the call returns.
-    let outcome = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            PEER_PROCESS,
-            (&raw mut number).cast(),
-            &raw mut len,
-        )
-    };
-    if outcome < 0 || number < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just created this descriptor for this call alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
-}
-
 /// The maximum length of a file handle in bytes (`MAX_HANDLE_SZ`).
 const HANDLE_LEN_MAX: usize = 128;
 

@@ -6,13 +6,12 @@ use std::str::SplitAsciiWhitespace;
 use std::sync::Arc;
 use std::time::Duration;
 
+use inlay_fusefs::peer;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-
-use super::kernel;
 
 /// A process of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -96,12 +95,15 @@ impl Process {
     /// Returns the peer of a connected socket, as of the time it connected. `None` if it has exited
     /// or is not visible to this process.
     pub fn peer(socket: BorrowedFd<'_>) -> io::Result<Option<Self>> {
-        let handle = match kernel::peer_process(socket) {
-            Ok(handle) => handle,
+        let handle = match peer::pidfd(socket) {
+            Ok(Some(handle)) => handle,
             // Older kernels report only the pid.
-            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
-                let peer = rustix::net::sockopt::socket_peercred(socket)?;
-                return Self::hold(u32::try_from(peer.pid.as_raw_nonzero().get()).unwrap_or(0));
+            Ok(None) => {
+                let Some(pid) = peer::credentials(socket)?.pid else { return Ok(None) };
+                return match u32::try_from(pid.as_raw_nonzero().get()) {
+                    Ok(pid) => Self::hold(pid),
+                    Err(_) => Ok(None),
+                };
             }
             // It has exited.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EINVAL)) => {

@@ -124,18 +124,19 @@ mod tests {
     use super::super::id::SandboxId;
     use super::super::monitor;
     use super::*;
-    use rustix::process::{getpid, getsid};
     use rustix::stdio::dup2_stdout;
 
     /// Set in the monitors of these tests: the state directory and the sandbox's id.
     const SANDBOX: &str = "INLAY_TEST_SANDBOX";
 
-    /// Runs a test of this binary as a monitor. Its stdout is a file, and the pipe to its parent is
-    /// descriptor 3.
+    /// Runs a test of this binary as a monitor, by the command in the remaining arguments if there
+    /// are any. Its stdout is a file, and the pipe to its parent is descriptor 3.
     const RUN: &str = r#"
-exec 3>&1 >"$1"
+exec 3>&1 4</proc/$PPID/exe >"$1"
 export INLAY_TEST_SANDBOX="$2"
-exec /proc/$PPID/exe --exact "$3" --nocapture
+name=$3
+shift 3
+exec "$@" /proc/self/fd/4 --exact "$name" --nocapture
 "#;
 
     /// A sandbox without a record, so that its monitor fails.
@@ -152,13 +153,14 @@ exec /proc/$PPID/exe --exact "$3" --nocapture
             Self { layout, dir }
         }
 
-        /// Spawns its monitor, which is the test `name`, and returns the error and its output.
-        fn monitor(&self, name: &str) -> (SandboxError, String) {
+        /// Spawns its monitor, which is the test `name` run by the command `by`, and returns the
+        /// error and its output.
+        fn monitor(&self, name: &str, by: &[&str]) -> (SandboxError, String) {
             let out = self.dir.path().join("out");
             let sandbox = format!("{} {}", self.dir.path().display(), self.layout.id());
             let name = format!("spawn::tests::{name}");
             let words = ["-c", RUN, "sh", out.to_str().unwrap(), &sandbox, &name];
-            let words: Vec<_> = words.iter().map(OsString::from).collect();
+            let words: Vec<_> = words.iter().chain(by).map(OsString::from).collect();
             let error = spawn(&self.layout, "/bin/sh".as_ref(), &words).unwrap_err();
             (error, fs::read_to_string(&out).unwrap())
         }
@@ -175,14 +177,17 @@ exec /proc/$PPID/exe --exact "$3" --nocapture
     fn a_monitor_has_a_session_of_its_own() {
         if let Some((state, id)) = as_monitor() {
             monitor::run(&state, &id).unwrap_err();
-            println!("a session of its own: {}", getsid(None).unwrap() == getpid());
+            println!("a session of its own: {}", monitor::leads_session());
             return;
         }
         let sandbox = Box::new();
         // It fails before its report, which would redirect its stdout.
         fs::create_dir(sandbox.layout.monitor_lock()).unwrap();
-        let (error, said) = sandbox.monitor("a_monitor_has_a_session_of_its_own");
-        assert!(said.contains("a session of its own: true"), "{said} {error}");
+        // The second monitor can't see the leader of the session that it is started in.
+        for by in [&[][..], &["unshare", "--pid", "--fork", "--mount-proc"]] {
+            let (error, said) = sandbox.monitor("a_monitor_has_a_session_of_its_own", by);
+            assert!(said.contains("a session of its own: true"), "{by:?}: {said} {error}");
+        }
     }
 
     /// Cgroups nested more deeply than inlay removes.
@@ -214,7 +219,7 @@ exec /proc/$PPID/exe --exact "$3" --nocapture
             dir.push("d");
         }
         let name = "a_failed_creation_is_reported_even_if_it_can_not_be_cleaned_up";
-        let (error, said) = sandbox.monitor(name);
+        let (error, said) = sandbox.monitor(name, &[]);
         assert!(matches!(error, SandboxError::Refused(_)), "{said} {error}");
         assert_eq!(error.to_string(), "the sandbox has no record");
     }

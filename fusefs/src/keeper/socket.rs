@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmodat, openat, unlinkat};
-use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind,
@@ -18,7 +17,7 @@ use rustix::net::{
 use rustix::process::{Pid, PidfdFlags, geteuid, pidfd_open};
 
 use super::wire::{DESCRIPTORS_MAX, MESSAGE_LEN_MAX};
-use crate::raw::peer_process;
+use crate::peer;
 
 /// Backlog of pending connections.
 const BACKLOG: i32 = 16;
@@ -65,7 +64,7 @@ pub(super) fn accept_from(listener: &OwnedFd) -> io::Result<Option<(OwnedFd, Pid
     match allowed(&socket) {
         Ok(pid) => Ok(Some((socket, pid))),
         Err(error) => {
-            tracing::warn!(%error, "rejected a connection of another user");
+            tracing::warn!(%error, "rejected a connection");
             Ok(None)
         }
     }
@@ -119,7 +118,7 @@ fn new_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
 /// Opens the process that connected `socket`. Fails with `ESRCH` if it has ended: another process
 /// may hold its end of the connection, and its PID may name a third.
 pub(super) fn process_of(socket: &OwnedFd, pid: Pid) -> io::Result<OwnedFd> {
-    let process = match peer_process(socket)? {
+    let process = match peer::pidfd(socket)? {
         Some(process) => process,
         // Before Linux 6.5. Wrong if the process ended since it connected, left its end open
         // elsewhere, and its PID was reused, all before the keeper accepted.
@@ -134,12 +133,11 @@ pub(super) fn process_of(socket: &OwnedFd, pid: Pid) -> io::Result<OwnedFd> {
 
 /// Checks that the peer runs as root or as this user.
 fn allowed(socket: &OwnedFd) -> io::Result<Pid> {
-    let peer = socket_peercred(socket)?;
-    if peer.uid.is_root() || peer.uid == geteuid() {
-        Ok(peer.pid)
-    } else {
-        Err(io::ErrorKind::PermissionDenied.into())
+    let peer = peer::credentials(socket)?;
+    if !peer.uid.is_root() && peer.uid != geteuid() {
+        return Err(io::ErrorKind::PermissionDenied.into());
     }
+    peer.pid.ok_or_else(|| io::Error::other("the peer is in another PID namespace"))
 }
 
 /// A socket address holds 107 bytes, but the path may be longer, so its directory is named by a
@@ -224,7 +222,7 @@ mod tests {
         // Only root can choose a PID, and no kernel before 6.5 tells the two apart.
         let reused = said.trim() == number;
         assert!(reused || !geteuid().is_root(), "{said}");
-        if !reused || peer_process(&socket).is_ok_and(|peer| peer.is_some()) {
+        if !reused || peer::pidfd(&socket).is_ok_and(|peer| peer.is_some()) {
             process_of(&socket, pid).unwrap_err();
         }
         drop(reuser.stdin.take());

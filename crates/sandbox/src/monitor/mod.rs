@@ -17,4 +17,6 @@ mod server;
 mod setup;
 mod shared;
 
+#[cfg(test)]
+pub(crate) use setup::leads_session;
 pub use setup::run;

@@ -14,7 +14,7 @@ use inlay_base::sockets::with_short_path;
 use inlay_mounts::ProcessId;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use rustix::process::{getpid, getsid, set_child_subreaper, setsid};
+use rustix::process::{getpid, set_child_subreaper, setsid};
 use rustix::stdio::dup2_stdout;
 use tokio::net::UnixListener;
 use tokio::runtime::Builder;
@@ -72,10 +72,18 @@ pub fn run(state: &Path, id: &SandboxId) -> Result<(), SandboxError> {
 /// Starts a session of its own: closing the parent's terminal, ending its session or a signal to its
 /// process group must not affect the sandbox.
 fn leave_session() -> Result<(), Errno> {
-    if getsid(None)? == getpid() {
-        return Ok(());
+    match setsid() {
+        // setsid(2) also refuses the leader of a session, which needs no other one.
+        Err(Errno::PERM) if leads_session() => Ok(()),
+        left => left.map(drop),
     }
-    setsid().map(drop)
+}
+
+/// Reports whether this process leads its session. `rustix::process::getsid` can't tell: the id of a
+/// session whose leader is in another PID namespace is 0, which it assumes never to be returned.
+pub(crate) fn leads_session() -> bool {
+    let session = stat_field("self", SESSION_FIELD);
+    session == Some(std::process::id())
 }
 
 /// Holds `lock` as long as anything of the sandbox exists that only this process can end.
@@ -248,11 +256,21 @@ async fn create_container(
     Ok(Streams { init, handle, ended, input, output })
 }
 
-/// Reports whether `pid` is a child of this process: field 4 of proc(5)'s `stat`.
+/// Reports whether `pid` is a child of this process.
 fn is_child(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let parent = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1));
-    parent.and_then(|parent| parent.parse().ok()) == Some(std::process::id())
+    stat_field(&pid.to_string(), PARENT_FIELD) == Some(std::process::id())
+}
+
+/// The parent's pid in proc(5)'s `stat`, counted from the field after the program's name.
+const PARENT_FIELD: usize = 1;
+
+/// The session id, counted in the same way.
+const SESSION_FIELD: usize = 3;
+
+fn stat_field(pid: &str, field: usize) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The program's name is in parentheses and may contain any character.
+    stat.rsplit(") ").next()?.split(' ').nth(field)?.parse().ok()
 }
 
 /// Records how the first process ended and cleans up after it.
