@@ -23,8 +23,9 @@ pub const REGION: &str = "us-east-1";
 /// A running server. Dropping it ends the process and removes its files.
 #[derive(Debug)]
 pub struct Weed {
-    // Dropped before the directory that it writes to.
+    // Dropped before what it has made.
     server: Server,
+    _sockets: Sockets,
     s3: SocketAddr,
     filer: SocketAddr,
     scratch: TempDir,
@@ -45,7 +46,9 @@ impl Weed {
         let addresses = free_addresses::<8>()?;
         let [master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc] = addresses;
         let port = |name: &str, address: SocketAddr| format!("-{name}={}", address.port());
+        let sockets = Sockets(addresses.map(|address| address.port()));
         let arguments = [
+            format!("-logdir={}", scratch.path().display()),
             "server".into(),
             "-ip=127.0.0.1".into(),
             "-ip.bind=127.0.0.1".into(),
@@ -77,7 +80,7 @@ impl Weed {
         server.wait_until(|| matches!(http::status("POST", filer, &bucket, ""), Ok(201)))?;
         // Without credentials, the answer of a server that is up is "forbidden".
         server.wait_until(|| matches!(http::status("GET", s3, "/", ""), Ok(403)))?;
-        Ok(Self { server, s3, filer, scratch })
+        Ok(Self { server, _sockets: sockets, s3, filer, scratch })
     }
 
     /// Where S3 is spoken.
@@ -111,6 +114,21 @@ impl Weed {
             ("AWS_REGION", REGION.into()),
             ("AWS_ALLOW_HTTP", "true".into()),
         ]
+    }
+}
+
+/// The unix sockets that a server makes beside its ports, in a directory that can't be chosen.
+/// Dropping it removes them.
+#[derive(Debug)]
+struct Sockets([u16; 8]);
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        for port in self.0 {
+            for part in ["master-grpc", "volume-grpc", "filer", "filer-grpc", "s3", "s3-grpc"] {
+                drop(fs::remove_file(format!("/tmp/seaweedfs-{part}-{port}.sock")));
+            }
+        }
     }
 }
 
