@@ -15,7 +15,6 @@ mod session;
 mod signals;
 mod socket;
 mod stored;
-mod stuck;
 mod succession;
 mod wire;
 

@@ -23,7 +23,6 @@ mod meter;
 mod notify;
 mod numbers;
 mod opens;
-pub mod peer;
 mod raw;
 mod unmounted;
 mod viewer;

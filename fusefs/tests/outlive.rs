@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -520,24 +520,35 @@ fn reads_fail_in_a_server_that_leaves(kernel: Kernel) {
     assert_eq!(session.keeper().status().unwrap().deaths, 0);
 }
 
-/// A killed server cannot exit while a thread of it waits for a reply that it would have sent itself.
+/// A killed server cannot exit while a thread of it waits for a reply that it would have sent itself,
+/// or for another process's lookup of the same name.
 #[test]
-fn a_killed_server_that_waits_for_itself_exits_and_the_next_one_serves() {
+fn a_killed_server_that_waits_for_itself_does_not_hold_up_the_next_one() {
     for kernel in [Kernel::SendsAgain, Kernel::SendsNothingAgain] {
-        a_killed_server_waits_for_itself(kernel);
+        for others in ["absent-1", "absent-2"] {
+            a_killed_server_waits_for_itself(kernel, others);
+        }
     }
 }
 
-/// Whether a thread of the process waits for the reply to a FUSE request.
-fn waits_for_a_reply(process: &Process) -> bool {
-    let threads = fs::read_dir(format!("/proc/{}/task", process.0.id())).unwrap();
+/// Whether a thread of the process waits in one of the functions `places` of the kernel.
+fn waits_in(process: u32, places: &[&str]) -> bool {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap();
     threads.flatten().any(|thread| {
         fs::read_to_string(thread.path().join("wchan"))
-            .is_ok_and(|place| place.starts_with("request_wait_answer"))
+            .is_ok_and(|wchan| places.iter().any(|place| wchan.starts_with(place)))
     })
 }
 
-fn a_killed_server_waits_for_itself(kernel: Kernel) {
+fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let since = Instant::now();
+    while !is_so() {
+        assert!(since.elapsed() < PATIENCE, "{what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn a_killed_server_waits_for_itself(kernel: Kernel, others: &str) {
     let session = kernel.session();
     fs::write(session.place.tree().join("file"), "x").unwrap();
     session.put(1, &Snapshot::of(&session.place.tree()), false);
@@ -547,30 +558,33 @@ fn a_killed_server_waits_for_itself(kernel: Kernel) {
     let unreachable = session.place.state().join("unreachable-1");
     fs::write(&unreachable, "").unwrap();
     let mut second = session.serve();
+    let mut other =
+        Command::new("stat").arg(dir.join(others)).stderr(Stdio::null()).spawn().unwrap();
+    eventually("another process looks up", || waits_in(other.id(), &["request_wait_answer"]));
     session.tell(&format!("read {}", dir.join("absent-1").display()));
-    let own = Instant::now();
-    while !waits_for_a_reply(&second) {
-        assert!(own.elapsed() < PATIENCE, "the server sends no request to itself");
-        thread::sleep(Duration::from_millis(5));
-    }
+    eventually("the server looks up", || {
+        waits_in(second.0.id(), &["request_wait_answer", "d_alloc_parallel"])
+    });
     second.0.kill().unwrap();
+    fs::remove_file(unreachable).unwrap();
+    let third = session.serve();
+    // Otherwise nothing could end it.
+    let cut = || inlay_fusefs::keeper::give_up(&session.place.state().join("fs"));
     let killed = Instant::now();
     while second.0.try_wait().unwrap().is_none() {
         if killed.elapsed() > Duration::from_secs(20) {
-            // Otherwise nothing could end it.
-            inlay_fusefs::keeper::give_up(&session.place.state().join("fs"));
+            cut();
             panic!("a killed server does not exit");
         }
         thread::sleep(Duration::from_millis(5));
     }
-    // While there is no server.
-    let other = dir.join("absent-2");
-    let other = thread::spawn(move || fs::metadata(other).map(drop).map_err(|e| e.kind()));
-    fs::remove_file(unreachable).unwrap();
-    let _third = session.serve();
-    assert_eq!(other.join().unwrap(), Err(std::io::ErrorKind::NotFound));
+    assert_eq!(other.wait().unwrap().code(), Some(1), "not found");
     assert_eq!(fs::read(dir.join("file")).unwrap(), b"x");
     assert_eq!(session.keeper().status().unwrap().deaths, 2);
+    // The lock of the third one is not the first byte's.
+    third.kill();
+    let _fourth = session.serve();
+    assert_eq!(fs::read(dir.join("file")).unwrap(), b"x");
 }
 
 /// The index of one snapshot cannot be opened, because the store does not respond. Only the readers

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use inlay_base::dying::is_peer_dying;
 use inlay_base::sockets;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -231,11 +232,15 @@ impl Client {
     /// Connects to the daemon. Must be called within [`Client::wait`].
     pub(crate) fn connect(&self) -> Result<UnixStream, ClientError> {
         let stream = sockets::connect(&self.socket).and_then(|stream| {
+            // The kernel accepts connections for a killed daemon until it has exited.
+            if is_peer_dying(&stream)? {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
             stream.set_nonblocking(true)?;
             UnixStream::from_std(stream)
         });
         stream.map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 ClientError::NotRunning(self.state())
             }
             _ => ClientError::io("connect to", &self.socket)(error),

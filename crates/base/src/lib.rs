@@ -4,8 +4,9 @@
 //! versioned JSON records and never treats an unreadable record as absent. [`remove`], [`trash`],
 //! [`descent`], [`held`] and [`in_root`] handle directories that untrusted programs fill, [`text`]
 //! their file names. [`descriptors`] and [`signals`] reset inherited process state; [`programs`]
-//! finds executables of the host; [`mountinfo`] parses the kernel's mount table, [`bytes`] checks partial reads. [`inject`] arms
-//! faults for tests.
+//! finds executables of the host; [`mountinfo`] parses the kernel's mount table, [`bytes`] checks
+//! partial reads. [`peer`] identifies the process behind a socket, and [`dying`] recognizes one that
+//! was killed and can't exit. [`inject`] arms faults for tests.
 
 pub mod boot;
 pub mod bytes;
@@ -13,10 +14,12 @@ pub mod descent;
 pub mod descriptors;
 pub mod durable;
 pub mod duration;
+pub mod dying;
 pub mod held;
 pub mod in_root;
 pub mod inject;
 pub mod mountinfo;
+pub mod peer;
 pub mod programs;
 pub mod record;
 pub mod remove;

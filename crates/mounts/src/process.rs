@@ -6,7 +6,7 @@ use std::str::SplitAsciiWhitespace;
 use std::sync::Arc;
 use std::time::Duration;
 
-use inlay_fusefs::peer;
+use inlay_base::peer;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};

@@ -13,14 +13,14 @@ use crate::notify;
 use crate::raw::clone_device;
 
 /// Size of the largest write that any server may have negotiated, with its header.
-pub(super) const REQUEST_ROOM: usize = (16 << 20) + 2 * 4096;
+const REQUEST_ROOM: usize = (16 << 20) + 2 * 4096;
 const IN_HEADER_LEN: usize = 40;
 /// Requests of one connection answered before the others get a turn.
 const AT_ONCE: usize = 64;
 
 /// What a request needs, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wants {
+enum Wants {
     NoAnswer,
     Close { handle: u64 },
     CloseDirectory,
@@ -107,7 +107,7 @@ fn settle(ledger: &mut Ledger, device: impl AsFd, unique: u64, wants: Wants) -> 
     answer(device, unique, error)
 }
 
-pub(super) fn parse(request: &[u8]) -> Option<(u64, Wants)> {
+fn parse(request: &[u8]) -> Option<(u64, Wants)> {
     let opcode = u32::from_ne_bytes(*request.get(4..)?.first_chunk()?);
     let unique = u64::from_ne_bytes(*request.get(8..)?.first_chunk()?);
     let wants = match opcode {
@@ -122,7 +122,7 @@ pub(super) fn parse(request: &[u8]) -> Option<(u64, Wants)> {
     Some((unique, wants))
 }
 
-pub(super) fn answer(device: impl AsFd, unique: u64, error: i32) -> io::Result<()> {
+fn answer(device: impl AsFd, unique: u64, error: i32) -> io::Result<()> {
     let mut reply = [0; 16];
     let fields = 16u32.to_ne_bytes().into_iter().chain((-error).to_ne_bytes());
     for (to, from) in reply.iter_mut().zip(fields.chain(unique.to_ne_bytes())) {

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use inlay_base::dying::is_dying;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
 use rustix::process::{Pid, Signal, pidfd_send_signal, setsid};
@@ -18,7 +19,6 @@ use super::error::KeeperError;
 use super::refuse::Refuser;
 use super::session::{Begin, Past, Session, nobody_is_there};
 use super::signals::{Signalled, Signals};
-use super::stuck::{free, is_dying};
 use super::succession::{Action, Limits, PeerId, Turns};
 use super::wire::{Ask, ConnectionNote, KeeperStatus, Tell, decode, encode};
 use super::{Claim, socket};
@@ -27,7 +27,7 @@ use crate::kind::ConnectionKind;
 /// Maximum number of clients; more are turned away.
 const PEERS_MAX: usize = 64;
 /// How often the keeper checks whether its server was killed and can't exit. One that is still there
-/// at the next check is freed.
+/// at the next check has ended, as far as the session is concerned.
 const CHECK_SERVER: Duration = Duration::from_secs(1);
 /// Maximum number of respawned servers before the keeper gives up.
 const RESPAWNS_MAX: u32 = 8;
@@ -377,30 +377,25 @@ impl Run {
         }
     }
 
-    /// Frees a server that was killed and can't exit.
+    /// Passes over a server that was killed and can't exit. It may wait for what only the next
+    /// server can answer; see [`inlay_base::dying`].
     fn check_server(&mut self) {
         let now = Instant::now();
         if now < self.server_check.at {
             return;
         }
-        // Before INIT is answered, asking the kernel to resend would end the connection.
-        let server = self.turns.server().filter(|_| self.turns.has_served());
-        let server = server.and_then(|id| Some((id, self.peers.get(&id)?.pid)));
+        let server = self.turns.server().and_then(|id| Some((id, self.peers.get(&id)?.pid)));
         let dying = server.filter(|(_, pid)| is_dying(*pid));
+        let last = std::mem::replace(
+            &mut self.server_check,
+            ServerCheck { at: now + CHECK_SERVER, dying: dying.map(|(id, _)| id) },
+        );
         if let Some((id, pid)) = dying
-            && self.server_check.dying == Some(id)
+            && last.dying == Some(id)
         {
-            match free(pid, &self.session.connections, &self.session.ledger) {
-                Ok(0) => {}
-                Ok(requests) => tracing::warn!(
-                    %pid,
-                    requests,
-                    "a killed daemon waited for requests to its own mounts; interrupted them"
-                ),
-                Err(error) => tracing::warn!(%error, %pid, "can't free a killed daemon"),
-            }
+            tracing::warn!(%pid, "a killed daemon does not exit; the next one serves");
+            self.process_ended(id);
         }
-        self.server_check = ServerCheck { at: now + CHECK_SERVER, dying: dying.map(|(id, _)| id) };
     }
 
     /// Handles the end of a client's connection.

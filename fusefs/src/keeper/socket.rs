@@ -17,7 +17,7 @@ use rustix::net::{
 use rustix::process::{Pid, PidfdFlags, geteuid, pidfd_open};
 
 use super::wire::{DESCRIPTORS_MAX, MESSAGE_LEN_MAX};
-use crate::peer;
+use inlay_base::peer;
 
 /// Backlog of pending connections.
 const BACKLOG: i32 = 16;

@@ -107,11 +107,6 @@ impl Turns {
         self.waiting.len()
     }
 
-    /// Whether a server has served in this session, i.e. the kernel's INIT requests are answered.
-    pub(super) fn has_served(&self) -> bool {
-        self.has_served
-    }
-
     pub(super) fn deaths(&self) -> u64 {
         self.deaths
     }

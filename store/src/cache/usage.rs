@@ -4,11 +4,13 @@
 //! Space is reserved before it is written, so a process that dies in between leaves the count too
 //! high, never too low. The next process that opens the cache alone after such a crash recounts.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use zerocopy::little_endian::U64;
@@ -18,6 +20,12 @@ use super::disk::Disk;
 
 const MAGIC: [u8; 8] = *b"INLAYUSE";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// How long an update waits for the lock. Another process holds it for a recount, or was killed in
+/// an update and can't exit before this one answers a request: then waiting longer would deadlock.
+const LOCK_WITHIN: Duration = Duration::from_secs(5);
+/// Pause between attempts to take the lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// More than any cache can use: marks the count as unknown, so that nothing is stored until a
 /// recount succeeds. The count may be too high at any time, but must never be too low.
@@ -68,13 +76,14 @@ impl Usage {
     }
 
     /// Replaces the count with the result of `change`; `None` leaves it unchanged. Returns the
-    /// resulting count and whether it changed. Atomic across processes.
+    /// resulting count and whether it changed. Atomic across processes. Fails with `TimedOut` if
+    /// another process holds the lock for too long.
     pub(super) fn update(
         &self,
         change: impl FnOnce(u64) -> Option<u64>,
     ) -> io::Result<(u64, Outcome)> {
         let file = self.file.lock();
-        file.lock()?;
+        lock(&file, LOCK_WITHIN)?;
         let updated = self.read_and_change(&file, change);
         file.unlock()?;
         updated
@@ -106,6 +115,18 @@ pub(super) enum Outcome {
     Unchanged,
 }
 
+fn lock(file: &File, limit: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::TimedOut.into()),
+        }
+    }
+}
+
 fn boot() -> [u8; 40] {
     let mut id = [0; 40];
     // Without an id, every boot looks the same. Files are still verified one by one.
@@ -118,8 +139,6 @@ fn boot() -> [u8; 40] {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::TryLockError;
-
     use super::*;
 
     #[test]
@@ -137,5 +156,8 @@ mod tests {
         assert_eq!(update.unwrap(), (6, Outcome::Changed));
         other.try_lock().unwrap();
         assert_eq!(usage.valid(), Some(6));
+        let own = File::open(&path).unwrap();
+        let timed_out = lock(&own, Duration::from_millis(20)).unwrap_err();
+        assert_eq!(timed_out.kind(), io::ErrorKind::TimedOut);
     }
 }
