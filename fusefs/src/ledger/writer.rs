@@ -30,13 +30,11 @@ impl Ledger {
     pub(crate) fn become_writer(&self) -> Result<(), LedgerError> {
         for byte in 0..LOCKS {
             if lock(&self.file, byte, libc::F_WRLCK)? {
-                return match writer(&self.file)? {
-                    None => Ok(()),
-                    Some(_) => {
-                        lock(&self.file, byte, libc::F_UNLCK)?;
-                        Err(LedgerError::Served)
-                    }
-                };
+                if writer(&self.file)?.is_none() {
+                    return Ok(());
+                }
+                lock(&self.file, byte, libc::F_UNLCK)?;
+                return Err(LedgerError::Served);
             }
             if let Some(pid) = holder(&self.file, byte)?
                 && !is_dying(pid)
