@@ -132,7 +132,7 @@ impl Host {
         for offset in (0..LARGE_LEN).step_by(PIECE) {
             read(self.large, offset as u64, PIECE);
         }
-        while self.fetcher.figures().flights > 0 || content.whole(self.large).is_none() {
+        while self.fetcher.stats().flights > 0 || content.whole(self.large).is_none() {
             std::thread::sleep(Duration::from_millis(10));
         }
     }

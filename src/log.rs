@@ -6,7 +6,7 @@
 use std::fmt::{self, Debug};
 use std::io::IsTerminal;
 
-use inlay_base::text::Shown;
+use inlay_base::text::Escaped;
 use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
@@ -28,7 +28,7 @@ fn fields() -> impl for<'w> FormatFields<'w> + 'static {
 }
 
 fn field(out: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> fmt::Result {
-    let value = Shown(format_args!("{value:?}")).to_string();
+    let value = Escaped(format_args!("{value:?}")).to_string();
     match field.name() {
         "message" => out.write_str(&value),
         name => write!(out, "{}={value}", name.strip_prefix("r#").unwrap_or(name)),

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use inlay_base::inject;
-use inlay_base::text::Shown;
+use inlay_base::text::Escaped;
 use inlay_mounts::features;
 use inlayfs::cli::{self, Cli, is_mount_helper, mount_as_helper};
 use inlayfs::{config, log};
@@ -50,7 +50,7 @@ fn mount_helper(words: impl Iterator<Item = OsString>) -> ExitCode {
     match mount_as_helper(words) {
         Ok(()) => ExitCode::SUCCESS,
         Err((message, code)) => {
-            let message = Shown(shortened(&message));
+            let message = Escaped(shortened(&message));
             writeln!(std::io::stderr(), "mount.inlay: {message}").ok();
             ExitCode::from(code)
         }
@@ -71,7 +71,7 @@ fn shortened(message: &str) -> String {
 }
 
 fn fail(message: &str, code: u8) -> ExitCode {
-    // One line: `Shown` escapes line breaks in names. Best effort: standard error may be closed.
-    writeln!(std::io::stderr(), "inlay: {}", Shown(shortened(message))).ok();
+    // One line: `Escaped` escapes line breaks in names. Best effort: standard error may be closed.
+    writeln!(std::io::stderr(), "inlay: {}", Escaped(shortened(message))).ok();
     ExitCode::from(code)
 }

@@ -205,12 +205,12 @@ fn the_ideal_of_an_own_store_counts_its_latency_and_bandwidth() {
     let ended = place.bench_by(command, &["--method", "profile", &good]);
     let report = report(&ended);
     assert!(ended.status.success(), "{report}");
-    let figures = &report["links"][0]["figures"];
-    let latency = figures["latency"].as_f64().unwrap();
-    let bandwidth = figures["bandwidth"].as_f64().unwrap_or_else(|| panic!("{report}"));
+    let speed = &report["links"][0]["figures"];
+    let latency = speed["latency"].as_f64().unwrap();
+    let bandwidth = speed["bandwidth"].as_f64().unwrap_or_else(|| panic!("{report}"));
     // A busy machine makes the link look slower; what its sockets hold makes it look a little faster.
-    assert!(latency > 0.9 * LATENCY, "{figures}");
-    assert!(0.0 < bandwidth && bandwidth < 1.5 * RATE, "{figures}");
+    assert!(latency > 0.9 * LATENCY, "{speed}");
+    assert!(0.0 < bandwidth && bandwidth < 1.5 * RATE, "{speed}");
     let native = cell(&report, "good", "native", "hot")["seconds"]["median"].as_f64().unwrap();
     let needed = report["scenarios"][0]["needed"]["stored_bytes"].as_f64().unwrap();
     assert!(needed > DATA as f64, "{report}");

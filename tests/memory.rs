@@ -27,7 +27,7 @@ use inlay_store::tree::{Meta, NodeId, NodeKind, Tree, TreeLimits};
 use inlay_testkit::process::Server;
 use inlay_testkit::scratch;
 use inlayfs::daemon::{
-    CacheUse, Client, LoadOptions, MOUNTS, MountOrigin, MountRequest, MountShown, Paths, StoreRef,
+    CacheUse, Client, LoadOptions, MOUNTS, MountInfo, MountOrigin, MountRequest, Paths, StoreRef,
 };
 
 /// What a thousand snapshots may take.
@@ -138,7 +138,7 @@ fn measure(snapshots: u32, files: u32) -> Measured {
             deadline_ms: 60_000,
         };
         let start = Instant::now();
-        let _: MountShown = client.post(MOUNTS, &request, LIMIT).unwrap();
+        let _: MountInfo = client.post(MOUNTS, &request, LIMIT).unwrap();
         times.push(start.elapsed());
     }
     let status = client.status().unwrap().unwrap();

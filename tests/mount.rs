@@ -388,8 +388,8 @@ fn a_mount_whose_caller_gave_up_does_not_stay() {
     use inlay_testkit::proxy::Proxy;
     use inlay_testkit::weed::{BUCKET, Weed};
     use inlayfs::daemon::{
-        CacheUse, Client, ClientError, ErrorKind, LoadOptions, MOUNTS, MountOrigin, MountRequest,
-        MountShown, Paths, StoreRef,
+        CacheUse, Client, ClientError, ErrorKind, LoadOptions, MOUNTS, MountInfo, MountOrigin,
+        MountRequest, Paths, StoreRef,
     };
     let weed = Weed::start().unwrap();
     let proxy = Proxy::start(weed.address()).unwrap();
@@ -424,7 +424,7 @@ fn a_mount_whose_caller_gave_up_does_not_stay() {
         deadline_ms: 50,
     };
     let api = Client::new(&Paths::of(next.state())).unwrap();
-    let late = api.post::<MountShown>(MOUNTS, &request, std::time::Duration::from_mins(1));
+    let late = api.post::<MountInfo>(MOUNTS, &request, std::time::Duration::from_mins(1));
     let late = late.unwrap_err();
     let ClientError::Refused(answer) = &late else { panic!("{late}") };
     assert_eq!(answer.kind, ErrorKind::Deadline);

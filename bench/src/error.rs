@@ -45,7 +45,7 @@ pub enum BenchError {
         limit: Duration,
     },
     /// A scenario's command exited before it was ready.
-    #[error("the command {how} before it was ready{}", said(output))]
+    #[error("the command {how} before it was ready{}", printed_output(output))]
     Ended {
         /// Exit status, as text.
         how: String,
@@ -53,7 +53,7 @@ pub enum BenchError {
         output: String,
     },
     /// A scenario's command was not ready before the deadline.
-    #[error("the command was not ready after {limit:?}{}", said(output))]
+    #[error("the command was not ready after {limit:?}{}", printed_output(output))]
     NotReady {
         /// The deadline.
         limit: Duration,
@@ -82,7 +82,7 @@ impl BenchError {
     }
 }
 
-fn said(output: &str) -> String {
+fn printed_output(output: &str) -> String {
     let output = output.trim();
     if output.is_empty() { String::new() } else { format!("; it said: {output}") }
 }

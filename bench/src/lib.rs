@@ -27,11 +27,11 @@ mod visit;
 pub use adapter::Described;
 pub use error::BenchError;
 pub use interrupt::Interrupt;
-pub use link::{LinkChoice, LinkFigures};
+pub use link::{LinkChoice, LinkSpeed};
 pub use method::{HostState, Method};
 pub use page::page;
 pub use report::{
-    Cell, Conditions, LinkShown, MethodShown, Needed, Outcome, Report, Sample, ScenarioShown,
+    Cell, Conditions, LinkReport, MethodReport, Needed, Outcome, Report, Sample, ScenarioReport,
     Verdict, Whose, markdown,
 };
 pub use scenario::{MountPart, Ready, Scenario, Source};

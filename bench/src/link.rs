@@ -17,14 +17,14 @@ pub enum LinkChoice {
 
 /// Latency and bandwidth of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct LinkFigures {
+pub struct LinkSpeed {
     /// Seconds from a request to the first byte of its response.
     pub latency: f64,
     /// Bytes per second; `None` if unlimited.
     pub bandwidth: Option<f64>,
 }
 
-impl LinkFigures {
+impl LinkSpeed {
     /// Merges two measurements of one link: the lower latency and the higher bandwidth.
     #[must_use]
     pub fn or_better(&self, other: &Self) -> Self {
@@ -45,7 +45,7 @@ impl LinkFigures {
     }
 }
 
-impl fmt::Display for LinkFigures {
+impl fmt::Display for LinkSpeed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.4} ms", self.latency * 1e3)?;
         match self.bandwidth {
@@ -79,18 +79,18 @@ mod tests {
 
     #[test]
     fn a_later_measurement_without_a_rate_does_not_hide_the_rate() {
-        let measured = LinkFigures { latency: 0.02, bandwidth: Some(25e6) };
-        let small = LinkFigures { latency: 0.01, bandwidth: None };
-        let both = LinkFigures { latency: 0.01, bandwidth: Some(25e6) };
+        let measured = LinkSpeed { latency: 0.02, bandwidth: Some(25e6) };
+        let small = LinkSpeed { latency: 0.01, bandwidth: None };
+        let both = LinkSpeed { latency: 0.01, bandwidth: Some(25e6) };
         assert_eq!(measured.or_better(&small), both);
         assert_eq!(small.or_better(&measured), both);
     }
 
     #[test]
     fn the_ideal_is_two_latencies_the_bytes_and_the_native_time() {
-        let wan = LinkFigures { latency: 0.05, bandwidth: Some(25e6) };
+        let wan = LinkSpeed { latency: 0.05, bandwidth: Some(25e6) };
         assert!((wan.ideal(25_000_000, 0.4) - 1.5).abs() < 1e-9);
-        let free = LinkFigures { latency: 0.0, bandwidth: None };
+        let free = LinkSpeed { latency: 0.0, bandwidth: None };
         assert!((free.ideal(u64::MAX, 0.4) - 0.4).abs() < 1e-9);
     }
 }

@@ -16,9 +16,9 @@ use plot::{Row, chart};
 use sha2::{Digest, Sha256};
 use text::Escaped;
 
-use super::link::LinkFigures;
+use super::link::LinkSpeed;
 use super::method::HostState;
-use super::report::{Cell, LinkShown, Outcome, Report, ScenarioShown, Whose};
+use super::report::{Cell, LinkReport, Outcome, Report, ScenarioReport, Whose};
 
 const STYLE: &str = include_str!("page/page.css");
 const NOTHING: &str = "–";
@@ -191,8 +191,8 @@ fn overview_row(name: &str, cells: &[Option<&Cell>], out: &mut dyn Write) -> fmt
 
 fn section(
     report: &Report,
-    link: &LinkShown,
-    scenario: &ScenarioShown,
+    link: &LinkReport,
+    scenario: &ScenarioReport,
     out: &mut dyn Write,
 ) -> fmt::Result {
     writeln!(
@@ -231,8 +231,8 @@ fn section(
 /// Returns the reference of a state in seconds, and its name.
 fn reference(
     report: &Report,
-    link: &LinkShown,
-    scenario: &ScenarioShown,
+    link: &LinkReport,
+    scenario: &ScenarioReport,
     state: HostState,
 ) -> Option<(f64, &'static str)> {
     if state == HostState::Cold {
@@ -243,13 +243,13 @@ fn reference(
     Some((number(cell)?.median, "native"))
 }
 
-fn ideal(link: &LinkShown, scenario: &ScenarioShown) -> String {
+fn ideal(link: &LinkReport, scenario: &ScenarioReport) -> String {
     let (Some(ideal), Some(figures), Some(needed)) =
         (scenario.ideal.get(&link.name), link.figures, scenario.needed)
     else {
         return "The ideal is not known.".to_owned();
     };
-    let LinkFigures { latency, bandwidth } = figures;
+    let LinkSpeed { latency, bandwidth } = figures;
     let rate = bandwidth.map_or(String::new(), |rate| format!(" at {:.1} MB/s", rate / 1e6));
     format!(
         "The ideal is {ideal:.3} s: two latencies of {:.1} ms, {:.1} MB in {} groups{rate}, and the hot native start.",

@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::command::{Program, Running, wait_readable};
 use super::error::BenchError;
 use super::interrupt::Interrupt;
-use super::link::LinkFigures;
+use super::link::LinkSpeed;
 
 /// Deadline of the first answer; the program starts its servers before it.
 const START_LIMIT: Duration = Duration::from_mins(1);
@@ -134,13 +134,13 @@ impl ShapedStore {
 
     /// Shapes all further traffic as on this link, with jitter seeded by `seed`. Resets the
     /// counters.
-    pub(super) fn shape(&mut self, link: &str, seed: u64) -> Result<LinkFigures, BenchError> {
+    pub(super) fn shape(&mut self, link: &str, seed: u64) -> Result<LinkSpeed, BenchError> {
         if link.contains(char::is_whitespace) {
             return Err(BenchError::Request(format!("{link:?} is no link")));
         }
         let shaped: Shaped = self.ask(&format!("link {link} {seed}"))?;
         self.forget()?;
-        Ok(LinkFigures { latency: shaped.latency_s, bandwidth: shaped.bytes_per_s })
+        Ok(LinkSpeed { latency: shaped.latency_s, bandwidth: shaped.bytes_per_s })
     }
 
     /// Resets the counters.

@@ -12,11 +12,11 @@ use super::container::Runtime;
 use super::error::BenchError;
 use super::inlay::{Fetched, Inlay};
 use super::interrupt::Interrupt;
-use super::link::{LinkChoice, LinkFigures};
+use super::link::{LinkChoice, LinkSpeed};
 use super::method::{HostState, Method};
 use super::parts::{Layouts, Parts};
 use super::report::{
-    Cell, Conditions, LinkShown, MethodShown, Needed, Report, ScenarioShown, VERSION, Whose,
+    Cell, Conditions, LinkReport, MethodReport, Needed, Report, ScenarioReport, VERSION, Whose,
 };
 use super::scenario::{Scenario, Source};
 use super::server::ShapedStore;
@@ -73,7 +73,7 @@ pub trait Progress {
 }
 
 #[derive(Deserialize)]
-struct ProfileShown {
+struct ProfileJson {
     groups: Vec<serde_json::Value>,
     stored_bytes: u64,
     raw_bytes: u64,
@@ -326,12 +326,12 @@ fn empty_report(
         links: options
             .links
             .iter()
-            .map(|link| LinkShown { name: link.to_string(), figures: None })
+            .map(|link| LinkReport { name: link.to_string(), figures: None })
             .collect(),
         scenarios: options.scenarios.iter().map(scenario_shown).collect(),
         methods: methods
             .iter()
-            .map(|method| MethodShown {
+            .map(|method| MethodReport {
                 name: method.name().to_owned(),
                 about: described(method),
                 whose: whose(method),
@@ -343,8 +343,8 @@ fn empty_report(
     }
 }
 
-fn scenario_shown(scenario: &Scenario) -> ScenarioShown {
-    ScenarioShown {
+fn scenario_shown(scenario: &Scenario) -> ScenarioReport {
+    ScenarioReport {
         name: scenario.name.clone(),
         about: scenario.about.clone(),
         command: scenario.command.clone(),
@@ -363,7 +363,7 @@ impl Run<'_> {
     /// records a profile of it.
     fn prepare(&mut self) -> Result<(), BenchError> {
         self.cells();
-        self.figures()?;
+        self.stats()?;
         let uses_adapters =
             self.methods.iter().any(|method| matches!(method, Method::Adapter { .. }));
         let layouts = if uses_adapters { Layouts::Wanted } else { Layouts::NotWanted };
@@ -397,7 +397,7 @@ impl Run<'_> {
         }
     }
 
-    fn figures(&mut self) -> Result<(), BenchError> {
+    fn stats(&mut self) -> Result<(), BenchError> {
         let Some(servers) = &mut self.bench.servers else { return Ok(()) };
         for (link, shown) in self.options.links.iter().zip(&mut self.report.links) {
             if let LinkChoice::Shaped(name) = link {
@@ -458,7 +458,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn profile(&self, part: &str, label: &str) -> Result<Option<ProfileShown>, BenchError> {
+    fn profile(&self, part: &str, label: &str) -> Result<Option<ProfileJson>, BenchError> {
         let words = ["--json", "profile", "show", part, "--label", label];
         let said = self
             .bench
@@ -502,7 +502,7 @@ impl Run<'_> {
             return;
         }
         if let (Some(latency), Some(link)) = (fetched.round_trip, self.report.links.first_mut()) {
-            let now = LinkFigures { latency, bandwidth: fetched.rate };
+            let now = LinkSpeed { latency, bandwidth: fetched.rate };
             link.figures = Some(link.figures.map_or(now, |before| before.or_better(&now)));
         }
     }

@@ -56,7 +56,7 @@ impl RequestMeter {
 
 impl Metering {
     /// Returns the requests measured since `start`.
-    pub fn figures(&self) -> Metered {
+    pub fn stats(&self) -> Metered {
         let now = self.meter.all();
         Metered {
             requests: now.requests.saturating_sub(self.before.requests),
@@ -91,8 +91,8 @@ mod tests {
         drop(meter.request());
         let two = meter.start();
         drop(meter.request());
-        assert_eq!((one.figures().requests, two.figures().requests), (2, 1));
-        assert!(one.figures().busy >= two.figures().busy);
+        assert_eq!((one.stats().requests, two.stats().requests), (2, 1));
+        assert!(one.stats().busy >= two.stats().busy);
         drop(one);
         assert!(meter.request().is_some());
         drop(two);

@@ -47,12 +47,12 @@ pub(crate) async fn run(shared: Arc<Shared>, request: Request, stop: Cancellatio
     let fetched = fetch(&shared, id, class, &unsettled, range.clone(), &stop).await;
     let stored = match fetched {
         Ok((stored, waited)) => {
-            shared.tell(|| FetchEvent::Received(id));
+            shared.emit(|| FetchEvent::Received(id));
             running.ended(Some((waited, stored.len() as u64)));
             stored
         }
         Err(why) => {
-            shared.tell(|| FetchEvent::Over(id, why.as_told()));
+            shared.emit(|| FetchEvent::Over(id, why.as_told()));
             unsettled.into_iter().for_each(Unsettled::leave_to_request);
             // Dropped after `buffers`, so that a retry finds room.
             drop(buffers);
@@ -76,7 +76,7 @@ pub(crate) async fn run(shared: Arc<Shared>, request: Request, stop: Cancellatio
     drop(stored);
     let all = landed.iter().all(Option::is_some);
     let told = if all { FetchEvent::Ready(id) } else { FetchEvent::Over(id, Failure::Failed) };
-    shared.tell(|| told);
+    shared.emit(|| told);
     let landed = landed.into_iter().flatten().collect();
     insert(&shared, class, &mut buffers, landed).await;
 }
@@ -138,7 +138,7 @@ async fn fetch(
     if let Some(watch) = shared.watched() {
         let groups: Vec<GroupRef> = unsettled.iter().map(|one| one.want).collect();
         let (blob, range) = (first.blob, range.clone());
-        watch.told(&FetchEvent::Sent(Sent { id, class, blob, range, groups: &groups }));
+        watch.on_event(&FetchEvent::Sent(Sent { id, class, blob, range, groups: &groups }));
     }
     let (start, limits, began) = (range.start, &shared.limits, Instant::now());
     let arrivals = Arc::new(Watch {
@@ -153,7 +153,7 @@ async fn fetch(
     tokio::select! {
         got = timeout(limits.deadline, get) => match got {
             Ok(Ok(stored)) => {
-                arrivals.tell();
+                arrivals.notify();
                 Ok((stored, began.elapsed()))
             }
             Ok(Err(source)) => Err(NoBytes::Error(FetchError::Store {
@@ -178,7 +178,7 @@ struct Watch {
 }
 
 impl Watch {
-    fn tell(&self) {
+    fn notify(&self) {
         let bytes = self.untold.swap(0, Ordering::Relaxed);
         let now = self.shared.now();
         self.shared.table.lock().scheduler.arrived(now, self.id, bytes);
@@ -191,10 +191,10 @@ impl Arrivals for Watch {
         if !self.answered.swap(true, Ordering::Relaxed) {
             let (now, after) = (self.shared.now(), self.began.elapsed());
             self.shared.table.lock().scheduler.answered(now, after);
-            self.shared.tell(|| FetchEvent::FirstByte(self.id));
+            self.shared.emit(|| FetchEvent::FirstByte(self.id));
         }
         if self.untold.fetch_add(bytes, Ordering::Relaxed) + bytes >= TELL_BYTES {
-            self.tell();
+            self.notify();
         }
     }
 }
@@ -286,7 +286,7 @@ async fn insert(shared: &Arc<Shared>, class: Class, buffers: &mut Buffers, lande
 /// several tasks check concurrently.
 fn has_room(cache: &Cache, len: usize) -> bool {
     let (high, low) = cache.marks();
-    cache.figures().disk_bytes.saturating_add(len as u64) <= low.midpoint(high)
+    cache.stats().disk_bytes.saturating_add(len as u64) <= low.midpoint(high)
 }
 
 enum Done {

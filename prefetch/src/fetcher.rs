@@ -22,14 +22,14 @@ use crate::batch;
 use crate::error::FetchError;
 use crate::limits::FetchLimits;
 use crate::scheduler::{
-    Action, Joined, LinkEstimate, Looked, Moment, Request, Ticket, Urgency, WorkId,
+    Action, Joined, LinkEstimate, Moment, Probed, Request, Ticket, Urgency, WorkId,
 };
 use crate::source::RangeSource;
-use crate::stats::{Counters, FetchFigures, Gauged, count};
+use crate::stats::{Counters, FetchStats, Gauged, count};
 use crate::table::{Table, Waiter, Wanted};
 use crate::want::{Class, GroupRef, Key};
 use crate::watch::{FetchEvent, FetchWatch};
-use crate::work::{GroupList, Loading, Mounting, look};
+use crate::work::{GroupList, Loading, Mounting, missing_groups};
 use crate::workers::Workers;
 
 /// Fetches groups. Cheap to clone; clones share all state.
@@ -270,9 +270,9 @@ impl Fetcher {
     }
 
     /// Returns the fetcher's stats.
-    pub fn figures(&self) -> FetchFigures {
+    pub fn stats(&self) -> FetchStats {
         let gauges = self.shared.table.lock().gauges();
-        self.shared.counters.figures(&gauges)
+        self.shared.counters.stats(&gauges)
     }
 
     /// Returns the current estimate of the link to the store.
@@ -305,9 +305,9 @@ impl Shared {
     }
 
     /// Reports an event if the observer is on.
-    pub(crate) fn tell(&self, event: impl FnOnce() -> FetchEvent<'static>) {
+    pub(crate) fn emit(&self, event: impl FnOnce() -> FetchEvent<'static>) {
         if let Some(watch) = self.watched() {
-            watch.told(&event());
+            watch.on_event(&event());
         }
     }
 
@@ -320,7 +320,7 @@ impl Shared {
         if let Some(watch) = self.watched() {
             let keys: Vec<Key> = keys.collect();
             if !keys.is_empty() {
-                watch.told(&FetchEvent::Queued(&keys));
+                watch.on_event(&FetchEvent::Queued(&keys));
             }
         }
     }
@@ -342,12 +342,12 @@ impl Shared {
                     drop(table);
                     self.begin(request, stop);
                 }
-                Action::Look { work, groups, class } => {
+                Action::Probe { work, groups, class } => {
                     let list = table.lists.get(&work).map(Arc::clone);
                     drop(table);
                     let shared = Arc::clone(self);
-                    let look = async move { shared.look(work, list, groups, class).await };
-                    self.tasks.spawn_on(look, &self.runtime);
+                    let probe = async move { shared.probe(work, list, groups, class).await };
+                    self.tasks.spawn_on(probe, &self.runtime);
                 }
                 Action::Cancel(id) => {
                     let stop = table.stops.get(&id).cloned();
@@ -379,25 +379,25 @@ impl Shared {
         self.tasks.spawn_on(batch::run(Arc::clone(self), request, stop), &self.runtime);
     }
 
-    async fn look(
+    async fn probe(
         self: &Arc<Self>,
         work: WorkId,
         list: Option<Arc<dyn GroupList>>,
         groups: Vec<u32>,
         class: Class,
     ) {
-        let looked = match (&self.cache, list) {
+        let probed = match (&self.cache, list) {
             (Some(cache), Some(list)) => {
                 let cache = cache.clone();
                 let coming = self.coming.load(Relaxed);
-                let looking = move || look(&cache, &*list, &groups, class, coming);
+                let probing = move || missing_groups(&cache, &*list, &groups, class, coming);
                 // A panic in the probe comes from the index; then nothing is loaded.
-                self.runtime.spawn_blocking(looking).await.unwrap_or_default()
+                self.runtime.spawn_blocking(probing).await.unwrap_or_default()
             }
-            _ => Looked::default(),
+            _ => Probed::default(),
         };
         let now = self.now();
-        self.table.lock().scheduler.looked(now, work, looked);
+        self.table.lock().scheduler.probed(now, work, probed);
         self.pump();
     }
 

@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::task::yield_now;
 
 use crate::doubles::{Blob, Double, Fault, SharedStore};
-use crate::{Class, FetchError, FetchFigures, FetchLimits, Fetcher, GroupRef};
+use crate::{Class, FetchError, FetchLimits, FetchStats, Fetcher, GroupRef};
 
 fn fetcher(double: Double, cache: Option<Cache>, limits: FetchLimits) -> (Fetcher, Arc<Double>) {
     let double = Arc::new(double);
@@ -29,12 +29,12 @@ async fn until(done: impl Fn() -> bool) {
     }
 }
 
-async fn ends_clean(fetcher: &Fetcher) -> FetchFigures {
+async fn ends_clean(fetcher: &Fetcher) -> FetchStats {
     fetcher.shutdown().await;
-    let figures = fetcher.figures();
-    let gauges = (figures.waiting, figures.tasks, figures.flights, figures.buffer_bytes);
+    let stats = fetcher.stats();
+    let gauges = (stats.waiting, stats.tasks, stats.flights, stats.buffer_bytes);
     assert_eq!(gauges, (0, 0, 0, 0));
-    figures
+    stats
 }
 
 #[tokio::test]
@@ -44,7 +44,7 @@ async fn a_thousand_readers_make_one_request() {
     let reads = (0..1000).map(|_| fetcher.group(&blob.wants[0]));
     let mut reads = Box::pin(join_all(reads));
     assert!(reads.as_mut().now_or_never().is_none());
-    assert_eq!(fetcher.figures().waiting, 1000);
+    assert_eq!(fetcher.stats().waiting, 1000);
     double.open(Class::Demand, 1000);
     for read in reads.await {
         assert_eq!(read.unwrap(), blob.raw[0]);
@@ -93,13 +93,13 @@ async fn demand_does_not_wait_behind_read_ahead() {
     assert_eq!(fetcher.group(&blob.wants[40]).await.unwrap(), blob.raw[40]);
     let demand: Vec<_> = double.seen().into_iter().skip(2).map(|seen| seen.class).collect();
     assert_eq!(demand, [Class::Demand, Class::Demand]);
-    assert_eq!(fetcher.figures().promoted, 2);
+    assert_eq!(fetcher.stats().promoted, 2);
     // A group that read-ahead has in flight is joined.
     let mut first = Box::pin(fetcher.group(&blob.wants[0]));
     assert!(first.as_mut().now_or_never().is_none());
     double.open(Class::ReadAhead, 1000);
     assert_eq!(first.await.unwrap(), blob.raw[0]);
-    until(|| fetcher.figures().flights == 0).await;
+    until(|| fetcher.stats().flights == 0).await;
     assert_eq!(double.seen().len(), 64, "each group is fetched once");
     ends_clean(&fetcher).await;
 }
@@ -116,9 +116,9 @@ async fn too_many_hints_are_dropped() {
     let double = Double::new(&[&blob]).gated(Class::ReadAhead);
     let (fetcher, double) = fetcher(double, None, limits);
     fetcher.read_ahead(blob.wants.clone());
-    assert_eq!(fetcher.figures().hints_dropped, 56);
+    assert_eq!(fetcher.stats().hints_dropped, 56);
     double.open(Class::ReadAhead, 1000);
-    until(|| fetcher.figures().flights == 0).await;
+    until(|| fetcher.stats().flights == 0).await;
     assert_eq!(double.seen().len(), 8);
     ends_clean(&fetcher).await;
 }
@@ -148,9 +148,9 @@ async fn a_fetch_that_nobody_waits_for_is_dropped_and_can_be_had_again() {
     assert!(read.as_mut().now_or_never().is_none());
     until(|| double.seen().len() == 1).await;
     drop(read);
-    until(|| fetcher.figures().tasks == 0).await;
+    until(|| fetcher.stats().tasks == 0).await;
     assert_eq!(*double.cut.lock(), 1);
-    assert_eq!(fetcher.figures().flights, 0);
+    assert_eq!(fetcher.stats().flights, 0);
     double.open(Class::Demand, 1);
     assert_eq!(fetcher.group(&blob.wants[0]).await.unwrap(), blob.raw[0]);
     ends_clean(&fetcher).await;
@@ -196,7 +196,7 @@ async fn a_panic_in_the_decoder_is_an_error_of_its_own_and_counted() {
             let FetchError::Panicked { blob: id, offset } = &error else { panic!("{error}") };
             assert_eq!((*id, *offset), (blob.id, blob.wants[1].group.offset));
         }
-        until(|| !double.seen().is_empty() && fetcher.figures().tasks == 0).await;
+        until(|| !double.seen().is_empty() && fetcher.stats().tasks == 0).await;
         assert_eq!(double.seen().len(), 1);
         let failed_readers = u64::from(class == Class::Demand);
         assert_eq!(ends_clean(&fetcher).await.failed, failed_readers);
@@ -210,8 +210,8 @@ async fn a_panic_in_the_store_is_an_error_of_its_own_and_counted() {
     let error = fetcher.group(&blob.wants[1]).await.unwrap_err();
     assert!(matches!(error, FetchError::Panicked { .. }), "{error}");
     assert_eq!(double.seen().len(), 1);
-    let figures = ends_clean(&fetcher).await;
-    assert!(figures.failed == 1 && figures.failed_requests.iter().sum::<u64>() == 1);
+    let stats = ends_clean(&fetcher).await;
+    assert!(stats.failed == 1 && stats.failed_requests.iter().sum::<u64>() == 1);
 }
 
 #[tokio::test]
@@ -293,12 +293,12 @@ async fn without_a_cache_memory_keeps_a_group_for_a_while() {
     let (fetcher, double) = fetcher(Double::new(&[&blob]), None, limits);
     for place in [0, 0, 1, 0, 1] {
         assert_eq!(fetcher.group(&blob.wants[place]).await.unwrap(), blob.raw[place]);
-        until(|| fetcher.figures().tasks == 0).await;
+        until(|| fetcher.stats().tasks == 0).await;
     }
     assert_eq!(double.seen().len(), 2);
     assert_eq!(fetcher.here(&blob.wants[0]), Some(blob.raw[0].clone()));
     fetcher.group(&blob.wants[2]).await.unwrap();
-    until(|| fetcher.figures().tasks == 0).await;
+    until(|| fetcher.stats().tasks == 0).await;
     assert_eq!([0, 1, 2].map(|p| fetcher.here(&blob.wants[p]).is_some()), [true, false, true]);
     ends_clean(&fetcher).await;
 }
@@ -312,7 +312,7 @@ async fn what_was_fetched_is_in_the_cache() {
     let (fetcher, double) = fetcher(Double::new(&[&blob]), Some(cache.clone()), limits);
     fetcher.read_ahead(blob.wants[2..].to_vec());
     fetcher.groups(&blob.wants[..2]).await.unwrap();
-    until(|| fetcher.figures().tasks == 0).await;
+    until(|| fetcher.stats().tasks == 0).await;
     for (want, raw) in blob.wants.iter().zip(&blob.raw) {
         assert_eq!(cache.read_all(&want.group.digest).unwrap(), raw[..]);
     }

@@ -42,7 +42,7 @@ pub struct Histogram {
 
 /// Counts of a histogram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct HistogramFigures {
+pub struct HistogramCounts {
     /// Durations per bucket; the last bucket is above all bounds.
     pub buckets: [u64; BOUNDS_MICROS.len() + 1],
     /// Sum of all durations, in microseconds.
@@ -66,15 +66,15 @@ impl Histogram {
     }
 
     /// Returns the current counts. Not an atomic snapshot across buckets.
-    pub fn figures(&self) -> HistogramFigures {
-        HistogramFigures {
+    pub fn stats(&self) -> HistogramCounts {
+        HistogramCounts {
             buckets: self.buckets.each_ref().map(|bucket| bucket.load(Ordering::Relaxed)),
             sum_micros: self.sum_micros.load(Ordering::Relaxed),
         }
     }
 }
 
-impl HistogramFigures {
+impl HistogramCounts {
     /// Total number of durations.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
@@ -99,12 +99,12 @@ mod tests {
         for micros in [0, 10, 11, 1_000_000, 100_000_001] {
             histogram.take(Duration::from_micros(micros));
         }
-        let figures = histogram.figures();
-        assert_eq!(figures.buckets[..2], [2, 1]);
-        assert_eq!(figures.buckets[15..], [1, 0, 0, 0, 0, 0, 0, 1]);
-        assert_eq!((figures.count(), figures.sum_micros), (5, 101_000_022));
+        let stats = histogram.stats();
+        assert_eq!(stats.buckets[..2], [2, 1]);
+        assert_eq!(stats.buckets[15..], [1, 0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!((stats.count(), stats.sum_micros), (5, 101_000_022));
         histogram.take_for(Duration::from_micros(2), 16);
-        let figures = histogram.figures();
-        assert_eq!((figures.buckets[0], figures.sum_micros), (18, 101_000_054));
+        let stats = histogram.stats();
+        assert_eq!((stats.buckets[0], stats.sum_micros), (18, 101_000_054));
     }
 }

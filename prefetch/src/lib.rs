@@ -21,11 +21,11 @@ mod workers;
 
 pub use error::FetchError;
 pub use fetcher::Fetcher;
-pub use histogram::{BOUNDS_MICROS, Histogram, HistogramFigures, STEP_MAX};
+pub use histogram::{BOUNDS_MICROS, Histogram, HistogramCounts, STEP_MAX};
 pub use limits::FetchLimits;
 pub use sequential::{ReadAheadLimits, SequentialReads, StreamId};
 pub use source::RangeSource;
-pub use stats::FetchFigures;
+pub use stats::FetchStats;
 pub use want::{Class, GroupRef, Key};
 pub use watch::{Failure, FetchEvent, FetchWatch, Sent};
 pub use work::{GroupList, Loading, Mounting};

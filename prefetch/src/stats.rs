@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::histogram::{Histogram, HistogramFigures};
+use crate::histogram::{Histogram, HistogramCounts};
 use crate::want::Class;
 
 /// One counter per class.
@@ -44,7 +44,7 @@ pub(crate) struct Counters {
 
 /// Stats of a fetcher since its creation. Arrays are indexed like [`Class::ALL`].
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct FetchFigures {
+pub struct FetchStats {
     /// Requests to the store.
     pub requests: [u64; Class::ALL.len()],
     /// Bytes received from the store.
@@ -70,9 +70,9 @@ pub struct FetchFigures {
     /// Groups that the cache rejected.
     pub not_cached: u64,
     /// Wait times of readers whose group was already queued or in flight.
-    pub wait_in_flight: HistogramFigures,
+    pub wait_in_flight: HistogramCounts,
     /// Wait times of readers whose group was fetched for them.
-    pub wait_store: HistogramFigures,
+    pub wait_store: HistogramCounts,
     /// Gauge: readers waiting.
     pub waiting: u64,
     /// Gauge: requests in flight, or with groups being decoded or cached.
@@ -85,7 +85,7 @@ pub struct FetchFigures {
     pub queued: [u64; Class::ALL.len()],
 }
 
-impl FetchFigures {
+impl FetchStats {
     /// Returns the bytes received from the store, all classes.
     pub fn fetched_bytes(&self) -> u64 {
         self.bytes.iter().sum()
@@ -155,9 +155,9 @@ pub(crate) struct Gauges {
 }
 
 impl Counters {
-    pub(crate) fn figures(&self, gauges: &Gauges) -> FetchFigures {
+    pub(crate) fn stats(&self, gauges: &Gauges) -> FetchStats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        FetchFigures {
+        FetchStats {
             requests: self.requests.load(),
             bytes: self.bytes.load(),
             groups: self.groups.load(),
@@ -170,8 +170,8 @@ impl Counters {
             corrupt: load(&self.corrupt),
             failed: load(&self.failed),
             not_cached: load(&self.not_cached),
-            wait_in_flight: self.wait_in_flight.figures(),
-            wait_store: self.wait_store.figures(),
+            wait_in_flight: self.wait_in_flight.stats(),
+            wait_store: self.wait_store.stats(),
             waiting: load(&self.waiting),
             tasks: load(&self.tasks),
             flights: gauges.flights,
@@ -214,14 +214,14 @@ mod tests {
         counters.wait_store.take(std::time::Duration::from_millis(3));
         let gauges = Gauges { flights: 5, buffer_bytes: 7, queued: [1; Class::ALL.len()] };
         let _waiting = Gauged::new(&counters.waiting);
-        let one = counters.figures(&gauges);
+        let one = counters.stats(&gauges);
         let mut both = one;
         both.add(&one);
         assert_eq!((both.demand_requests(), both.joined, both.wait_store.count()), (4, 2, 2));
         assert_eq!((both.waiting, both.flights, both.buffer_bytes), (2, 10, 14));
         assert_eq!(both.queued, [2; Class::ALL.len()]);
         let mut past = one.done();
-        past.add(&FetchFigures::default());
+        past.add(&FetchStats::default());
         assert_eq!((past.demand_requests(), past.joined), (2, 1));
         assert_eq!((past.waiting, past.flights, past.buffer_bytes), (0, 0, 0));
         assert_eq!(past.queued, [0; Class::ALL.len()]);

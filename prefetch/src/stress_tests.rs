@@ -83,8 +83,8 @@ async fn storm(seed: u64, cache: Option<Cache>) -> (u32, u32) {
     let totals = readers.join_all().await.into_iter();
     let totals = totals.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
     fetcher.shutdown().await;
-    let figures = fetcher.figures();
-    let gauges = (figures.waiting, figures.tasks, figures.flights, figures.buffer_bytes);
+    let stats = fetcher.stats();
+    let gauges = (stats.waiting, stats.tasks, stats.flights, stats.buffer_bytes);
     assert_eq!(gauges, (0, 0, 0, 0), "seed {seed}");
     totals
 }

@@ -14,7 +14,7 @@ pub trait FetchWatch: Send + Sync + 'static {
     fn is_on(&self) -> bool;
 
     /// Delivers an event.
-    fn told(&self, event: &FetchEvent<'_>);
+    fn on_event(&self, event: &FetchEvent<'_>);
 }
 
 /// Events of a request, in this order. Groups found on this host are not reported.

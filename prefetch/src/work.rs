@@ -5,7 +5,7 @@ use std::sync::Arc;
 use inlay_store::cache::{Cache, DiskState};
 
 use crate::fetcher::Shared;
-use crate::scheduler::{Looked, Plan, Room, Touched, Urgency, WorkFigures, WorkId};
+use crate::scheduler::{Plan, Probed, Room, Touched, Urgency, WorkId, WorkProgress};
 use crate::want::{Class, GroupRef};
 
 /// The groups of a snapshot, by group number in its index.
@@ -50,7 +50,7 @@ impl Loading {
     }
 
     /// Returns progress so far.
-    pub fn figures(&self) -> WorkFigures {
+    pub fn stats(&self) -> WorkProgress {
         let now = self.shared.now();
         self.shared.table.lock().scheduler.work(now, self.id).unwrap_or_default()
     }
@@ -98,24 +98,24 @@ impl std::fmt::Debug for Loading {
 
 /// Returns the groups of `numbers` that the cache does not hold, and whether the cache has room for
 /// them. Reads from disk. `coming` is the number of bytes in flight into the cache.
-pub(crate) fn look(
+pub(crate) fn missing_groups(
     cache: &Cache,
     list: &dyn GroupList,
     numbers: &[u32],
     class: Class,
     coming: u64,
-) -> Looked {
+) -> Probed {
     let missing: Vec<(u32, GroupRef)> = numbers
         .iter()
         .filter_map(|number| Some((*number, list.group(*number)?)))
         .filter(|(_, want)| !cache.has(&want.group.digest, want.home.as_ref()))
         .collect();
-    let figures = cache.figures();
+    let stats = cache.stats();
     let bytes: u64 = missing.iter().map(|(_, want)| u64::from(want.group.raw_len)).sum();
     // `Rest` must not evict groups that were already needed.
     let full = class == Class::Rest
-        && figures.disk_bytes.saturating_add(bytes).saturating_add(coming) > cache.marks().1;
-    let failing = figures.disk == DiskState::Failing;
+        && stats.disk_bytes.saturating_add(bytes).saturating_add(coming) > cache.marks().1;
+    let failing = stats.disk == DiskState::Failing;
     let room = if !missing.is_empty() && (full || failing) { Room::None } else { Room::There };
-    Looked { missing, room }
+    Probed { missing, room }
 }

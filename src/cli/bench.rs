@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use inlay_base::durable;
-use inlay_base::text::Shown;
+use inlay_base::text::Escaped;
 use inlay_bench::{
     BenchError, HostState, Interrupt, LinkChoice, Progress, Report, Scenario, StartupOptions,
     WithoutKit, markdown, page, startup,
@@ -243,6 +243,6 @@ impl Progress for BenchProgress {
     }
 
     fn notice(&mut self, text: &str) {
-        self.bar.suspend(|| output::note(format_args!("inlay: {}", Shown(text))));
+        self.bar.suspend(|| output::note(format_args!("inlay: {}", Escaped(text))));
     }
 }

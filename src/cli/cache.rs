@@ -145,14 +145,14 @@ struct Status {
 
 fn status(global: &Global) -> Result<(), CliError> {
     let cache = open(global)?;
-    let figures = cache.figures();
+    let stats = cache.stats();
     let (high_bytes, low_bytes) = cache.marks();
     let status = Status {
         budget: cache.budget().to_string(),
-        budget_bytes: figures.budget_bytes,
+        budget_bytes: stats.budget_bytes,
         high_bytes,
         low_bytes,
-        used_bytes: figures.disk_bytes,
+        used_bytes: stats.disk_bytes,
         inventory: cache.inventory().map_err(HostError::from)?,
         pins: cache.pins().map_err(HostError::from)?,
         disk: cache.probe(),
@@ -210,7 +210,7 @@ fn prune(global: &Global, args: &PruneArgs) -> Result<(), CliError> {
     };
     let spare = if args.pinned { Spare::Nothing } else { Spare::Pins };
     let evicted = cache.prune(target, spare).map_err(HostError::from)?;
-    let pruned = Pruned { evicted, used_bytes: cache.figures().disk_bytes };
+    let pruned = Pruned { evicted, used_bytes: cache.stats().disk_bytes };
     output::print(global.format(), &pruned, |out| {
         writeln!(
             out,
@@ -353,7 +353,7 @@ fn unpin(global: &Global, args: &UnpinArgs) -> Result<(), CliError> {
 fn verify(global: &Global) -> Result<(), CliError> {
     let cache = open(global)?;
     let progress = global.progress();
-    progress.begin("verifying", cache.figures().disk_bytes);
+    progress.begin("verifying", cache.stats().disk_bytes);
     let verified = cache
         .verify(&mut |bytes| Progress::advance(&progress, 1, bytes))
         .map_err(HostError::from)?;

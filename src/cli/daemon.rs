@@ -227,7 +227,7 @@ fn status(global: &Global) -> Result<(), CliError> {
         writeln!(out, "cache     {cache}")?;
         writeln!(out, "ends      {idle}")?;
         for record in &status.damaged {
-            writeln!(out, "damaged   {}", output::shown(record.why.as_bytes()))?;
+            writeln!(out, "damaged   {}", output::escaped(record.why.as_bytes()))?;
         }
         Ok(())
     })?;

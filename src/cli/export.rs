@@ -1,7 +1,7 @@
 //! `inlay export`: writes a snapshot to a tar archive, a directory or an OCI layout.
 
 use clap::{Args, ValueEnum};
-use inlay_base::text::Shown;
+use inlay_base::text::Escaped;
 use inlay_images::export::{Export, LayerCompression, Target};
 use serde::Serialize;
 
@@ -65,7 +65,7 @@ pub(super) fn export(global: &Global, args: &ExportArgs) -> Result<(), CliError>
     let report = result?;
     let warnings: Vec<String> = report.warnings.first.iter().map(ToString::to_string).collect();
     for warning in &warnings {
-        output::note(format_args!("inlay: {}", Shown(warning)));
+        output::note(format_args!("inlay: {}", Escaped(warning)));
     }
     if report.warnings.more > 0 {
         output::note(format_args!("inlay: and {} warnings more", report.warnings.more));

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 
 use clap::Args;
-use inlay_base::text::ShownBytes;
+use inlay_base::text::EscapedBytes;
 use inlay_images::export::CopyError;
 use inlay_snapshots::host::Host;
 use inlay_snapshots::{open_index, resolve};
@@ -15,7 +15,7 @@ use serde::ser::{SerializeSeq, Serializer};
 
 use super::Global;
 use super::error::CliError;
-use super::output::{self, Columns, Exact, OutputFormat, shown};
+use super::output::{self, Columns, Exact, OutputFormat, escaped};
 use super::path::{LastLink, Target};
 use super::reader::Reader;
 
@@ -140,7 +140,7 @@ impl NameStyle {
     fn write(self, name: &[u8], out: &mut dyn Write) -> io::Result<()> {
         match self {
             Self::Raw => out.write_all(name),
-            Self::Escaped => write!(out, "{}", ShownBytes(name)),
+            Self::Escaped => write!(out, "{}", EscapedBytes(name)),
         }
     }
 }
@@ -290,7 +290,7 @@ fn copy(reader: &Reader<'_>, target: &Target, out: &mut dyn Write) -> Result<(),
     if attr.kind != FileKind::Regular {
         return Err(CliError::Path {
             snapshot: target.snapshot.clone(),
-            path: shown(&target.path),
+            path: escaped(&target.path),
             why: "not a regular file",
         });
     }
@@ -311,7 +311,7 @@ fn copy(reader: &Reader<'_>, target: &Target, out: &mut dyn Write) -> Result<(),
                     CopyError::Source(why) => CliError::Damaged(format!(
                         "{}:{}: {why}",
                         target.snapshot,
-                        shown(&target.path)
+                        escaped(&target.path)
                     )),
                 })?;
                 copied = extent.file_end();

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::Global;
 use super::error::CliError;
-use super::output::{self, shown};
+use super::output::{self, escaped};
 
 /// Timeout for listing the store when sealed snapshots on this host can be listed instead.
 const STORE_WAIT: Duration = Duration::from_secs(10);
@@ -155,7 +155,7 @@ fn all_or_sealed(host: &Host) -> Result<(Vec<ListedSnapshot>, Vec<StoreError>), 
     };
     output::note(format_args!(
         "inlay: only those sealed on this host are listed, without those of the store: {}",
-        shown(why.as_bytes())
+        escaped(why.as_bytes())
     ));
     Ok(host.wait(all(&sealed))?)
 }
@@ -178,7 +178,7 @@ pub(super) fn snapshots(global: &Global, args: &SnapshotsArgs) -> Result<(), Cli
     });
     let damage: Vec<String> = records.chain(names_damage.iter().map(ToString::to_string)).collect();
     for line in &damage {
-        output::note(format_args!("warning: {}", shown(line.as_bytes())));
+        output::note(format_args!("warning: {}", escaped(line.as_bytes())));
     }
     match damage.len() {
         0 => Ok(()),
@@ -217,7 +217,7 @@ fn row(one: &Listed, args: &SnapshotsArgs) -> Vec<String> {
         output::utc(i64::try_from(one.record.created).unwrap_or(i64::MAX)),
         one.record.counts.files.to_string(),
         output::bytes(one.record.content_bytes),
-        shown(one.record.source.as_bytes()),
+        escaped(one.record.source.as_bytes()),
     ]
 }
 
@@ -241,7 +241,7 @@ pub(super) fn show(global: &Global, args: &ShowArgs) -> Result<(), CliError> {
         (names, _) => names?,
     };
     for error in &names.damage {
-        output::note(format_args!("warning: {}", shown(error.to_string().as_bytes())));
+        output::note(format_args!("warning: {}", escaped(error.to_string().as_bytes())));
     }
     let names = names.of.remove(&id).unwrap_or_default();
     let shown = SnapshotDetails {
@@ -260,8 +260,8 @@ fn text(it: &SnapshotDetails, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "    kind: {kind}")?;
     writeln!(out, "   names: {}", names.join(", "))?;
     let created = i64::try_from(record.created).unwrap_or(i64::MAX);
-    writeln!(out, " created: {} UTC by {}", output::utc(created), shown(record.tool.as_bytes()))?;
-    writeln!(out, "  source: {}", shown(record.source.as_bytes()))?;
+    writeln!(out, " created: {} UTC by {}", output::utc(created), escaped(record.tool.as_bytes()))?;
+    writeln!(out, "  source: {}", escaped(record.source.as_bytes()))?;
     if let Some(parent) = record.parent {
         writeln!(out, "  parent: {parent}")?;
     }
@@ -286,7 +286,7 @@ fn text(it: &SnapshotDetails, out: &mut dyn Write) -> io::Result<()> {
         output::bytes(record.index_packed_bytes),
     )?;
     for (key, value) in &record.labels {
-        writeln!(out, "   label: {}={}", shown(key.as_bytes()), shown(value.as_bytes()))?;
+        writeln!(out, "   label: {}={}", escaped(key.as_bytes()), escaped(value.as_bytes()))?;
     }
     if let Some(config) = it.config.get("config").and_then(Value::as_object) {
         for key in ["Entrypoint", "Cmd", "Env", "User", "WorkingDir", "ExposedPorts", "Labels"] {

@@ -53,7 +53,7 @@ pub(super) fn logs(global: &Global, args: &LogsArgs) -> Result<(), CliError> {
     let mut joins = 0;
     loop {
         let path = wanted(args, since, seen.as_ref());
-        let mut left_out = seen.as_ref().map_or(0, |seen: &LastShown| seen.then);
+        let mut left_out = seen.as_ref().map_or(0, |seen: &LogPosition| seen.then);
         let read = with_daemon(global, None, |client, _| {
             client.wait(async {
                 let pieces = client.read(&path).await?;
@@ -71,7 +71,7 @@ pub(super) fn logs(global: &Global, args: &LogsArgs) -> Result<(), CliError> {
 }
 
 /// Position in the log: the last entry shown.
-struct LastShown {
+struct LogPosition {
     /// Time of the entry, in nanoseconds since 1970.
     time_ns: u64,
     /// Number of entries shown with this time.
@@ -87,7 +87,7 @@ enum LogEnd {
 }
 
 /// Returns the request path for the rest of the log.
-fn wanted(args: &LogsArgs, since: Option<u128>, seen: Option<&LastShown>) -> String {
+fn wanted(args: &LogsArgs, since: Option<u128>, seen: Option<&LogPosition>) -> String {
     let mut path =
         format!("{}?follow={}", path_of(&args.sandbox, word::LOGS), u8::from(args.follow));
     match (seen, args.tail, since) {
@@ -111,7 +111,7 @@ async fn lines(
     global: &Global,
     args: &LogsArgs,
     mut pieces: Pieces,
-    seen: &mut Option<LastShown>,
+    seen: &mut Option<LogPosition>,
     left_out: &mut u64,
 ) -> Result<LogEnd, CliError> {
     let mut bytes = Vec::new();
@@ -130,7 +130,7 @@ async fn lines(
             }
             let time_ns = show(global, args, &line)?;
             let then = seen.as_ref().filter(|seen| seen.time_ns == time_ns);
-            *seen = Some(LastShown { time_ns, then: then.map_or(1, |seen| seen.then + 1) });
+            *seen = Some(LogPosition { time_ns, then: then.map_or(1, |seen| seen.then + 1) });
         }
         if bytes.len() > LINE_MAX {
             return Err(ClientError::Conversation("a line of the log is too long".into()).into());

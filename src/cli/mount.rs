@@ -21,11 +21,11 @@ use super::Global;
 use super::client::{warn_of_differences, with_daemon};
 use super::error::CliError;
 use super::mount_into;
-use super::output::{self, shown};
+use super::output::{self, escaped};
 use super::sandbox_path::Where;
 use crate::daemon::{
     CacheUse, Client, ClientError, ErrorKind, GONE, GoneAnswer, GoneRequest, LoadOptions, MOUNTS,
-    MountOrigin, MountRequest, MountShown, Prefetch, RecordProfile, UmountAnswer, UmountRequest,
+    MountInfo, MountOrigin, MountRequest, Prefetch, RecordProfile, UmountAnswer, UmountRequest,
 };
 
 /// Timeout of a mount, most of it for fetching the index.
@@ -201,7 +201,7 @@ pub(super) fn mount(global: &Global, args: &MountArgs) -> Result<(), CliError> {
         if args.foreground {
             return in_foreground(global, client, &request);
         }
-        let mounted: MountShown = client.post(MOUNTS, &request, MOUNT_LIMIT)?;
+        let mounted: MountInfo = client.post(MOUNTS, &request, MOUNT_LIMIT)?;
         Ok(report(global, &mounted)?)
     })
 }
@@ -284,7 +284,7 @@ fn in_foreground(global: &Global, client: &Client, request: &MountRequest) -> Re
                 _ = interrupt.recv() => {}
             }
         });
-        let mounted: MountShown = tokio::select! {
+        let mounted: MountInfo = tokio::select! {
             mounted = client.ask(Method::POST, MOUNTS, request, MOUNT_LIMIT) => mounted?,
             () = &mut stop => return Ok(()),
         };
@@ -307,13 +307,13 @@ fn in_foreground(global: &Global, client: &Client, request: &MountRequest) -> Re
 }
 
 /// Waits until a mount is gone, across restarts of the daemon.
-async fn gone(global: &Global, client: &Client, mounted: &MountShown) -> Result<(), CliError> {
+async fn gone(global: &Global, client: &Client, mounted: &MountInfo) -> Result<(), CliError> {
     let request = GoneRequest {
         mount: mounted.mount,
         deadline_ms: u64::try_from(WATCH_LIMIT.as_millis()).unwrap_or(u64::MAX),
     };
     loop {
-        match client.look(GONE, &request, WATCH_LIMIT).await {
+        match client.query(GONE, &request, WATCH_LIMIT).await {
             Ok(GoneAnswer { gone: true }) => return Ok(()),
             Ok(GoneAnswer { gone: false }) => {}
             Err(_) if !is_recorded(global, mounted.mount)? => return Ok(()),
@@ -329,7 +329,7 @@ fn is_recorded(global: &Global, mount: u64) -> Result<bool, CliError> {
     found.map_or(Ok(false), |record| Ok(record.seen.is_mounted()?))
 }
 
-pub(super) fn report(global: &Global, mounted: &MountShown) -> std::io::Result<()> {
+pub(super) fn report(global: &Global, mounted: &MountInfo) -> std::io::Result<()> {
     output::print(global.format(), mounted, |out| {
         let changes = match &mounted.view {
             View::ReadOnly => String::new(),
@@ -344,7 +344,7 @@ pub(super) fn report(global: &Global, mounted: &MountShown) -> std::io::Result<(
 
 /// Formats the mount point: a path on this host, with process and container for a `--pid` mount, or
 /// `SANDBOX:/PATH`.
-fn place(mount: &MountShown) -> String {
+fn place(mount: &MountInfo) -> String {
     let at = mount.mountpoint.to_path();
     match (&mount.sandbox, &mount.sandbox_id) {
         (None, None) => match &mount.inside {
@@ -366,7 +366,7 @@ fn place(mount: &MountShown) -> String {
 }
 
 fn path(path: &Path) -> String {
-    shown(path.as_os_str().as_encoded_bytes())
+    escaped(path.as_os_str().as_encoded_bytes())
 }
 
 pub(super) fn umount(global: &Global, args: &UmountArgs) -> Result<(), CliError> {
@@ -457,12 +457,12 @@ impl Unmounted {
 
 pub(super) fn mounts(global: &Global, _: &MountsArgs) -> Result<(), CliError> {
     let paths = global.paths()?;
-    let mounted: Vec<MountShown> = match Client::new(&paths)?.get(MOUNTS) {
+    let mounted: Vec<MountInfo> = match Client::new(&paths)?.get(MOUNTS) {
         Ok(mounted) => mounted,
         Err(ClientError::NotRunning(_)) if !paths.state().is_dir() => Vec::new(),
         Err(ClientError::NotRunning(_)) => {
             let records = Registry::open(paths.state())?.list()?.mounts.into_iter();
-            records.map(MountShown::of).collect()
+            records.map(MountInfo::of).collect()
         }
         Err(error) => return Err(error.into()),
     };

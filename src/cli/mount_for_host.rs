@@ -19,7 +19,7 @@ use super::mount::{self, MountArgs};
 use super::mount_helper::{Act, Call, CallError, Tell, Writable};
 use super::{Cli, Command, Global};
 use crate::config::STATE_DEFAULT;
-use crate::daemon::{Client, MOUNTS, MountOrigin, MountShown};
+use crate::daemon::{Client, MOUNTS, MountInfo, MountOrigin};
 
 /// `EnvironmentFile=`s of the unit, in order: later assignments win.
 const ENVIRONMENTS: [&str; 2] = ["/etc/default/inlay", "/etc/inlay/environment"];
@@ -70,7 +70,7 @@ fn mount(call: &Call) -> Result<(), CliError> {
         request.flags.clone_from(&call.options.flags);
         request.origin = MountOrigin::MountTable;
         request.deadline_ms = u64::try_from(MOUNT_LIMIT.as_millis()).unwrap_or(u64::MAX);
-        let mounted: MountShown = client.post(MOUNTS, &request, MOUNT_LIMIT)?;
+        let mounted: MountInfo = client.post(MOUNTS, &request, MOUNT_LIMIT)?;
         match call.tell {
             Tell::Mount => Ok(mount::report(&global, &mounted)?),
             Tell::Nothing => Ok(()),

@@ -10,7 +10,7 @@ use super::Global;
 use super::client::with_daemon;
 use super::error::CliError;
 use super::mount::{MountArgs, UmountArgs};
-use super::output::{self, shown};
+use super::output::{self, escaped};
 use super::sandbox::path_of;
 use super::sandbox_path::Inside;
 use crate::daemon::{
@@ -99,5 +99,5 @@ struct Gone {
 }
 
 fn place(sandbox: &str, path: &PathText) -> String {
-    format!("{sandbox}:{}", shown(path.to_path().as_os_str().as_encoded_bytes()))
+    format!("{sandbox}:{}", escaped(path.to_path().as_os_str().as_encoded_bytes()))
 }

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display};
 use std::io::{self, Write};
 
-use inlay_base::text::{Lines, Shown, ShownBytes};
+use inlay_base::text::{Escaped, EscapedBytes, Lines};
 use serde::Serialize;
 
 pub(super) use inlay_base::time::utc;
@@ -66,8 +66,8 @@ pub(super) fn bytes(number: u64) -> String {
 }
 
 /// Formats arbitrary bytes for people: escapes invalid UTF-8 and control characters.
-pub(super) fn shown(name: &[u8]) -> String {
-    ShownBytes(name).to_string()
+pub(super) fn escaped(name: &[u8]) -> String {
+    EscapedBytes(name).to_string()
 }
 
 /// Arbitrary bytes for programs: UTF-8 as a string, anything else as an array of bytes.
@@ -98,7 +98,7 @@ impl From<&[u8]> for Exact {
 
 impl Display for Exact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        ShownBytes(self.as_bytes()).fmt(f)
+        EscapedBytes(self.as_bytes()).fmt(f)
     }
 }
 
@@ -128,7 +128,7 @@ impl Columns {
 /// Writes a table with columns separated by two spaces, without trailing spaces. Escapes control
 /// characters in cells.
 pub(super) fn table(out: &mut dyn Write, rows: &[Vec<String>]) -> io::Result<()> {
-    let escaped = |row: &Vec<String>| row.iter().map(|cell| Shown(cell).to_string()).collect();
+    let escaped = |row: &Vec<String>| row.iter().map(|cell| Escaped(cell).to_string()).collect();
     let rows: Vec<Vec<String>> = rows.iter().map(escaped).collect();
     let mut columns = Columns::default();
     for row in &rows {
@@ -158,9 +158,9 @@ mod tests {
 
     #[test]
     fn names_can_not_write_to_the_terminal() {
-        assert_eq!(shown("grün".as_bytes()), "grün");
-        assert_eq!(shown(b"a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
-        assert_eq!(shown(b"\xff\xfe"), "\\xff\\xfe");
+        assert_eq!(escaped("grün".as_bytes()), "grün");
+        assert_eq!(escaped(b"a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
+        assert_eq!(escaped(b"\xff\xfe"), "\\xff\\xfe");
         let mut out = Vec::new();
         table(&mut out, &[vec!["a\nb".into(), "\x1b[m".into()], vec!["c".into()]]).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "a\\nb  \\u{1b}[m\nc\n");

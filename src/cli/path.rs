@@ -7,7 +7,7 @@ use inlay_snapshots::{FindError, find};
 use inlay_store::format::{Index, InodeIdx};
 
 use super::error::CliError;
-use super::output::shown;
+use super::output::escaped;
 
 pub(super) use inlay_snapshots::LastLink;
 
@@ -33,7 +33,7 @@ impl Target {
             None => (bytes.strip_suffix(b":").unwrap_or(bytes), &b"/"[..]),
         };
         let snapshot = std::str::from_utf8(snapshot)
-            .map_err(|_| CliError::Usage(format!("'{}' names no snapshot", shown(snapshot))))?;
+            .map_err(|_| CliError::Usage(format!("'{}' names no snapshot", escaped(snapshot))))?;
         Ok(Self { snapshot: snapshot.to_owned(), path: path.to_owned() })
     }
 
@@ -42,7 +42,7 @@ impl Target {
         find(index, &self.path, last).map_err(|error| match error {
             FindError::Format(error) => CliError::Format(error),
             FindError::NotThere(why) => {
-                CliError::Path { snapshot: self.snapshot.clone(), path: shown(&self.path), why }
+                CliError::Path { snapshot: self.snapshot.clone(), path: escaped(&self.path), why }
             }
         })
     }

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use super::Global;
 use super::error::CliError;
 use super::output;
-use crate::daemon::{Client, ClientError, LoadingShown, PREFETCH, PrefetchAnswer, StoreShown};
+use crate::daemon::{Client, ClientError, LoadingStatus, PREFETCH, PrefetchAnswer, StoreStatus};
 
 /// Inspect prefetching.
 #[derive(Debug, Args)]
@@ -63,7 +63,7 @@ fn show(out: &mut dyn Write, answer: &PrefetchAnswer) -> io::Result<()> {
     output::table(out, &rows)
 }
 
-fn show_store(out: &mut dyn Write, store: &StoreShown) -> io::Result<()> {
+fn show_store(out: &mut dyn Write, store: &StoreStatus) -> io::Result<()> {
     let name = store.store.url.as_deref().unwrap_or("the embedded store");
     let round_trip = store.round_trip_ms.map_or("unknown".to_owned(), |ms| format!("{ms:.1} ms"));
     // Rates are far below 2^52: the cast only drops the fraction.
@@ -88,7 +88,7 @@ fn show_store(out: &mut dyn Write, store: &StoreShown) -> io::Result<()> {
     Ok(())
 }
 
-fn row(shown: &LoadingShown) -> Vec<String> {
+fn row(shown: &LoadingStatus) -> Vec<String> {
     let profile = match shown.profile_runs {
         None => "none".to_owned(),
         Some(1) => "1 run".to_owned(),

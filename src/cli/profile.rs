@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use super::Global;
 use super::error::CliError;
-use super::output::{self, shown};
+use super::output::{self, escaped};
 
 /// Maximum length of a list of paths, in bytes.
 const LIST_LEN_MAX: u64 = 256 << 20;
@@ -194,11 +194,11 @@ struct ProfileDetails {
     runs: u32,
     stored_bytes: u64,
     raw_bytes: u64,
-    groups: Vec<ShownGroup>,
+    groups: Vec<GroupJson>,
 }
 
 #[derive(Serialize)]
-struct ShownGroup {
+struct GroupJson {
     group: GroupIdx,
     at_ms: u32,
     seen: u32,
@@ -232,14 +232,14 @@ fn shown_profile(index: &Index, profile: &Profile) -> Result<ProfileDetails, For
     let group = |entry: &inlay_store::profile::Entry| {
         let group = index.group(entry.group)?;
         let files = files.get(&entry.group);
-        Ok(ShownGroup {
+        Ok(GroupJson {
             group: entry.group,
             at_ms: entry.at_ms,
             seen: entry.seen.count(),
             stored_len: group.stored_len,
             raw_len: group.raw_len,
             files: files
-                .map(|files| files.first.iter().map(|part| shown(&part.path)).collect())
+                .map(|files| files.first.iter().map(|part| escaped(&part.path)).collect())
                 .unwrap_or_default(),
             files_count: files.map_or(0, |files| files.count),
         })

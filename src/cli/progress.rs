@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use inlay_base::text::Shown;
+use inlay_base::text::Escaped;
 
 use inlay_images::import::{Phase, Progress};
 
@@ -73,7 +73,7 @@ impl Progress for Bar {
             Phase::Revisiting => "revisiting",
             Phase::Exporting => "exporting",
         });
-        self.bar.set_message(Shown(what).to_string());
+        self.bar.set_message(Escaped(what).to_string());
     }
 
     fn advance(&self, objects: u64, bytes: u64) {

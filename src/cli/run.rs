@@ -12,8 +12,8 @@ use super::sandbox::{path_of, remove};
 use super::sandbox_options::{CREATE_LIMIT, OptionArgs, create_request};
 use super::stream::{self, ConnectionEnd, Ends};
 use crate::daemon::{
-    AttachTo, IfRunning, SANDBOXES, SandboxShown, StartWhen, StopSandbox, StoppedSandbox,
-    WhenEnded, word,
+    AttachTo, IfRunning, SANDBOXES, SandboxInfo, StartWhen, StopSandbox, StoppedSandbox, WhenEnded,
+    word,
 };
 
 /// Maximum number of reconnects to a program, in case daemons keep dying.
@@ -55,7 +55,7 @@ pub(super) fn run(global: &Global, args: &RunArgs) -> Result<(), CliError> {
     (request.options.stdin, request.options.terminal) = (stdin, terminal);
     request.when_ended = if args.rm { WhenEnded::Remove } else { WhenEnded::Keep };
     request.start = if args.detach { StartWhen::Now } else { StartWhen::Later };
-    let made: SandboxShown = with_daemon(global, None, |client, _| {
+    let made: SandboxInfo = with_daemon(global, None, |client, _| {
         Ok(client.post(SANDBOXES, &request, CREATE_LIMIT)?)
     })
     .map_err(CliError::for_program)?;
@@ -72,7 +72,7 @@ pub(super) fn run(global: &Global, args: &RunArgs) -> Result<(), CliError> {
             // Attach before the start, so that no output is missed.
             let connection = client.upgrade(&attach, &wanted).await?;
             let started = client.ask(hyper::Method::POST, &start, &(), CREATE_LIMIT).await;
-            let _: SandboxShown = started?;
+            let _: SandboxInfo = started?;
             Ok::<_, CliError>(ends.join(connection).await)
         })
     });
@@ -118,7 +118,7 @@ fn clear(global: &Global, id: &str) {
 /// the program keeps running.
 fn go_on(
     global: &Global,
-    made: &SandboxShown,
+    made: &SandboxInfo,
     stdin: Stdin,
     ends: &mut Ends,
     mut left: ConnectionEnd,
@@ -137,7 +137,7 @@ fn go_on(
             )));
         }
         let wanted =
-            AttachTo { stdin, size: stream::size(ends.terminal()), shown: Some(ends.shown()) };
+            AttachTo { stdin, size: stream::size(ends.terminal()), shown: Some(ends.position()) };
         let joined = with_daemon(global, None, |client, _| {
             client.wait(async {
                 let connection = client.upgrade(&path, &wanted).await?;
@@ -156,9 +156,9 @@ fn go_on(
 
 /// Returns the exit code of a program that exited while no daemon was running. Fails with `error` if
 /// it is still running.
-fn ended_unseen(global: &Global, made: &SandboxShown, error: &CliError) -> Result<i32, CliError> {
+fn ended_unseen(global: &Global, made: &SandboxInfo, error: &CliError) -> Result<i32, CliError> {
     let (name, path) = (&made.name, path_of(made.id.as_str(), ""));
-    let shown = with_daemon(global, None, |client, _| Ok(client.get::<SandboxShown>(&path)?));
+    let shown = with_daemon(global, None, |client, _| Ok(client.get::<SandboxInfo>(&path)?));
     match shown.map(|shown| shown.exit) {
         Ok(Some(exit)) => {
             tracing::warn!(

@@ -17,7 +17,7 @@ use super::output::{self, OutputFormat};
 use super::sandbox_options::{CREATE_LIMIT, OptionArgs, create_request};
 use super::snapshot::{self, RetentionArgs};
 use crate::daemon::{
-    ClientError, ErrorKind, IfRunning, RemoveSandbox, SANDBOXES, SandboxShown, SandboxState,
+    ClientError, ErrorKind, IfRunning, RemoveSandbox, SANDBOXES, SandboxInfo, SandboxState,
     StartWhen, StopSandbox, StoppedSandbox, TakeSnapshot, WhenEnded, word,
 };
 
@@ -142,7 +142,7 @@ fn create(global: &Global, args: &CreateArgs) -> Result<(), CliError> {
     };
     let mut request = create_request(global, &args.snapshot, &args.options, first)?;
     (request.start, request.when_ended) = (StartWhen::Now, WhenEnded::Keep);
-    let made: SandboxShown = with_daemon(global, None, |client, _| {
+    let made: SandboxInfo = with_daemon(global, None, |client, _| {
         Ok(client.post(SANDBOXES, &request, CREATE_LIMIT)?)
     })?;
     output::print(global.format(), &made, |out| writeln!(out, "{}", made.name))?;
@@ -150,7 +150,7 @@ fn create(global: &Global, args: &CreateArgs) -> Result<(), CliError> {
 }
 
 fn ls(global: &Global, args: &SandboxLsArgs) -> Result<(), CliError> {
-    let mut listed: Vec<SandboxShown> =
+    let mut listed: Vec<SandboxInfo> =
         with_daemon(global, None, |client, _| Ok(client.get(SANDBOXES)?))?;
     if let Some(label) = &args.label {
         listed.retain(|sandbox| {
@@ -169,14 +169,14 @@ fn ls(global: &Global, args: &SandboxLsArgs) -> Result<(), CliError> {
         rows.extend(listed.iter().map(row));
         output::table(out, &rows)?;
         for damage in listed.iter().filter_map(|sandbox| sandbox.damage.as_ref()) {
-            writeln!(out, "{}", output::shown(damage.as_bytes()))?;
+            writeln!(out, "{}", output::escaped(damage.as_bytes()))?;
         }
         Ok(())
     })?;
     Ok(())
 }
 
-fn row(sandbox: &SandboxShown) -> Vec<String> {
+fn row(sandbox: &SandboxInfo) -> Vec<String> {
     let state = match (sandbox.state, &sandbox.exit) {
         (SandboxState::Stopped, Some(exit)) => format!("stopped ({})", exit.code),
         (state, _) => format!("{state:?}").to_lowercase(),
@@ -186,7 +186,7 @@ fn row(sandbox: &SandboxShown) -> Vec<String> {
     vec![
         sandbox.name.clone(),
         state,
-        sandbox.image.as_ref().map_or_else(unknown, |image| output::shown(image.as_bytes())),
+        sandbox.image.as_ref().map_or_else(unknown, |image| output::escaped(image.as_bytes())),
         created.map_or_else(unknown, output::utc),
         sandbox.pid.map_or_else(unknown, |pid| pid.to_string()),
         sandbox.mounts.len().to_string(),
@@ -195,7 +195,7 @@ fn row(sandbox: &SandboxShown) -> Vec<String> {
 
 fn inspect(global: &Global, args: &InspectArgs) -> Result<(), CliError> {
     let path = path_of(&args.sandbox, "");
-    let shown: SandboxShown = with_daemon(global, None, |client, _| Ok(client.get(&path)?))?;
+    let shown: SandboxInfo = with_daemon(global, None, |client, _| Ok(client.get(&path)?))?;
     // Always JSON: too many fields for a table.
     output::print(OutputFormat::Json, &shown, |_| Ok(()))?;
     Ok(())
@@ -276,9 +276,9 @@ pub(super) fn remove(
     global: &Global,
     sandbox: &str,
     if_running: IfRunning,
-) -> Result<SandboxShown, CliError> {
+) -> Result<SandboxInfo, CliError> {
     let path = path_of(sandbox, "");
-    let mut before: Option<SandboxShown> = None;
+    let mut before: Option<SandboxInfo> = None;
     with_daemon(global, None, |client, _| {
         let Some(shown) = &before else {
             before = Some(client.get(&path)?);

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::error::CliError;
-use super::output::shown;
+use super::output::escaped;
 
 /// A location from the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Inside {
     /// Parses `NAME:/PATH`, and fails with [`CliError::Usage`] for anything else.
     pub(super) fn parse(text: &OsStr) -> Result<Self, CliError> {
         Self::find(text).ok_or_else(|| {
-            let text = shown(text.as_bytes());
+            let text = escaped(text.as_bytes());
             CliError::Usage(format!("'{text}' is not of the form SANDBOX:/PATH"))
         })
     }

@@ -111,13 +111,13 @@ fn is_early(took: Duration, left: Duration) -> bool {
 pub(super) fn report_sync(out: &mut dyn Write, answer: &SyncAnswer) -> io::Result<()> {
     for one in &answer.failing {
         let name = one.name.as_deref().map_or_else(String::new, |name| format!(" ({name})"));
-        let error = output::shown(one.error.as_bytes());
+        let error = output::escaped(one.error.as_bytes());
         writeln!(out, "not shipped: {}{name}: {error}; attempts: {}", one.snapshot, one.attempts)?;
     }
     for one in &answer.damaged {
         let path = one.path.to_path();
-        let path = output::shown(path.as_os_str().as_encoded_bytes());
-        writeln!(out, "damaged: {path}: {}; it stays there", output::shown(one.why.as_bytes()))?;
+        let path = output::escaped(path.as_os_str().as_encoded_bytes());
+        writeln!(out, "damaged: {path}: {}; it stays there", output::escaped(one.why.as_bytes()))?;
     }
     for one in &answer.name_conflicts {
         let found = match one.stands_for {
@@ -241,7 +241,7 @@ pub(super) fn report(out: &mut dyn Write, taken: &SnapshotTaken) -> io::Result<(
         {
             continue;
         }
-        let path = output::shown(path.as_os_str().as_encoded_bytes());
+        let path = output::escaped(path.as_os_str().as_encoded_bytes());
         writeln!(out, "left out: {path}: {}", left.why)?;
     }
     match taken.left_out_more {

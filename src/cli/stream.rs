@@ -8,7 +8,9 @@ use std::time::Duration;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use inlay_base::signals;
-use inlay_sandbox::{FRAME_HEADER_LEN, Frame, FrameKind, Shown, Stdin, Terminal, WindowSize};
+use inlay_sandbox::{
+    FRAME_HEADER_LEN, Frame, FrameKind, Stdin, StreamPosition, Terminal, WindowSize,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
@@ -50,7 +52,7 @@ pub(super) struct Ends {
     printer: Printer,
     terminal: Terminal,
     given: StdinGiven,
-    shown: Shown,
+    shown: StreamPosition,
 }
 
 impl Drop for Ends {
@@ -73,7 +75,7 @@ impl Ends {
             Stdin::Open => Some(typed()),
             Stdin::Empty => None,
         };
-        let (printer, shown) = (Printer::start(), Shown::default());
+        let (printer, shown) = (Printer::start(), StreamPosition::default());
         Self { keys, printer, terminal, given: StdinGiven::Nothing, shown }
     }
 
@@ -82,7 +84,7 @@ impl Ends {
     }
 
     /// Returns how much output was received, so that the next connection resumes there.
-    pub(super) fn shown(&self) -> Shown {
+    pub(super) fn position(&self) -> StreamPosition {
         self.shown
     }
 
@@ -156,7 +158,7 @@ impl Sender<'_> {
                     self.interrupts.one_more(number, self.sent)?;
                     Frame::new(FrameKind::Signal, [number]).write_to(&mut self.unsent)?;
                 }
-                () = self.interrupts.due() => self.interrupts.look(self.sent, !self.unsent.is_empty())?,
+                () = self.interrupts.due() => self.interrupts.check(self.sent, !self.unsent.is_empty())?,
                 _ = resized.recv() => if let Some(size) = size(self.terminal) {
                     Frame::resize(size).write_to(&mut self.unsent)?;
                 },
@@ -228,7 +230,7 @@ impl Interrupts {
     /// Gives up if there was no progress since the last check: frames for the program remain unsent, or
     /// its output remains unwritten. Stops checking once both queues are drained: a later stall is
     /// unrelated to the signal.
-    fn look(&mut self, sent: usize, more: bool) -> Result<(), CliError> {
+    fn check(&mut self, sent: usize, more: bool) -> Result<(), CliError> {
         let now = (sent, self.progress.unfinished());
         let is_unsent = more && now.0 == self.before.0;
         if is_unsent || (now.1.is_some() && now.1 == self.before.1) {
@@ -296,7 +298,7 @@ impl StreamSignals {
 async fn receive(
     mut from: ReadHalf<StreamConnection>,
     printer: &mut Printer,
-    shown: &mut Shown,
+    shown: &mut StreamPosition,
     credit: &Semaphore,
 ) -> Result<ConnectionEnd, CliError> {
     loop {
@@ -355,19 +357,19 @@ mod tests {
         let mut interrupts = Interrupts::new(Progress::for_tests(0));
         interrupts.one_more(2, 0).unwrap();
         // Partially sent.
-        interrupts.look(10, true).unwrap();
+        interrupts.check(10, true).unwrap();
         assert!(interrupts.look_at.is_some());
-        interrupts.look(20, false).unwrap();
+        interrupts.check(20, false).unwrap();
         assert!(interrupts.look_at.is_none());
         // Checks resume with the next signal.
         interrupts.one_more(2, 20).unwrap();
-        assert!(interrupts.look(20, true).is_err());
+        assert!(interrupts.check(20, true).is_err());
     }
 
     #[test]
     fn output_that_nobody_reads_ends_the_command_after_a_signal() {
         let mut interrupts = Interrupts::new(Progress::for_tests(1));
         interrupts.one_more(2, 0).unwrap();
-        assert!(matches!(interrupts.look(20, false), Err(CliError::Ended(130))));
+        assert!(matches!(interrupts.check(20, false), Err(CliError::Ended(130))));
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use inlay_mounts::{MountRecord, Process, Standing, Wanted, WantedView};
 use tokio::task::spawn_blocking;
 
-use super::api::{MountOrigin, MountRequest, MountShown, UmountAnswer, UmountRequest};
+use super::api::{MountInfo, MountOrigin, MountRequest, UmountAnswer, UmountRequest};
 use super::cancel_on_drop::unless_given_up;
 use super::error::DaemonError;
 use super::idempotency::RequestKey;
@@ -25,7 +25,7 @@ impl Service {
         request: MountRequest,
         key: Option<RequestKey>,
         limit: Duration,
-    ) -> Result<MountShown, DaemonError> {
+    ) -> Result<MountInfo, DaemonError> {
         self.activity().mounts.of(self.mount_within(caller, request, key, limit)).await
     }
 
@@ -35,7 +35,7 @@ impl Service {
         request: MountRequest,
         key: Option<RequestKey>,
         limit: Duration,
-    ) -> Result<MountShown, DaemonError> {
+    ) -> Result<MountInfo, DaemonError> {
         let in_flight = self.lifecycle().admit()?;
         let again = (request.origin == MountOrigin::MountTable).then(|| request.clone());
         let work = self.clone().make(caller.clone(), request, key, in_flight);
@@ -50,7 +50,7 @@ impl Service {
         let service = self.clone();
         let made = spawn_blocking(move || {
             made.confirm()?;
-            let shown = made.record().cloned().map(|record| service.shown(record));
+            let shown = made.record().cloned().map(|record| service.mount_info(record));
             Ok::<_, DaemonError>((made, shown))
         });
         let (made, shown) = made.await.map_err(|_| DaemonError::Panicked)??;
@@ -122,7 +122,7 @@ impl Service {
         let ended = spawn_blocking(move || {
             let _in_flight = in_flight;
             let ended = service.mount_table().unmount(&caller, &path, request.how, request.changes);
-            service.look();
+            service.sweep();
             ended
         });
         let ended = ended.await.map_err(|_| DaemonError::Panicked)??;

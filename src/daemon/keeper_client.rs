@@ -13,7 +13,7 @@ use inlay_base::programs::SERVICE_VARIABLES;
 use inlay_fusefs::keeper::{Begin, Keeper, KeeperError, KeeperOptions, Kept, Stored, stored_names};
 
 use super::error::DaemonError;
-use super::notify::{Told, tell};
+use super::notify::{Notification, notify};
 use crate::config;
 use inlay_api::Paths;
 use inlay_api::{ClientError, open_log, own_program};
@@ -112,8 +112,8 @@ pub(super) fn store(kept: &mut Kept, given: &Stored) {
         );
         return;
     }
-    let stored =
-        kept.store(|name, descriptor| tell(Some(&manager), Told::Store { name, descriptor }));
+    let stored = kept
+        .store(|name, descriptor| notify(Some(&manager), Notification::Store { name, descriptor }));
     if let Err(error) = stored {
         tracing::warn!(%error, "the service manager does not store the mounts' descriptors");
         forget();
@@ -124,7 +124,7 @@ pub(super) fn store(kept: &mut Kept, given: &Stored) {
 pub(super) fn forget() {
     let manager = config::notify_socket();
     for name in stored_names() {
-        if let Err(error) = tell(manager.as_deref(), Told::Remove { name: &name }) {
+        if let Err(error) = notify(manager.as_deref(), Notification::Remove { name: &name }) {
             tracing::warn!(%error, name, "can't ask the service manager to drop a descriptor");
         }
     }

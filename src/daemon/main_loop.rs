@@ -15,7 +15,7 @@ use super::keeper_client;
 use super::listener::Listener;
 use super::memory;
 use super::metrics::{Metrics, Scrapes};
-use super::notify::{Told, tell};
+use super::notify::{Notification, notify};
 use super::routes::router;
 use super::run::{Daemon, End};
 use super::socket;
@@ -54,9 +54,9 @@ impl Daemon {
             .map_err(DaemonError::io("watch the table of mounts for", self.paths.state()))?;
         let scrapes = self.metrics_listen.map(|address| Scrapes::start(address, metrics));
         ready();
-        told(Told::Ready);
+        notify_manager(Notification::Ready);
         let end = self.live().await;
-        told(Told::Stopping);
+        notify_manager(Notification::Stopping);
         // No more connections are accepted; requests in flight are answered.
         self.service.drop_traces();
         drop(fs::remove_file(&path));
@@ -76,7 +76,7 @@ impl Daemon {
         let mut looked = Instant::now();
         loop {
             let service = self.service.clone();
-            let next = spawn_blocking(move || service.look());
+            let next = spawn_blocking(move || service.sweep());
             let next = next.await.map_err(|_| DaemonError::Panicked)?;
             let mut grace = Duration::ZERO;
             if !self.service.is_unused() {
@@ -166,8 +166,8 @@ impl Daemon {
     }
 }
 
-fn told(told: Told<'_>) {
-    if let Err(error) = tell(config::notify_socket().as_deref(), told) {
-        tracing::warn!(%error, ?told, "can't notify the service manager");
+fn notify_manager(notification: Notification<'_>) {
+    if let Err(error) = notify(config::notify_socket().as_deref(), notification) {
+        tracing::warn!(%error, ?notification, "can't notify the service manager");
     }
 }

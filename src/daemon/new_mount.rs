@@ -104,7 +104,7 @@ impl Drop for NewMount {
                     "can't undo a cancelled mount completely"
                 );
             }
-            service.look();
+            service.sweep();
             drop(in_flight);
         });
     }

@@ -14,7 +14,7 @@ use rustix::net::{
 
 /// A notification.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Told<'a> {
+pub(super) enum Notification<'a> {
     /// The daemon serves.
     Ready,
     /// The daemon is stopping.
@@ -26,23 +26,23 @@ pub(super) enum Told<'a> {
 }
 
 /// Sends a notification to `socket`, the value of `NOTIFY_SOCKET`.
-pub(super) fn tell(socket: Option<&OsStr>, told: Told<'_>) -> io::Result<()> {
+pub(super) fn notify(socket: Option<&OsStr>, notification: Notification<'_>) -> io::Result<()> {
     let Some(to) = socket.filter(|socket| !socket.is_empty()) else { return Ok(()) };
     let address = match to.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddrUnix::new_abstract_name(name)?,
         None => SocketAddrUnix::new(to)?,
     };
-    let text = match told {
-        Told::Ready => format!("READY=1\nMAINPID={}\n", std::process::id()),
-        Told::Stopping => "STOPPING=1\n".to_owned(),
+    let text = match notification {
+        Notification::Ready => format!("READY=1\nMAINPID={}\n", std::process::id()),
+        Notification::Stopping => "STOPPING=1\n".to_owned(),
         // FDPOLL=0: polling would wake the service manager at each request to a FUSE device.
-        Told::Store { name, .. } => format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n"),
-        Told::Remove { name } => format!("FDSTOREREMOVE=1\nFDNAME={name}\n"),
+        Notification::Store { name, .. } => format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0\n"),
+        Notification::Remove { name } => format!("FDSTOREREMOVE=1\nFDNAME={name}\n"),
     };
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptor = match &told {
-        Told::Store { descriptor, .. } => Some(std::slice::from_ref(descriptor)),
+    let descriptor = match &notification {
+        Notification::Store { descriptor, .. } => Some(std::slice::from_ref(descriptor)),
         _ => None,
     };
     if let Some(descriptor) = descriptor
@@ -65,7 +65,7 @@ mod tests {
 
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-    fn hear(listener: &UnixDatagram) -> String {
+    fn received(listener: &UnixDatagram) -> String {
         let mut text = [0; 256];
         let len = listener.recv(&mut text).unwrap();
         String::from_utf8(text[..len].to_vec()).unwrap()
@@ -76,14 +76,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let listener = UnixDatagram::bind(&path).unwrap();
-        tell(Some(path.as_os_str()), Told::Ready).unwrap();
+        notify(Some(path.as_os_str()), Notification::Ready).unwrap();
         let ready = format!("READY=1\nMAINPID={}\n", std::process::id());
-        assert_eq!(hear(&listener), ready);
-        tell(Some(path.as_os_str()), Told::Remove { name: "a" }).unwrap();
-        assert_eq!(hear(&listener), "FDSTOREREMOVE=1\nFDNAME=a\n");
-        tell(None, Told::Stopping).unwrap();
+        assert_eq!(received(&listener), ready);
+        notify(Some(path.as_os_str()), Notification::Remove { name: "a" }).unwrap();
+        assert_eq!(received(&listener), "FDSTOREREMOVE=1\nFDNAME=a\n");
+        notify(None, Notification::Stopping).unwrap();
         drop(listener);
-        assert!(tell(Some(path.as_os_str()), Told::Stopping).is_err());
+        assert!(notify(Some(path.as_os_str()), Notification::Stopping).is_err());
     }
 
     #[test]
@@ -91,8 +91,8 @@ mod tests {
         let name = format!("inlay-test-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         let listener = UnixDatagram::bind_addr(&address).unwrap();
-        tell(Some(OsStr::new(&format!("@{name}"))), Told::Stopping).unwrap();
-        assert_eq!(hear(&listener), "STOPPING=1\n");
+        notify(Some(OsStr::new(&format!("@{name}"))), Notification::Stopping).unwrap();
+        assert_eq!(received(&listener), "STOPPING=1\n");
     }
 
     #[test]
@@ -101,8 +101,8 @@ mod tests {
         let path = dir.path().join("notify");
         let listener = UnixDatagram::bind(&path).unwrap();
         let file = std::fs::File::open(dir.path()).unwrap();
-        let told = Told::Store { name: "dir", descriptor: file.as_fd() };
-        tell(Some(path.as_os_str()), told).unwrap();
+        let notification = Notification::Store { name: "dir", descriptor: file.as_fd() };
+        notify(Some(path.as_os_str()), notification).unwrap();
         let mut text = [0; 256];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
         let mut control = RecvAncillaryBuffer::new(&mut space);

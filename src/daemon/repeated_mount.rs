@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use inlay_mounts::{Caller, MakePath, MountError, Owner, Process};
 use tokio::task::spawn_blocking;
 
-use super::api::{MountOrigin, MountRequest, MountShown};
+use super::api::{MountInfo, MountOrigin, MountRequest};
 use super::error::DaemonError;
 use super::service::{Attach, Service};
 
@@ -18,7 +18,7 @@ impl Service {
         caller: Process,
         request: MountRequest,
         error: DaemonError,
-    ) -> Result<MountShown, DaemonError> {
+    ) -> Result<MountInfo, DaemonError> {
         let DaemonError::Mount(MountError::AlreadyMounted { mountpoint, .. }) = &error else {
             return Err(error);
         };
@@ -39,7 +39,7 @@ impl Service {
             let same = record.filter(|record| {
                 mounts.is_as_wanted(record, snapshot, &request.view, &request.flags)
             });
-            Ok::<_, DaemonError>(same.map(|record| service.shown(record)))
+            Ok::<_, DaemonError>(same.map(|record| service.mount_info(record)))
         });
         found.await.map_err(|_| DaemonError::Panicked)??.ok_or(error)
     }

@@ -13,8 +13,8 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::api::{
-    AttachedShown, CacheUse, DamagedRecord, Fingerprint, IfMounted, InsideShown, LoadOptions,
-    MountOrigin, MountShown, PrefetchAnswer, StatusAnswer, StoreRef, StoreShown,
+    AttachedSnapshot, CacheUse, DamagedRecord, Fingerprint, IfMounted, LoadOptions, MountInfo,
+    MountOrigin, NamespaceInfo, PrefetchAnswer, StatusAnswer, StoreRef, StoreStatus,
 };
 use super::error::DaemonError;
 use super::lifecycle::Lifecycle;
@@ -156,7 +156,7 @@ impl Service {
         all.map(|why| DamagedRecord { why }).collect()
     }
 
-    pub(super) fn attached(&self) -> Vec<AttachedShown> {
+    pub(super) fn attached(&self) -> Vec<AttachedSnapshot> {
         self.inner.snapshots.list()
     }
 
@@ -164,12 +164,12 @@ impl Service {
     pub(super) fn prefetch(&self) -> PrefetchAnswer {
         let snapshots = &self.inner.snapshots;
         let stores = snapshots.stores().all().into_iter().map(|(store, _, open)| {
-            let (figures, link) = open.figures();
+            let (figures, link) = open.stats();
             let by_class = |numbers: &[u64]| {
                 let named = Class::ALL.iter().zip(numbers);
                 named.map(|(class, number)| (class.name().to_owned(), *number)).collect()
             };
-            StoreShown {
+            StoreStatus {
                 store,
                 round_trip_ms: link.round_trip.map(|time| time.as_secs_f64() * 1e3),
                 rate: link.rate,
@@ -189,18 +189,18 @@ impl Service {
     }
 
     /// Lists all mounts, after clearing up those that others have just unmounted.
-    pub(super) async fn mounts(&self) -> Result<Vec<MountShown>, DaemonError> {
+    pub(super) async fn mounts(&self) -> Result<Vec<MountInfo>, DaemonError> {
         let service = self.clone();
         let listed = spawn_blocking(move || {
             let records = service.mount_records();
-            records.into_iter().map(|record| service.shown(record)).collect()
+            records.into_iter().map(|record| service.mount_info(record)).collect()
         });
         listed.await.map_err(|_| DaemonError::Panicked)
     }
 
     /// The records of all mounts, the oldest first. Blocks.
     fn mount_records(&self) -> Vec<MountRecord> {
-        self.look();
+        self.sweep();
         let mut records = self.inner.mounts.list();
         records.sort_by_key(|record| record.seen.number());
         records
@@ -337,31 +337,31 @@ impl Service {
     }
 
     /// Cleans up after mounts that are gone. Blocks. Returns when to call again.
-    pub(super) fn look(&self) -> Option<Duration> {
+    pub(super) fn sweep(&self) -> Option<Duration> {
         self.look_at_sandboxes();
-        let mounts = self.inner.mounts.look();
+        let mounts = self.inner.mounts.sweep();
         self.inner.gone.notify_waiters();
-        let snapshots = self.inner.snapshots.look();
+        let snapshots = self.inner.snapshots.sweep();
         [mounts, snapshots].into_iter().flatten().min()
     }
 
     /// Converts a mount for clients. Blocks.
-    pub(super) fn shown(&self, record: MountRecord) -> MountShown {
+    pub(super) fn mount_info(&self, record: MountRecord) -> MountInfo {
         let owner = record.owner.as_deref();
         let sandbox = owner.and_then(|id| self.inner.sandboxes.name(id));
         let inside = if owner.is_none() { inside(&record) } else { None };
         let server = Some(self.inner.about.process);
-        MountShown { sandbox, inside, server, served: true, ..MountShown::of(record) }
+        MountInfo { sandbox, inside, server, served: true, ..MountInfo::of(record) }
     }
 }
 
 /// Returns a process that sees a mount in another mount namespace.
-fn inside(record: &MountRecord) -> Option<InsideShown> {
+fn inside(record: &MountRecord) -> Option<NamespaceInfo> {
     let process = record.seen.process_inside()?;
     let pid = process.id().pid;
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}"));
     let (name, cgroup) = (read("comm").unwrap_or_default(), read("cgroup").unwrap_or_default());
-    process.is_alive().then(|| InsideShown {
+    process.is_alive().then(|| NamespaceInfo {
         pid,
         name: name.trim_end().escape_debug().to_string(),
         container: container(&cgroup),

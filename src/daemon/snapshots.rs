@@ -25,7 +25,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio_util::task::TaskTracker;
 
-use super::api::{AttachedShown, CacheUse, LoadOptions, LoadingShown, Part, StoreRef};
+use super::api::{AttachedSnapshot, CacheUse, LoadOptions, LoadingStatus, Part, StoreRef};
 use super::attached_records::{AttachKey, AttachedFiles};
 use super::error::DaemonError;
 use super::metrics::Loaded;
@@ -243,13 +243,13 @@ impl Snapshots {
     }
 
     /// Lists attached snapshots by slot, without those with damaged files.
-    pub(super) fn list(&self) -> Vec<AttachedShown> {
+    pub(super) fn list(&self) -> Vec<AttachedSnapshot> {
         let serving = self.inner.serving.lock();
-        let mut shown: Vec<AttachedShown> = serving
+        let mut shown: Vec<AttachedSnapshot> = serving
             .iter()
             .filter_map(|(slot, serving)| {
                 let key = serving.key.as_ref()?;
-                Some(AttachedShown {
+                Some(AttachedSnapshot {
                     slot: *slot,
                     snapshot: key.snapshot,
                     store: key.store.clone(),
@@ -265,7 +265,7 @@ impl Snapshots {
     }
 
     /// Returns the prefetch progress of each snapshot.
-    pub(super) fn loading(&self) -> Vec<LoadingShown> {
+    pub(super) fn loading(&self) -> Vec<LoadingStatus> {
         self.inner.trackings.list()
     }
 
@@ -327,7 +327,7 @@ impl Snapshots {
 
     /// Probes detached snapshots that are due and forgets those no longer in use. Blocks. Returns
     /// the time until the next probe.
-    pub(super) fn look(&self) -> Option<Duration> {
+    pub(super) fn sweep(&self) -> Option<Duration> {
         let inner = &self.inner;
         let now = Instant::now();
         let due: Vec<u32> = {

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
 use inlay_prefetch::scheduler::{LinkEstimate, Urgency};
-use inlay_prefetch::{FetchFigures, FetchLimits, Fetcher, GroupList, Loading, Mounting};
+use inlay_prefetch::{FetchLimits, FetchStats, Fetcher, GroupList, Loading, Mounting};
 use inlay_snapshots::content::{CacheWaits, ContentOptions, Observers, SnapshotContent, Tracker};
 use inlay_snapshots::state::State;
-use inlay_store::cache::{Cache, CacheFigures};
+use inlay_store::cache::{Cache, CacheStats};
 use inlay_store::format::Index;
 use inlay_store::remote::{OutboxDir, PlainHttp, Remote, StoreConfig};
 use inlay_trace::record::{Recorder, Source, WatchId};
@@ -82,8 +82,8 @@ impl Store {
     }
 
     /// Returns fetch stats and the current estimate of the link.
-    pub(super) fn figures(&self) -> (FetchFigures, LinkEstimate) {
-        (self.fetcher.figures(), self.fetcher.link())
+    pub(super) fn stats(&self) -> (FetchStats, LinkEstimate) {
+        (self.fetcher.stats(), self.fetcher.link())
     }
 }
 
@@ -101,11 +101,11 @@ async fn close(fetcher: Fetcher, entry: &Entry, closed: &AtomicBool) {
         return;
     }
     entry.close();
-    let figures = fetcher.figures();
+    let stats = fetcher.stats();
     tracing::info!(
-        demand_requests = figures.demand_requests(),
-        ahead_requests = figures.ahead_requests(),
-        fetched_bytes = figures.fetched_bytes(),
+        demand_requests = stats.demand_requests(),
+        ahead_requests = stats.ahead_requests(),
+        fetched_bytes = stats.fetched_bytes(),
         "closing a store"
     );
 }
@@ -217,8 +217,8 @@ impl Stores {
     }
 
     /// Stats of the cache.
-    pub(super) fn cache_figures(&self) -> CacheFigures {
-        self.cache.figures()
+    pub(super) fn cache_figures(&self) -> CacheStats {
+        self.cache.stats()
     }
 
     /// Blocks until received data is in place in the cache.

@@ -76,7 +76,7 @@ impl Service {
         let running = running.ok_or_else(|| DaemonError::NoTrace(trace.to_owned()))?;
         let ended = clock::now();
         let Running { recording, metering, reads, .. } = running;
-        let metered = metering.figures();
+        let metered = metering.stats();
         let now = self.snapshots().server().reads().unwrap_or(reads);
         let served = Served {
             requests: metered.requests,

@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use inlay_mounts::PathText;
 use inlay_prefetch::scheduler::{Extent, Known, Phase, Plan, Urgency};
-use inlay_snapshots::content::{Groups, Tracker, TrackerFigures, guess};
+use inlay_snapshots::content::{Groups, Tracker, TrackerStats, guess};
 use inlay_snapshots::{PathPart, groups_of_paths};
 use inlay_store::format::Index;
 use inlay_store::ids::{Kind, SnapshotId};
@@ -24,7 +24,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-use super::api::{CacheUse, LoadOptions, LoadingShown, Prefetch, RecordProfile, StoreRef};
+use super::api::{CacheUse, LoadOptions, LoadingStatus, Prefetch, RecordProfile, StoreRef};
 use super::metrics::{Loaded, Recorded, StartTotals};
 use super::redacted::redacted;
 use super::stores::Store;
@@ -130,7 +130,7 @@ impl Trackings {
             tracker: Arc::new(Tracker::new(index.group_count())),
             source: self.inner.recorder.source(About {
                 snapshot: key.0,
-                store: shown(&key.1),
+                store: store_name(&key.1),
                 watch: store.watch(),
                 index: index.clone(),
             }),
@@ -166,20 +166,20 @@ impl Trackings {
     pub(super) fn totals(&self) -> (Loaded, (u64, u64)) {
         let all = self.all();
         let totals = &self.inner.totals;
-        let loading = || all.iter().filter_map(|one| one.tracker.figures().loading).collect();
+        let loading = || all.iter().filter_map(|one| one.tracker.stats().loading).collect();
         (totals.loaded(loading), totals.recordings())
     }
 
     /// Returns the progress of each snapshot.
-    pub(super) fn list(&self) -> Vec<LoadingShown> {
-        let mut shown: Vec<_> = self.all().iter().map(|tracking| tracking.shown()).collect();
+    pub(super) fn list(&self) -> Vec<LoadingStatus> {
+        let mut shown: Vec<_> = self.all().iter().map(|tracking| tracking.status()).collect();
         shown.sort_by_key(|shown| shown.snapshot.to_string());
         shown
     }
 }
 
 /// Returns the name of a store for traces.
-fn shown(store: &StoreRef) -> String {
+fn store_name(store: &StoreRef) -> String {
     store.url.as_deref().map_or_else(|| "the state's own store".to_owned(), redacted)
 }
 
@@ -328,8 +328,8 @@ impl Tracking {
         self.inner.tasks.spawn_on(save, &self.inner.runtime);
     }
 
-    fn shown(&self) -> LoadingShown {
-        let TrackerFigures { touched, loading } = self.tracker.figures();
+    fn status(&self) -> LoadingStatus {
+        let TrackerStats { touched, loading } = self.tracker.stats();
         let phase = match loading.map(|loading| loading.phase) {
             None => "off",
             Some(Phase::Preparing) => "preparing",
@@ -339,7 +339,7 @@ impl Tracking {
             Some(Phase::Done) => "done",
         };
         let loading = loading.unwrap_or_default();
-        LoadingShown {
+        LoadingStatus {
             snapshot: self.key.0,
             store: self.key.1.clone(),
             load: self.load.clone(),
@@ -347,7 +347,7 @@ impl Tracking {
             recording: self.tracker.is_recording(),
             phase: phase.to_owned(),
             groups: self.index.group_count(),
-            looked: loading.looked,
+            looked: loading.probed,
             here: loading.here,
             fetched: loading.fetched,
             fetched_bytes: loading.fetched_bytes,

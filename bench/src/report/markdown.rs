@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::{Cell, LinkShown, Outcome, Report, ScenarioShown};
-use crate::link::LinkFigures;
+use super::{Cell, LinkReport, Outcome, Report, ScenarioReport};
+use crate::link::LinkSpeed;
 use crate::method::HostState;
 use crate::stats::Spread;
 
@@ -57,7 +57,7 @@ fn verdicts(report: &Report, out: &mut String) {
     }
 }
 
-fn section(report: &Report, link: &LinkShown, scenario: &ScenarioShown, out: &mut String) {
+fn section(report: &Report, link: &LinkReport, scenario: &ScenarioReport, out: &mut String) {
     wrote(write!(out, "\n## {} over {}\n\n", scenario.name, link.name));
     if !scenario.about.is_empty() {
         wrote(write!(out, "{}. ", one_line(scenario.about.trim_end_matches('.'))));
@@ -79,13 +79,13 @@ fn section(report: &Report, link: &LinkShown, scenario: &ScenarioShown, out: &mu
     out.push_str(&table(&rows));
 }
 
-fn ideal(link: &LinkShown, scenario: &ScenarioShown) -> String {
+fn ideal(link: &LinkReport, scenario: &ScenarioReport) -> String {
     let (Some(ideal), Some(figures), Some(needed)) =
         (scenario.ideal.get(&link.name), link.figures, scenario.needed)
     else {
         return " The ideal is not known.".to_owned();
     };
-    let LinkFigures { latency, bandwidth } = figures;
+    let LinkSpeed { latency, bandwidth } = figures;
     let rate = bandwidth.map_or(String::new(), |rate| format!(" at {:.1} MB/s", rate / 1e6));
     format!(
         " The ideal is {ideal:.3} s: two latencies of {:.1} ms, {} MB{rate}, and the hot native start.",

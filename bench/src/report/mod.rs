@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use markdown::markdown;
 use verdict::verdicts;
 
-use super::link::LinkFigures;
+use super::link::LinkSpeed;
 use super::method::HostState;
 use super::stats::Spread;
 
@@ -29,11 +29,11 @@ pub struct Report {
     /// Conditions of the measurement.
     pub conditions: Conditions,
     /// Links in the requested order.
-    pub links: Vec<LinkShown>,
+    pub links: Vec<LinkReport>,
     /// Scenarios in the given order.
-    pub scenarios: Vec<ScenarioShown>,
+    pub scenarios: Vec<ScenarioReport>,
     /// Methods, the limit first.
-    pub methods: Vec<MethodShown>,
+    pub methods: Vec<MethodReport>,
     /// One cell per link, scenario, method and state, sorted in this order.
     pub cells: Vec<Cell>,
     /// Verdicts in sentences, those against inlay first.
@@ -67,17 +67,17 @@ pub struct Conditions {
 
 /// A link in the report.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct LinkShown {
+pub struct LinkReport {
     /// As requested.
     pub name: String,
     /// Its latency and bandwidth. For the user's own link these are the daemon's measurements, if
     /// any.
-    pub figures: Option<LinkFigures>,
+    pub figures: Option<LinkSpeed>,
 }
 
 /// A scenario in the report.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ScenarioShown {
+pub struct ScenarioReport {
     /// Name.
     pub name: String,
     /// Description.
@@ -105,7 +105,7 @@ pub struct Needed {
 
 /// A method in the report.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct MethodShown {
+pub struct MethodReport {
     /// Name.
     pub name: String,
     /// Description.

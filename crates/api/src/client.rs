@@ -156,7 +156,7 @@ impl Client {
 
     /// Sends a POST request that only reads, without an idempotency key, so that no answer is
     /// replayed.
-    pub async fn look<A: DeserializeOwned>(
+    pub async fn query<A: DeserializeOwned>(
         &self,
         path: &str,
         body: &impl Serialize,

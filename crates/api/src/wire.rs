@@ -193,7 +193,7 @@ pub enum MountOrigin {
 
 /// A mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct MountShown {
+pub struct MountInfo {
     /// The mount point: absolute, without symbolic links.
     pub mountpoint: PathText,
     /// The mounted snapshot.
@@ -219,14 +219,14 @@ pub struct MountShown {
     /// A process that sees the mount, if it is in another mount namespace than the daemon and no
     /// sandbox's: two containers may each have a mount at the same path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub inside: Option<InsideShown>,
+    pub inside: Option<NamespaceInfo>,
     /// The daemon's process; null if none runs.
     pub server: Option<ProcessId>,
     /// Whether the mount is served.
     pub served: bool,
 }
 
-impl MountShown {
+impl MountInfo {
     /// The mount of a record, not served.
     pub fn of(record: MountRecord) -> Self {
         Self {
@@ -247,7 +247,7 @@ impl MountShown {
 
 /// The mount namespace of a mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct InsideShown {
+pub struct NamespaceInfo {
     /// A process in it; pass it as `--pid` to `inlay umount`.
     pub pid: u32,
     /// Name of the process.
@@ -369,7 +369,7 @@ pub enum Part {
 
 /// An attached snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct AttachedShown {
+pub struct AttachedSnapshot {
     /// Its slot below the host's FUSE mount.
     pub slot: u32,
     /// The snapshot.
@@ -393,14 +393,14 @@ pub struct AttachedShown {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PrefetchAnswer {
     /// Stores in use.
-    pub stores: Vec<StoreShown>,
+    pub stores: Vec<StoreStatus>,
     /// Attached snapshots.
-    pub snapshots: Vec<LoadingShown>,
+    pub snapshots: Vec<LoadingStatus>,
 }
 
 /// State of the link to a store.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct StoreShown {
+pub struct StoreStatus {
     /// The store.
     pub store: StoreRef,
     /// Lowest time to first byte of recent seconds, in milliseconds.
@@ -421,7 +421,7 @@ pub struct StoreShown {
 
 /// Prefetch progress of one snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct LoadingShown {
+pub struct LoadingStatus {
     /// The snapshot.
     #[schema(value_type = String)]
     pub snapshot: SnapshotId,

@@ -13,30 +13,30 @@ use std::path::Path;
 /// Letters of all scripts pass through unchanged.
 ///
 /// ```
-/// use inlay_base::text::Shown;
-/// assert_eq!(Shown("grün\n\x1b[2J").to_string(), "grün\\n\\u{1b}[2J");
+/// use inlay_base::text::Escaped;
+/// assert_eq!(Escaped("grün\n\x1b[2J").to_string(), "grün\\n\\u{1b}[2J");
 /// ```
 #[derive(Debug, Clone, Copy)]
-pub struct Shown<T>(pub T);
+pub struct Escaped<T>(pub T);
 
-impl<T: Display> Display for Shown<T> {
+impl<T: Display> Display for Escaped<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(Escaper(f), "{}", self.0)
     }
 }
 
-/// Possibly invalid UTF-8, displayed like [`Shown`], with invalid bytes as `\xNN`.
+/// Possibly invalid UTF-8, displayed like [`Escaped`], with invalid bytes as `\xNN`.
 #[derive(Debug, Clone, Copy)]
-pub struct ShownBytes<'a>(pub &'a [u8]);
+pub struct EscapedBytes<'a>(pub &'a [u8]);
 
-impl<'a> ShownBytes<'a> {
+impl<'a> EscapedBytes<'a> {
     /// Wraps the bytes of a path.
     pub fn of(path: &'a Path) -> Self {
         Self(path.as_os_str().as_encoded_bytes())
     }
 }
 
-impl Display for ShownBytes<'_> {
+impl Display for EscapedBytes<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for chunk in self.0.utf8_chunks() {
             Escaper(f).write_str(chunk.valid())?;
@@ -87,7 +87,7 @@ fn escape<E>(
 
 /// A writer for lines of text that escapes all unsafe characters but line breaks and tabs.
 ///
-/// A safety net below a whole report: names in it must still be wrapped in [`Shown`], or a line
+/// A safety net below a whole report: names in it must still be wrapped in [`Escaped`], or a line
 /// break in a name breaks the line of the report.
 #[derive(Debug)]
 pub struct Lines<W>(pub W);
@@ -126,14 +126,14 @@ mod tests {
             ("\u{200e}\u{200f}\u{61c}\u{feff}", "\\u{200e}\\u{200f}\\u{61c}\\u{feff}"),
             ("\u{e0041}", "\\u{e0041}"),
         ] {
-            assert_eq!(Shown(text).to_string(), shown);
-            assert_eq!(ShownBytes(text.as_bytes()).to_string(), shown);
-            assert!(!Shown(text).to_string().chars().any(is_unsafe));
+            assert_eq!(Escaped(text).to_string(), shown);
+            assert_eq!(EscapedBytes(text.as_bytes()).to_string(), shown);
+            assert!(!Escaped(text).to_string().chars().any(is_unsafe));
             // Escaping is idempotent.
-            assert_eq!(Shown(Shown(text)).to_string(), shown);
+            assert_eq!(Escaped(Escaped(text)).to_string(), shown);
         }
-        assert_eq!(ShownBytes(b"\xff\xfea\xc3").to_string(), "\\xff\\xfea\\xc3");
-        assert_eq!(ShownBytes::of(Path::new("/a\nb")).to_string(), "/a\\nb");
+        assert_eq!(EscapedBytes(b"\xff\xfea\xc3").to_string(), "\\xff\\xfea\\xc3");
+        assert_eq!(EscapedBytes::of(Path::new("/a\nb")).to_string(), "/a\\nb");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use inlay_store::pack::{AdoptError, Adopter, Content, Packer};
 use inlay_store::tree::{Meta, NodeId, NodeKind, Tree, TreeError, TreeLimits, Xattr};
 
 use super::error::CaptureError;
-use super::layer::{Extra, shown};
+use super::layer::{Extra, visible_xattr};
 use super::mapped::Mapped;
 use super::merged_view::{Mounted, Picture};
 use super::owned;
@@ -379,7 +379,7 @@ fn lower_meta(mounted: &Mounted, inode: InodeIdx) -> Result<Meta, CaptureError> 
         // Without an overlay above it, no attribute is hidden.
         if mounted.view.upper.is_none() {
             xattrs.push((name.into(), value.into()));
-        } else if let Some(name) = shown(name) {
+        } else if let Some(name) = visible_xattr(name) {
             xattrs.push((name.into(), value.into()));
         }
     }

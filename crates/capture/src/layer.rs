@@ -41,7 +41,7 @@ pub(super) struct Extra {
 
 /// Returns the name under which the overlay shows the attribute `name` of a layer; `None` if it
 /// hides it.
-pub(super) fn shown(name: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn visible_xattr(name: &[u8]) -> Option<Vec<u8>> {
     match name.strip_prefix(ESCAPED) {
         Some(rest) => Some([OWN, rest].concat()),
         None if name.starts_with(OWN) => None,
@@ -102,7 +102,7 @@ fn attribute_path(dir: BorrowedFd<'_>, name: &CStr) -> Vec<u8> {
 }
 
 fn take(extra: &mut Extra, stat: &Stat, name: &[u8], value: &[u8]) {
-    if let Some(name) = shown(name) {
+    if let Some(name) = visible_xattr(name) {
         extra.xattrs.push((name.into(), value.into()));
         return;
     }
@@ -122,13 +122,16 @@ mod tests {
 
     #[test]
     fn what_overlays_keep_is_hidden_and_what_nested_ones_keep_is_shown() {
-        assert_eq!(shown(b"trusted.overlay.opaque"), None);
-        assert_eq!(shown(b"trusted.overlay.origin"), None);
-        assert_eq!(shown(b"trusted.overlay.overlay.opaque").unwrap(), b"trusted.overlay.opaque");
+        assert_eq!(visible_xattr(b"trusted.overlay.opaque"), None);
+        assert_eq!(visible_xattr(b"trusted.overlay.origin"), None);
+        assert_eq!(
+            visible_xattr(b"trusted.overlay.overlay.opaque").unwrap(),
+            b"trusted.overlay.opaque"
+        );
         let twice = b"trusted.overlay.overlay.overlay.x";
-        assert_eq!(shown(twice).unwrap(), b"trusted.overlay.overlay.x");
+        assert_eq!(visible_xattr(twice).unwrap(), b"trusted.overlay.overlay.x");
         for plain in [&b"trusted.overlay"[..], b"user.overlay.opaque", b"security.capability"] {
-            assert_eq!(shown(plain).unwrap(), plain);
+            assert_eq!(visible_xattr(plain).unwrap(), plain);
         }
     }
 }

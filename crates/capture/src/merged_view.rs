@@ -46,7 +46,7 @@ pub(super) struct Picture {
 
 impl Picture {
     /// Scans everything that `plan` names. Reuses what `before` has of unchanged objects.
-    pub(super) fn look(
+    pub(super) fn scan(
         plan: Plan,
         scanner: &Scanner<'_>,
         before: Option<&Self>,
@@ -56,7 +56,7 @@ impl Picture {
         let mut mounts = Vec::new();
         for (view, at, path) in std::iter::once(own).chain(grafts) {
             let earlier = before.and_then(|picture| picture.same(view, path));
-            mounts.push(Mounted::look(view, at, path, scanner, earlier)?);
+            mounts.push(Mounted::scan(view, at, path, scanner, earlier)?);
         }
         Ok(Self { points: Point::of(&plan), plan, mounts })
     }
@@ -93,7 +93,7 @@ impl Mounted {
         }
     }
 
-    fn look(
+    fn scan(
         view: &View,
         at: &Path,
         path: &Path,

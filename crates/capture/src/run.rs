@@ -162,7 +162,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    fn look(
+    fn scan(
         &self,
         plan: Plan,
         (strictness, cancel): (Strictness, &Cancel),
@@ -176,7 +176,7 @@ impl<'a> Run<'a> {
             strictness,
             entries: AtomicU64::new(0),
         };
-        Picture::look(plan, &scanner, before)
+        Picture::scan(plan, &scanner, before)
     }
 
     fn note_mapped(&mut self, subject: &dyn Subject) -> Result<(), CaptureError> {
@@ -191,7 +191,7 @@ impl<'a> Run<'a> {
     fn ahead(&mut self, subject: &dyn Subject, plan: Plan) -> Result<Picture, CaptureError> {
         self.note_mapped(subject)?;
         let cancel = &self.options.cancel;
-        let mut picture = self.look(plan, (Strictness::Loose, cancel), None)?;
+        let mut picture = self.scan(plan, (Strictness::Loose, cancel), None)?;
         loop {
             self.stats.rounds += 1;
             let (files, bytes) = self.pack(&picture)?;
@@ -201,7 +201,7 @@ impl<'a> Run<'a> {
             }
             self.note_mapped(subject)?;
             let plan = plan_of(subject)?;
-            picture = self.look(plan, (Strictness::Loose, cancel), Some(&picture))?;
+            picture = self.scan(plan, (Strictness::Loose, cancel), Some(&picture))?;
         }
     }
 
@@ -321,7 +321,7 @@ impl<'a> Run<'a> {
     ) -> Result<(Picture, Vec<FileAside>), CaptureError> {
         self.note_mapped(subject)?;
         let plan = plan_of(subject)?;
-        let picture = self.look(plan, (Strictness::Strict, cancel), Some(before))?;
+        let picture = self.scan(plan, (Strictness::Strict, cancel), Some(before))?;
         if !ViewDirectory::of(self.options.kind, &picture)?.goes_on_from(&self.place) {
             return Err(CaptureError::Remounted);
         }

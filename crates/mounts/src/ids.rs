@@ -82,12 +82,12 @@ const NOBODY: u32 = 65534;
 impl Owners {
     /// Returns the user id on this host for the user `of` of the snapshot.
     pub fn user(&self, of: u32) -> u32 {
-        shown(&self.users, of).unwrap_or(NOBODY)
+        mapped(&self.users, of).unwrap_or(NOBODY)
     }
 
     /// Returns the group id on this host for the group `of` of the snapshot.
     pub fn group(&self, of: u32) -> u32 {
-        shown(&self.groups, of).unwrap_or(NOBODY)
+        mapped(&self.groups, of).unwrap_or(NOBODY)
     }
 }
 
@@ -107,7 +107,7 @@ fn identity() -> IdMap {
 }
 
 /// Returns the id that `map` shows for the id `of`; `None` if it is unmapped.
-pub(super) fn shown(map: &[IdRange], of: u32) -> Option<u32> {
+pub(super) fn mapped(map: &[IdRange], of: u32) -> Option<u32> {
     let range = map.iter().find(|range| of >= range.of && of - range.of < range.count)?;
     range.shows.checked_add(of - range.of)
 }
@@ -126,7 +126,7 @@ fn aliased(map: &[IdRange], from: u32, to: u32) -> IdMap {
             }
         }
     }
-    out.extend(shown(map, to).map(|shows| IdRange { of: from, shows, count: 1 }));
+    out.extend(mapped(map, to).map(|shows| IdRange { of: from, shows, count: 1 }));
     out.retain(|range| range.count > 0);
     out.sort_unstable_by_key(|range| range.of);
     out
@@ -158,7 +158,7 @@ impl Space {
         match &self.maps {
             None => Some(owner),
             Some((users, groups)) => {
-                Some(Owner { uid: shown(users, owner.uid)?, gid: shown(groups, owner.gid)? })
+                Some(Owner { uid: mapped(users, owner.uid)?, gid: mapped(groups, owner.gid)? })
             }
         }
     }
@@ -261,10 +261,10 @@ mod tests {
         assert_eq!(root.setuid, Setuid::Kept);
         let alias = |from| Alias::of(from, Some(Owner { uid: 1000, gid: 5 }));
         let user = space.owners(alias(Owner::ROOT)).unwrap();
-        assert_eq!(shown(&user.users, 0), Some(101_000));
-        assert_eq!(shown(&user.users, 1000), Some(101_000));
-        assert_eq!(shown(&user.groups, 0), Some(100_005));
-        assert_eq!(shown(&user.groups, 5), Some(100_005));
+        assert_eq!(mapped(&user.users, 0), Some(101_000));
+        assert_eq!(mapped(&user.users, 1000), Some(101_000));
+        assert_eq!(mapped(&user.groups, 0), Some(100_005));
+        assert_eq!(mapped(&user.groups, 5), Some(100_005));
         // The kernel maps the ids that the server shows.
         let mapped = space.mapped(user.setuid).unwrap();
         assert_eq!((text(&mapped.users), mapped.setuid), (text(&root.users), Setuid::Ignored));
@@ -287,7 +287,7 @@ mod tests {
             let out = aliased(&map, from, to);
             for of in 0..120 {
                 let seen_as = if of == from { to } else { of };
-                prop_assert_eq!(shown(&out, of), shown(&map, seen_as));
+                prop_assert_eq!(mapped(&out, of), mapped(&map, seen_as));
                 prop_assert!(out.iter().filter(|r| of >= r.of && of - r.of < r.count).count() < 2);
             }
             prop_assert!(out.iter().all(|range| range.count > 0));

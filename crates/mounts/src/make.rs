@@ -24,7 +24,7 @@ use super::upper::{Keep, Upper, UpperPlace, WantedView, throw_away};
 use super::wanted::Wanted;
 
 /// The lower layers of a mount, with owners mapped.
-pub(super) struct Shown {
+pub(super) struct MappedLayers {
     /// The path of each layer.
     pub(super) dirs: Vec<PathBuf>,
     /// The detached mounts that `dirs` refer to, if the kernel maps owners.
@@ -32,7 +32,7 @@ pub(super) struct Shown {
     owners: Option<Owners>,
 }
 
-impl Shown {
+impl MappedLayers {
     fn setuid(&self) -> Setuid {
         self.owners.as_ref().map_or(Setuid::Kept, |owners| owners.setuid)
     }
@@ -72,7 +72,7 @@ impl Mounts {
         &self,
         claim: &Claim,
         wanted: &Wanted,
-        shown: &Shown,
+        shown: &MappedLayers,
     ) -> Result<Option<Upper>, MountError> {
         let (WantedView::Writable(place), Some(top)) = (&wanted.view, shown.dirs.first()) else {
             return Ok(None);
@@ -113,7 +113,11 @@ impl Mounts {
     }
 
     /// Prepares the layers with the owners they are to show.
-    pub(super) fn shown(&self, claim: &Claim, wanted: &Wanted) -> Result<Shown, MountError> {
+    pub(super) fn mapped_layers(
+        &self,
+        claim: &Claim,
+        wanted: &Wanted,
+    ) -> Result<MappedLayers, MountError> {
         let space = claim.target.space();
         if let Some(owner) = wanted.chown
             && space.outside(owner).is_none()
@@ -124,12 +128,12 @@ impl Mounts {
         let owners = space.owners(wanted.alias);
         let setuid = owners.as_ref().map_or(Setuid::Kept, |owners| owners.setuid);
         let Some(mapped) = space.mapped(setuid) else {
-            return Ok(Shown { dirs: dirs.collect(), trees: Vec::new(), owners });
+            return Ok(MappedLayers { dirs: dirs.collect(), trees: Vec::new(), owners });
         };
         let trees: Vec<_> =
             dirs.map(|dir| self.spaces.view(&dir, &mapped)).collect::<Result<_, _>>()?;
         let path = |tree: &OwnedFd| format!("/proc/self/fd/{}", tree.as_raw_fd()).into();
-        Ok(Shown { dirs: trees.iter().map(path).collect(), trees, owners })
+        Ok(MappedLayers { dirs: trees.iter().map(path).collect(), trees, owners })
     }
 
     /// Creates the mount, records it, and only then attaches it.
@@ -137,7 +141,7 @@ impl Mounts {
         &self,
         claim: &Claim,
         wanted: &Wanted,
-        mut shown: Shown,
+        mut shown: MappedLayers,
         upper: Option<&Upper>,
     ) -> Result<MountRecord, MountError> {
         let mountpoint = claim.target.path();

@@ -28,7 +28,7 @@ impl Mounts {
         self.find_places(&wanted);
         let table = self.table.lock();
         let seen = table.live.iter().filter(|live| live.phase == Phase::Mounted && wanted(live));
-        seen.map(Live::shown).collect()
+        seen.map(Live::record).collect()
     }
 
     /// Returns the number of visible mounts.

@@ -41,7 +41,7 @@ enum Answer {
 impl Mounts {
     /// Cleans up after mounts that have ended. Returns when to poll again even if no change is
     /// reported; `None`: only after a reported change.
-    pub fn look(&self) -> Option<Duration> {
+    pub fn sweep(&self) -> Option<Duration> {
         self.look_at(|_| true);
         if self.damaged().is_empty() {
             let unclaimed = std::mem::take(&mut *self.unclaimed.lock());

@@ -273,7 +273,7 @@ impl Mounts {
 
     /// Creates the mount.
     pub fn create(&self, mut claim: Claim, wanted: Wanted) -> Result<MountRecord, MountError> {
-        let shown = self.shown(&claim, &wanted)?;
+        let shown = self.mapped_layers(&claim, &wanted)?;
         let upper = self.prepare_upper(&claim, &wanted, &shown)?;
         match self.attach(&claim, &wanted, shown, upper.as_ref()) {
             Ok(record) => {
@@ -318,7 +318,7 @@ impl Mounts {
         self.settled.notify_waiters();
         let mountpoint = live.record.mountpoint.to_path();
         inject::point(Step::MountConfirmed).map_err(MountError::io("mount on", &mountpoint))?;
-        Ok(live.shown())
+        Ok(live.record())
     }
 
     /// Marks the mount `record` as about to be undone: its mount point counts as being mounted, not
@@ -430,7 +430,7 @@ impl Mounts {
         let mut table = self.table.lock();
         let live = table.live.iter_mut().find(|live| wanted(live))?;
         live.changes = changes;
-        Some(live.shown())
+        Some(live.record())
     }
 
     /// Polls for the end of the overlay. After a plain unmount it is unused, unless another
@@ -512,7 +512,7 @@ impl Live {
     }
 
     /// Returns its record with its last known path.
-    pub(super) fn shown(&self) -> MountRecord {
+    pub(super) fn record(&self) -> MountRecord {
         let mut record = self.record.clone();
         if record.mountpoint.to_path() != self.at {
             record.mountpoint = PathText::from(&*self.at);

@@ -89,7 +89,7 @@ fn the_table_is_free_while_the_kernel_is_queried() {
         act();
         queries.get()
     };
-    assert!(queries(&|| _ = host.mounts.look()) >= 3);
+    assert!(queries(&|| _ = host.mounts.sweep()) >= 3);
     assert!(queries(&|| drop(host.mounts.list())) >= 3);
     assert!(queries(&|| drop(host.mount(&sandbox, "/d", WantedView::ReadOnly).unwrap())) >= 3);
     for path in ["/a", "/b", "/c", "/d"] {
@@ -99,7 +99,7 @@ fn the_table_is_free_while_the_kernel_is_queried() {
     drop(used);
     let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
     while !host.mounts.is_empty() && std::time::Instant::now() < deadline {
-        host.mounts.look();
+        host.mounts.sweep();
     }
     assert!(host.mounts.is_empty());
     BEFORE_QUERY.set(None);

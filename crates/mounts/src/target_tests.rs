@@ -458,7 +458,7 @@ fn what_a_sandbox_had_mounted_ends_with_it_and_its_changes_stay() {
     assert!(host.mounts.owned_by("sb-2").is_empty());
     sandbox.end();
     while !host.mounts.is_empty() {
-        host.mounts.look();
+        host.mounts.sweep();
         thread::yield_now();
     }
     let state = host.dir.path().join("state");

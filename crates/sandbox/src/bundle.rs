@@ -102,7 +102,7 @@ fn show(layout: &Layout, options: &SandboxOptions) -> Result<Vec<HostFile>, Sand
     let mut shown: Vec<HostFile> =
         own.into_iter().map(|own| HostFile { from: own.from, at: own.at, access }).collect();
     if let (FirstProcess::Wait, Some(program)) = (&options.process, first::program()) {
-        let dir = layout.shown();
+        let dir = layout.dev_files();
         files::make_private_dirs(&dir)?;
         let from = dir.join("wait");
         files::write(&from, &program)?;

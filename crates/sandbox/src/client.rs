@@ -19,8 +19,8 @@ use super::layout::Layout;
 use super::options::Stdin;
 use super::process::resolve_exec;
 use super::protocol::{
-    ExecOptions, Failure, LINE_LEN_MAX, MonitorStatus, Reply, Request, Shown, Started, StdinFlow,
-    WindowSize,
+    ExecOptions, Failure, LINE_LEN_MAX, MonitorStatus, Reply, Request, Started, StdinFlow,
+    StreamPosition, WindowSize,
 };
 use super::spawn;
 
@@ -129,7 +129,7 @@ impl Monitor {
         &self,
         stdin: Stdin,
         size: Option<WindowSize>,
-        shown: Option<Shown>,
+        shown: Option<StreamPosition>,
     ) -> Result<Stream, SandboxError> {
         self.stream(&Request::Attach { size, stdin, shown, flow: self.flow })
     }

@@ -95,7 +95,7 @@ impl Layout {
     }
 
     /// Small files to bind-mount into the sandbox's /dev.
-    pub fn shown(&self) -> PathBuf {
+    pub fn dev_files(&self) -> PathBuf {
         self.root.join("shown")
     }
 

@@ -68,8 +68,8 @@ pub use options::{
 };
 pub use protocol::HEADER_LEN as FRAME_HEADER_LEN;
 pub use protocol::{
-    ExecOptions, FRAME_LEN_MAX, Frame, FrameKind, MonitorStatus, Output, Shown, Started, StdinFlow,
-    WindowSize,
+    ExecOptions, FRAME_LEN_MAX, Frame, FrameKind, MonitorStatus, Output, Started, StdinFlow,
+    StreamPosition, WindowSize,
 };
 pub use record::{Phase, SandboxRecord, name_in_record};
 pub use runtime::KNOWN as RUNTIMES;

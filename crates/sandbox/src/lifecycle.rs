@@ -93,7 +93,8 @@ pub fn prepare(
     if !secrets.iter().map(|secret| &secret.name).eq(&options.secrets) {
         return Err(SandboxError::option("--secret", "names and secrets do not fit together"));
     }
-    for dir in [layout.rootfs(), layout.rw(), layout.mounts(), layout.bundle(), layout.shown()] {
+    for dir in [layout.rootfs(), layout.rw(), layout.mounts(), layout.bundle(), layout.dev_files()]
+    {
         match DirBuilder::new().mode(0o700).create(&dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(SandboxError::io("make the directory", &dir)(error));

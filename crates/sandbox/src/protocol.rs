@@ -88,14 +88,14 @@ pub struct WindowSize {
 /// A position in the output of a first process: the number of bytes of each stream that a client
 /// has received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Shown {
+pub struct StreamPosition {
     /// Of stdout.
     pub stdout: u64,
     /// Of stderr.
     pub stderr: u64,
 }
 
-impl Shown {
+impl StreamPosition {
     /// Returns the count for frames of `kind`; all kinds but stderr count as stdout.
     pub fn of(&mut self, kind: FrameKind) -> &mut u64 {
         match kind {
@@ -282,7 +282,7 @@ pub(super) enum Request {
         stdin: Stdin,
         /// `None`: output from now on.
         #[serde(default)]
-        shown: Option<Shown>,
+        shown: Option<StreamPosition>,
         #[serde(default)]
         flow: StdinFlow,
     },

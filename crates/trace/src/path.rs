@@ -78,7 +78,7 @@ pub(super) fn critical_path(
     for layer in [runtime, attach, fetched, served, waiting] {
         path = over(stretches(layer, end), path);
     }
-    path.into_iter().map(|wait| shown(trace, spans, wait)).collect()
+    path.into_iter().map(|wait| segment(trace, spans, wait)).collect()
 }
 
 /// Converts a touch to a wait.
@@ -168,7 +168,7 @@ fn joined(waits: Vec<Wait>) -> Vec<Wait> {
     out
 }
 
-fn shown(trace: &Trace, spans: &[Span], wait: Wait) -> Segment {
+fn segment(trace: &Trace, spans: &[Span], wait: Wait) -> Segment {
     let Wait { from, to, kind, touch, fetch, span } = wait;
     let file = trace.touch(touch).and_then(|row| trace.file(row.file));
     let snapshot = || {

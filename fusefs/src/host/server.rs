@@ -203,11 +203,11 @@ impl HostServer {
             });
         }
         let (link, asked) = (Arc::clone(&self.link), Arc::clone(&self.asked_to_leave));
-        let hear = move || match link.hear() {
+        let listen = move || match link.receive() {
             LinkEvent::Leave => asked.set(),
             LinkEvent::Ended => tracing::debug!("the keeper has exited"),
         };
-        self.threads.push(std::thread::Builder::new().name("inlay-keeper".into()).spawn(hear)?);
+        self.threads.push(std::thread::Builder::new().name("inlay-keeper".into()).spawn(listen)?);
         Ok(())
     }
 

@@ -101,7 +101,7 @@ impl Keeper {
     /// Blocks until the keeper grants the session to this process.
     pub fn claim(self, how: Claim) -> Result<Kept, KeeperError> {
         self.ask(Ask::Claim { how })?;
-        let (tell, descriptors) = self.hear()?;
+        let (tell, descriptors) = self.receive()?;
         let Tell::Kept { session, connections: notes } = tell else { return Err(odd(&tell)) };
         let mut descriptors = descriptors.into_iter();
         let short = || KeeperError::Message("too few descriptors".into());
@@ -125,7 +125,7 @@ impl Keeper {
     /// Queries the keeper's status.
     pub fn status(&self) -> Result<KeeperStatus, KeeperError> {
         self.ask(Ask::Status)?;
-        match self.hear()? {
+        match self.receive()? {
             (Tell::Status(status), _) => Ok(status),
             (tell, _) => Err(odd(&tell)),
         }
@@ -134,7 +134,7 @@ impl Keeper {
     /// Ends the session and blocks until the keeper has exited: everything is unmounted.
     pub fn stop(self) -> Result<(), KeeperError> {
         self.ask(Ask::Stop)?;
-        match self.hear() {
+        match self.receive() {
             Err(KeeperError::Ended) => Ok(()),
             Err(error) => Err(error),
             Ok((tell, _)) => Err(odd(&tell)),
@@ -145,7 +145,7 @@ impl Keeper {
         Ok(socket::send(&self.socket, &encode(ask)?, &[])?)
     }
 
-    fn hear(&self) -> Result<(Tell, Vec<OwnedFd>), KeeperError> {
+    fn receive(&self) -> Result<(Tell, Vec<OwnedFd>), KeeperError> {
         match socket::receive(&self.socket) {
             Ok(Some(received)) => Ok((decode(&received.bytes)?, received.descriptors)),
             Ok(None) => Err(KeeperError::Ended),
@@ -215,7 +215,7 @@ impl Link {
     }
 
     /// Blocks until the keeper's next event.
-    pub(crate) fn hear(&self) -> LinkEvent {
+    pub(crate) fn receive(&self) -> LinkEvent {
         loop {
             match socket::receive(self.socket.as_fd()) {
                 Ok(Some(received)) => match decode(&received.bytes) {

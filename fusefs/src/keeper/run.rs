@@ -326,7 +326,7 @@ impl Run {
         match decode::<Ask>(&received.bytes) {
             Ok(ask) => self.ask(id, &ask),
             Err(error) => {
-                self.tell(id, &Tell::Refused { why: error.to_string() });
+                self.send_message(id, &Tell::Refused { why: error.to_string() });
                 self.close(id);
             }
         }
@@ -343,7 +343,7 @@ impl Run {
             Ask::Goodbye => self.turns.goodbye(id, now),
             Ask::Status => {
                 let status = self.status();
-                self.tell(id, &Tell::Status(status));
+                self.send_message(id, &Tell::Status(status));
             }
             Ask::Stop => {
                 let pid = self.peers.get(&id).map(|peer| peer.pid.as_raw_nonzero());
@@ -358,7 +358,7 @@ impl Run {
         let server = self.turns.server();
         if server.is_some_and(|server| server != id && pid(server) == pid(id)) {
             let why = "this process serves already, or has not ended since it did".to_owned();
-            return self.tell(id, &Tell::Refused { why });
+            return self.send_message(id, &Tell::Refused { why });
         }
         let actions = self.turns.claim(id, how, now);
         self.act(actions);
@@ -470,7 +470,7 @@ impl Run {
         }
     }
 
-    fn tell(&self, id: PeerId, tell: &Tell) {
+    fn send_message(&self, id: PeerId, tell: &Tell) {
         if let Err(error) = self.send(id, tell, &[]) {
             tracing::debug!(%error, "lost a message to the keeper");
         }
@@ -493,7 +493,7 @@ impl Run {
             // again.
             self.kill(id);
         } else {
-            self.tell(id, &Tell::Leave);
+            self.send_message(id, &Tell::Leave);
         }
     }
 

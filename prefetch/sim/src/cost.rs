@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use inlay_prefetch::scheduler::{
-    Action, Extent, Kept, Known, Looked, Moment, Plan, Request, Room, Scheduler, Touched, Urgency,
+    Action, Extent, Kept, Known, Moment, Plan, Probed, Request, Room, Scheduler, Touched, Urgency,
     WorkId,
 };
 use inlay_prefetch::{FetchLimits, GroupRef};
@@ -17,7 +17,7 @@ const EVENTS: u64 = 200_000;
 /// Prints time and snapshot visits per event, with 1 to 1,000 loading snapshots.
 pub fn print() {
     println!("\nWhat an event costs the scheduler, while so many snapshots are loading.\n");
-    println!("{:>9} {:>12} {:>16}", "snapshots", "ns an event", "looked at");
+    println!("{:>9} {:>12} {:>16}", "snapshots", "ns an event", "probed at");
     for works in [1, 10, 100, 1000] {
         let (time, visits) = cost(works);
         println!("{works:>9} {time:>12.0} {visits:>16.2}");
@@ -59,10 +59,10 @@ fn cost(works: u64) -> (f64, f64) {
             events += 1;
             match action {
                 Action::Fetch(request) => requests.push(request),
-                Action::Look { work, groups, .. } => {
+                Action::Probe { work, groups, .. } => {
                     let missing = groups.into_iter().map(|number| (number, group(work.0, number)));
-                    let looked = Looked { missing: missing.collect(), room: Room::There };
-                    scheduler.looked(now, work, looked);
+                    let probed = Probed { missing: missing.collect(), room: Room::There };
+                    scheduler.probed(now, work, probed);
                     events += 1;
                 }
                 Action::Cancel(_) => {}

@@ -61,7 +61,7 @@ impl World {
         self.readers[reader].begun = true;
         self.readers[reader].since = self.now;
         if self.touch_gids(reader).iter().all(|gid| self.is_here(*gid)) {
-            self.tell(reader);
+            self.report(reader);
             self.answered_touch(reader);
             return;
         }
@@ -77,7 +77,7 @@ impl World {
     }
 
     /// Reports first touches and read-ahead hints to the scheduler.
-    fn tell(&mut self, reader: usize) {
+    fn report(&mut self, reader: usize) {
         let snapshot = self.scenario.readers[reader].snapshot;
         let touch = self.scenario.readers[reader].touches[self.readers[reader].touch].clone();
         for number in touch.groups {
@@ -118,7 +118,7 @@ impl World {
     pub(crate) fn read(&mut self, reader: usize) {
         let missing: Vec<Gid> =
             self.touch_gids(reader).into_iter().filter(|gid| !self.is_here(*gid)).collect();
-        self.tell(reader);
+        self.report(reader);
         // Groups cached since then are found when the request starts.
         let mut wants: Vec<WantedGroup> = Vec::new();
         for gid in missing {

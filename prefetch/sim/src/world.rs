@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
-use inlay_prefetch::scheduler::{Action, Looked, Moment, RequestId, Room, Scheduler, WorkId};
+use inlay_prefetch::scheduler::{Action, Moment, Probed, RequestId, Room, Scheduler, WorkId};
 use inlay_prefetch::{Class, GroupRef};
 
 use crate::check::View;
@@ -34,7 +34,7 @@ pub(crate) enum Event {
     GiveUp(usize, usize),
     /// The driver's cache probe runs; its result reaches the scheduler.
     See(WorkId, Vec<u32>, Class),
-    Looked(WorkId, Looked),
+    Probed(WorkId, Probed),
     /// A request's task starts; a cancellation takes effect.
     Begin(RequestId),
     Stopped(RequestId),
@@ -242,12 +242,12 @@ impl World {
             Event::Poll(reader) => self.poll(reader),
             Event::GiveUp(reader, touch) => self.give_up(reader, touch),
             Event::See(work, groups, class) => self.see(work, &groups, class),
-            Event::Looked(work, looked) => {
+            Event::Probed(work, probed) => {
                 self.books.looks -= 1;
-                if looked.room == Room::None {
+                if probed.room == Room::None {
                     self.books.no_room(self.now, work);
                 }
-                self.scheduler.looked(moment(self.now), work, looked);
+                self.scheduler.probed(moment(self.now), work, probed);
                 self.pump();
             }
             Event::Begin(id) => self.begin(id),
@@ -310,7 +310,7 @@ impl World {
                     self.view().fetch(&request);
                     self.start(request);
                 }
-                Action::Look { work, groups, class } => {
+                Action::Probe { work, groups, class } => {
                     self.books.looks += 1;
                     let delay = self.draw(nanos(self.scenario.host.look) / 2);
                     self.after(delay, Event::See(work, groups, class));
@@ -340,7 +340,7 @@ impl World {
     }
 
     fn see(&mut self, work: WorkId, groups: &[u32], class: Class) {
-        let looked = match self.books.work(work) {
+        let probed = match self.books.work(work) {
             Some(state) => {
                 let missing = groups.iter().filter_map(|number| {
                     let group = self.books.of(*state.groups.get(*number as usize)?);
@@ -350,12 +350,12 @@ impl World {
                 let HostModel { full, .. } = &self.scenario.host;
                 let is_full = full.iter().any(|range| range.contains(&moment(self.now).0));
                 let none = is_full && class == Class::Rest && !missing.is_empty();
-                Looked { missing, room: if none { Room::None } else { Room::There } }
+                Probed { missing, room: if none { Room::None } else { Room::There } }
             }
-            None => Looked::default(),
+            None => Probed::default(),
         };
         let delay = self.draw(nanos(self.scenario.host.look) / 2);
-        self.after(delay, Event::Looked(work, looked));
+        self.after(delay, Event::Probed(work, probed));
     }
 
     fn finish(mut self) -> SimulationOutcome {

@@ -48,6 +48,6 @@ pub use link::LinkEstimate;
 pub use outcome::Kept;
 pub use state::{Failed, Scheduler};
 pub use types::{
-    Action, Extent, Joined, Known, Looked, Moment, Phase, Plan, Request, RequestId, Room, Settled,
-    Ticket, Touched, Urgency, Why, WorkFigures, WorkId,
+    Action, Extent, Joined, Known, Moment, Phase, Plan, Probed, Request, RequestId, Room, Settled,
+    Ticket, Touched, Urgency, Why, WorkId, WorkProgress,
 };

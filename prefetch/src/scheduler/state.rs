@@ -8,8 +8,8 @@ use super::link::{Link, LinkEstimate, Readers};
 use super::span::Span;
 use super::standings::{Standings, Waiting};
 use super::types::{
-    Action, Joined, Looked, Moment, Plan, Request, RequestId, Room, Ticket, Touched, Urgency, Why,
-    WorkFigures, WorkId,
+    Action, Joined, Moment, Plan, Probed, Request, RequestId, Room, Ticket, Touched, Urgency, Why,
+    WorkId, WorkProgress,
 };
 use super::work::{Ready, Work};
 use crate::limits::FetchLimits;
@@ -165,13 +165,13 @@ impl Scheduler {
         }
     }
 
-    /// Reports the result of a cache probe; see [`Action::Look`].
-    pub fn looked(&mut self, now: Moment, id: WorkId, mut looked: Looked) {
+    /// Reports the result of a cache probe; see [`Action::Probe`].
+    pub fn probed(&mut self, now: Moment, id: WorkId, mut probed: Probed) {
         self.looks = self.looks.saturating_sub(1);
         if let Some(work) = self.works.get_mut(&id) {
             let mut flying = 0;
-            if looked.room == Room::There {
-                looked.missing.retain(|(number, want)| {
+            if probed.room == Room::There {
+                probed.missing.retain(|(number, want)| {
                     let Some(flight) = self.flights.get_mut(&want.key()) else {
                         return !self.came_meanwhile.contains(&want.key());
                     };
@@ -180,7 +180,7 @@ impl Scheduler {
                     false
                 });
             }
-            work.looked(now, looked, flying, &mut self.waiting);
+            work.probed(now, probed, flying, &mut self.waiting);
             self.tick(now);
             self.file(id);
         }
@@ -401,11 +401,11 @@ impl Scheduler {
             let before = self.standings.get(id).copied();
             let work = self.works.get_mut(&id)?;
             if work.wants_look(now)
-                && let Some((groups, class)) = work.look()
+                && let Some((groups, class)) = work.probe()
             {
                 self.looks += 1;
                 self.file(id);
-                return Some(Action::Look { work: id, groups, class });
+                return Some(Action::Probe { work: id, groups, class });
             }
             let load = self.load(id, class);
             self.file(id);
@@ -511,8 +511,8 @@ impl Scheduler {
     }
 
     /// Returns the progress of a snapshot.
-    pub fn work(&self, now: Moment, id: WorkId) -> Option<WorkFigures> {
-        self.works.get(&id).map(|work| work.figures(now))
+    pub fn work(&self, now: Moment, id: WorkId) -> Option<WorkProgress> {
+        self.works.get(&id).map(|work| work.stats(now))
     }
 
     /// Returns the number of queued groups by class. Groups not probed yet are not counted.

@@ -52,11 +52,11 @@ fn pump(scheduler: &mut Scheduler, now: Moment) -> Vec<Request> {
     while let Some(action) = scheduler.next(now) {
         match action {
             Action::Fetch(request) => requests.push(request),
-            Action::Look { work, groups, .. } => {
+            Action::Probe { work, groups, .. } => {
                 let blob = u8::try_from(work.0).unwrap();
                 let missing = groups.into_iter().map(|number| (number, group(blob, number)));
-                let looked = Looked { missing: missing.collect(), room: Room::There };
-                scheduler.looked(now, work, looked);
+                let probed = Probed { missing: missing.collect(), room: Room::There };
+                scheduler.probed(now, work, probed);
             }
             Action::Cancel(_) => {}
         }
@@ -165,8 +165,8 @@ fn what_fails_rests_and_is_tried_once_more() {
         scheduler.failed(now, request.id, Failed::Store);
         assert_eq!(pump(&mut scheduler, now).len(), 0);
     }
-    let figures = scheduler.work(later(), WorkId(1)).unwrap();
-    assert_eq!(figures.given_up, 1);
+    let stats = scheduler.work(later(), WorkId(1)).unwrap();
+    assert_eq!(stats.given_up, 1);
     assert_eq!(order(&mut scheduler, later().after(Duration::from_mins(1))), []);
 }
 
@@ -224,11 +224,11 @@ fn visits_per_event(works: u64, urgency: Urgency) -> u64 {
             events += 1;
             match action {
                 Action::Fetch(request) => requests.push(request),
-                Action::Look { work, groups, .. } => {
+                Action::Probe { work, groups, .. } => {
                     let missing =
                         groups.into_iter().map(|number| (number, group_of(work.0, number)));
-                    let looked = Looked { missing: missing.collect(), room: Room::There };
-                    scheduler.looked(now, work, looked);
+                    let probed = Probed { missing: missing.collect(), room: Room::There };
+                    scheduler.probed(now, work, probed);
                 }
                 Action::Cancel(_) => {}
             }
@@ -272,7 +272,7 @@ fn a_group_of_many_snapshots_is_fetched_once_and_leaves_no_trace() {
             wanted = true;
             match action {
                 Action::Fetch(request) => fetched.push(request),
-                Action::Look { work, groups, .. } => {
+                Action::Probe { work, groups, .. } => {
                     let missing = groups.into_iter().map(|number| (number, shared(work.0, number)));
                     let missing = missing
                         .filter(|(_, want)| {
@@ -280,7 +280,7 @@ fn a_group_of_many_snapshots_is_fetched_once_and_leaves_no_trace() {
                                 || scheduler.has(&want.key())
                         })
                         .collect();
-                    scheduler.looked(NOW, work, Looked { missing, room: Room::There });
+                    scheduler.probed(NOW, work, Probed { missing, room: Room::There });
                 }
                 Action::Cancel(_) => {}
             }

@@ -93,7 +93,7 @@ pub enum Known {
 
 /// Result of a cache probe.
 #[derive(Debug, Clone, Default)]
-pub struct Looked {
+pub struct Probed {
     /// Groups that are not cached, in the order of the probe.
     pub missing: Vec<(u32, GroupRef)>,
     /// Whether the cache has room for them.
@@ -164,8 +164,8 @@ pub struct Request {
 pub enum Action {
     /// Send a request. The driver reports `arrived`, then `ended` or `failed`.
     Fetch(Request),
-    /// Probe the cache for these groups. The driver reports `looked`.
-    Look {
+    /// Probe the cache for these groups. The driver reports `probed`.
+    Probe {
         /// The snapshot.
         work: WorkId,
         /// Group numbers.
@@ -216,13 +216,13 @@ pub enum Settled {
 
 /// Progress of one snapshot's background loading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-pub struct WorkFigures {
+pub struct WorkProgress {
     /// Groups in the snapshot.
     pub groups: u32,
     /// Groups named to come first.
     pub first: u32,
     /// Groups probed in the cache: found there, fetched, in flight or given up.
-    pub looked: u32,
+    pub probed: u32,
     /// Of these, groups the cache already had.
     pub here: u32,
     /// Groups prefetched.

@@ -11,7 +11,7 @@ use super::neighbours::Neighbours;
 use super::span::Span;
 use super::standings::{Standing, State, Waiting};
 use super::types::{
-    Extent, Known, Looked, Phase, Plan, Room, Touched, Urgency, Why, WorkFigures, WorkId,
+    Extent, Known, Phase, Plan, Probed, Room, Touched, Urgency, Why, WorkId, WorkProgress,
 };
 use crate::want::{Class, GroupRef, Key};
 
@@ -88,7 +88,7 @@ pub(super) struct Work {
     unanswered: Vec<(u32, Class, Why)>,
     rests_until: Option<Moment>,
     failures: u32,
-    figures: WorkFigures,
+    stats: WorkProgress,
 }
 
 impl Work {
@@ -115,13 +115,13 @@ impl Work {
             unanswered: Vec::new(),
             rests_until: None,
             failures: 0,
-            figures: WorkFigures::default(),
+            stats: WorkProgress::default(),
         }
     }
 
     /// Sets or replaces the plan. Groups of a probe in progress keep their order from the old plan.
     pub(super) fn set(&mut self, plan: Plan, waiting: &mut Waiting) {
-        self.figures.looked = self.figures.looked.saturating_sub(small(self.ready.len()));
+        self.stats.probed = self.stats.probed.saturating_sub(small(self.ready.len()));
         self.leave_queues(waiting);
         let queued = self.ready.drain(..).map(|ready| ready.number);
         let asked = self.unanswered.drain(..).map(|(number, ..)| number);
@@ -134,8 +134,8 @@ impl Work {
         self.taken.resize(plan.groups);
         self.unused.resize(plan.groups);
         self.touched.resize(plan.groups);
-        self.figures.groups = plan.groups;
-        self.figures.first = u32::try_from(plan.first.len()).unwrap_or(u32::MAX);
+        self.stats.groups = plan.groups;
+        self.stats.first = u32::try_from(plan.first.len()).unwrap_or(u32::MAX);
         self.plan = plan;
         for touch in std::mem::take(&mut self.early) {
             self.place(&touch);
@@ -166,10 +166,10 @@ impl Work {
     pub(super) fn class(&self) -> Option<Class> {
         // Both queues are sorted by class.
         let next = self.ready.front().map(|ready| ready.class);
-        let looked =
+        let probed =
             self.looking.as_ref().and_then(|l| l.asked.first().map(|(_, class, _)| *class));
         // A group not probed yet may be more urgent than the probed ones.
-        match next.into_iter().chain(looked).chain(self.peek()).min() {
+        match next.into_iter().chain(probed).chain(self.peek()).min() {
             Some(class) => Some(class),
             None if self.preparing.is_some() => Some(self.first_class()),
             None => None,
@@ -246,7 +246,7 @@ impl Work {
     }
 
     /// Starts a probe: returns the groups, all of one class.
-    pub(super) fn look(&mut self) -> Option<(Vec<u32>, Class)> {
+    pub(super) fn probe(&mut self) -> Option<(Vec<u32>, Class)> {
         let class = self.peek()?;
         let mut asked = std::mem::take(&mut self.unanswered);
         while asked.len() < LOOK && self.peek() == Some(class) {
@@ -283,25 +283,25 @@ impl Work {
 
     /// Takes the result of a probe. Groups not in `missing` are cached, except `flying` groups,
     /// which are in flight.
-    pub(super) fn looked(
+    pub(super) fn probed(
         &mut self,
         now: Moment,
-        looked: Looked,
+        probed: Probed,
         flying: usize,
         waiting: &mut Waiting,
     ) {
         let Some(Looking { asked }) = self.looking.take() else { return };
-        if looked.room == Room::None {
+        if probed.room == Room::None {
             self.rest(now, PAUSE_FULL);
             self.unanswered = asked;
             return;
         }
-        let (all, missing) = (asked.len(), looked.missing.len().min(asked.len()));
-        self.figures.looked = self.figures.looked.saturating_add(small(all));
+        let (all, missing) = (asked.len(), probed.missing.len().min(asked.len()));
+        self.stats.probed = self.stats.probed.saturating_add(small(all));
         let here = all.saturating_sub(missing + flying);
-        self.figures.here = self.figures.here.saturating_add(small(here));
+        self.stats.here = self.stats.here.saturating_add(small(here));
         let mut asked = asked.into_iter();
-        for (number, want) in looked.missing {
+        for (number, want) in probed.missing {
             // Results are in the order of the probe; anything that was not asked for ends the scan.
             let Some((_, class, why)) = asked.find(|(one, ..)| *one == number) else { break };
             self.ready.push_back(Ready { number, want, class, why, tries: 0, look: self.looks });
@@ -384,7 +384,7 @@ impl Work {
     /// Puts a group back, to be probed last: the fetch it was parked on was dropped, or the queue
     /// was too long.
     pub(super) fn later(&mut self, number: u32) {
-        self.figures.looked = self.figures.looked.saturating_sub(1);
+        self.stats.probed = self.stats.probed.saturating_sub(1);
         self.again.push_back(number);
     }
 
@@ -402,7 +402,7 @@ impl Work {
         let again = !self.touched.set(touch.group);
         if self.unused.clear(touch.group) {
             let stored_len = u64::from(touch.stored_len);
-            self.figures.used_bytes = self.figures.used_bytes.saturating_add(stored_len);
+            self.stats.used_bytes = self.stats.used_bytes.saturating_add(stored_len);
         }
         if again || self.plan.extent == Extent::Nothing || touch.group >= self.plan.groups {
             return;
@@ -420,14 +420,13 @@ impl Work {
     /// Records a group prefetched for this snapshot.
     pub(super) fn fetched(&mut self, number: u32, stored_len: u32) {
         if self.touched.get(number) {
-            self.figures.used_bytes = self.figures.used_bytes.saturating_add(u64::from(stored_len));
+            self.stats.used_bytes = self.stats.used_bytes.saturating_add(u64::from(stored_len));
         } else {
             self.unused.set(number);
         }
         self.failures = 0;
-        self.figures.fetched = self.figures.fetched.saturating_add(1);
-        self.figures.fetched_bytes =
-            self.figures.fetched_bytes.saturating_add(u64::from(stored_len));
+        self.stats.fetched = self.stats.fetched.saturating_add(1);
+        self.stats.fetched_bytes = self.stats.fetched_bytes.saturating_add(u64::from(stored_len));
     }
 
     /// Records the failed groups of one request. They are retried once, after a pause.
@@ -446,7 +445,7 @@ impl Work {
                 self.ready.push_back(ready);
                 waiting.add(ready.want.key(), self.id);
             } else {
-                self.figures.given_up = self.figures.given_up.saturating_add(1);
+                self.stats.given_up = self.stats.given_up.saturating_add(1);
             }
         }
         self.sort();
@@ -467,7 +466,7 @@ impl Work {
         self.ready.iter().map(|ready| (ready.class, 1))
     }
 
-    pub(super) fn figures(&self, now: Moment) -> WorkFigures {
+    pub(super) fn stats(&self, now: Moment) -> WorkProgress {
         let phase = match self.class() {
             _ if self.preparing.is_some_and(|until| now < until) => Phase::Preparing,
             None => Phase::Done,
@@ -475,7 +474,7 @@ impl Work {
             Some(Class::Rest) => Phase::Rest,
             Some(_) => Phase::First,
         };
-        WorkFigures { ready: small(self.ready.len()), phase, ..self.figures }
+        WorkProgress { ready: small(self.ready.len()), phase, ..self.stats }
     }
 }
 

@@ -10,7 +10,7 @@ use ratatui::widgets::{
     Block, Cell, Clear, Paragraph, Row, StatefulWidget, Table as Grid, TableState, Widget,
 };
 
-use super::super::output::{bytes, shown};
+use super::super::output::{bytes, escaped};
 use super::state::{Link, Table, ViewState};
 use super::view::{MountRow, SandboxRow, StoreRow, TIERS, View};
 
@@ -26,9 +26,9 @@ const BAD: Style = Style::new().fg(Color::Red).add_modifier(Modifier::BOLD);
 type Column<R> = (&'static str, Constraint, u16, fn(&R) -> String);
 
 const SANDBOXES: [Column<SandboxRow>; 7] = [
-    ("NAME", Constraint::Fill(2), 0, |row| shown(row.name.as_bytes())),
+    ("NAME", Constraint::Fill(2), 0, |row| escaped(row.name.as_bytes())),
     ("STATE", Constraint::Length(8), 0, |row| row.state.clone()),
-    ("IMAGE", Constraint::Fill(2), 60, |row| shown(row.image.as_bytes())),
+    ("IMAGE", Constraint::Fill(2), 60, |row| escaped(row.image.as_bytes())),
     ("UP", Constraint::Length(6), 40, |row| row.age_s.map_or_else(|| "-".to_owned(), age)),
     ("CPU", Constraint::Length(6), 30, |row| {
         row.cpu.map_or("-".to_owned(), |cpu| format!("{:.0}%", cpu * 100.0))
@@ -39,11 +39,11 @@ const SANDBOXES: [Column<SandboxRow>; 7] = [
 
 const MOUNTS: [Column<MountRow>; 7] = [
     ("PATH", Constraint::Fill(3), 0, |row| match &row.sandbox {
-        Some(sandbox) => format!("{}:{}", shown(sandbox.as_bytes()), row.path),
+        Some(sandbox) => format!("{}:{}", escaped(sandbox.as_bytes()), row.path),
         None => row.path.clone(),
     }),
     ("SNAPSHOT", Constraint::Length(14), 70, |row| row.snapshot.chars().take(14).collect()),
-    ("PHASE", Constraint::Length(9), 34, |row| shown(row.phase.as_bytes())),
+    ("PHASE", Constraint::Length(9), 34, |row| escaped(row.phase.as_bytes())),
     ("LOADED", Constraint::Length(15), 48, |row| {
         row.progress.map_or("-".to_owned(), |done| format!("{} {:>3.0}%", bar(done), done * 100.0))
     }),
@@ -78,7 +78,7 @@ pub(super) fn draw(view: &View, state: &ViewState, area: Rect, buffer: &mut Buff
 fn header(view: &View, state: &ViewState) -> Vec<Line<'static>> {
     let mut lines = vec![daemon(view)];
     if let Link::Gone(why) = &state.link {
-        lines.push(Line::styled(format!("{}; waiting for one", shown(why.as_bytes())), BAD));
+        lines.push(Line::styled(format!("{}; waiting for one", escaped(why.as_bytes())), BAD));
     }
     lines.push(cache(view));
     lines.extend(view.stores.iter().take(STORES_MAX).map(store));
@@ -96,10 +96,10 @@ fn daemon(view: &View) -> Line<'static> {
     if let Some(up) = of.uptime_s {
         add(&mut text, format_args!("  up {}", age(up)));
     }
-    add(&mut text, format_args!("  {}", shown(of.state.as_bytes())));
+    add(&mut text, format_args!("  {}", escaped(of.state.as_bytes())));
     let running = view.sandboxes.iter().filter(|row| row.state == "running").count();
     add(&mut text, format_args!("  {} mounts  {running} sandboxes run", view.mounts.len()));
-    let mut spans = vec![Span::styled(format!("inlay {}", shown(of.version.as_bytes())), BOLD)];
+    let mut spans = vec![Span::styled(format!("inlay {}", escaped(of.version.as_bytes())), BOLD)];
     spans.push(Span::raw(text));
     if of.sealed > 0 {
         spans.push(Span::styled(format!("  {} not durable", of.sealed), BAD));
@@ -131,7 +131,7 @@ fn store(row: &StoreRow) -> Line<'static> {
     let known = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let trip = known(row.round_trip_ms.map(|ms| format!("{ms:.1} ms")));
     let rate = known(row.rate.map(per_second));
-    let mut text = format!("store    {}  round trip {trip}  {rate}", shown(row.store.as_bytes()));
+    let mut text = format!("store    {}  round trip {trip}  {rate}", escaped(row.store.as_bytes()));
     if row.share < 1.0 {
         add(&mut text, format_args!("  {:.0}% for prefetch", row.share * 100.0));
     }
@@ -170,7 +170,7 @@ fn waits(view: &View) -> Line<'static> {
 fn fetch(view: &View) -> Line<'static> {
     let mut text = "fetching".to_owned();
     for (class, rate) in view.fetch.iter().filter(|(_, rate)| **rate > 0.0) {
-        add(&mut text, format_args!(" {} {} ", shown(class.as_bytes()), per_second(*rate)));
+        add(&mut text, format_args!(" {} {} ", escaped(class.as_bytes()), per_second(*rate)));
     }
     if view.fetch.values().all(|rate| *rate <= 0.0) {
         text += " nothing";

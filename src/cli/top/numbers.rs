@@ -152,7 +152,7 @@ mod tests {
         for sample in samples {
             histogram.take(*sample);
         }
-        let counts = histogram.figures().buckets;
+        let counts = histogram.stats().buckets;
         let mut below = 0.0;
         let bounds = BOUNDS_MICROS.map(|bound| (Duration::from_micros(bound)).as_secs_f64());
         let bounds = bounds.map(|bound| bound.to_string()).into_iter().chain(["+Inf".to_owned()]);

@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 
 use super::numbers::Sampled;
 use crate::daemon::{
-    Client, ClientError, MOUNTS, MountShown, PREFETCH, PrefetchAnswer, SANDBOXES, STATUS,
-    SandboxShown, SandboxState, StatusAnswer,
+    Client, ClientError, MOUNTS, MountInfo, PREFETCH, PrefetchAnswer, SANDBOXES, STATUS,
+    SandboxInfo, SandboxState, StatusAnswer,
 };
 
 /// Maximum number of sandboxes with cgroups read per sample.
@@ -31,8 +31,8 @@ pub(super) struct Sample {
     pub(super) uptime: Option<Duration>,
     pub(super) numbers: Sampled,
     pub(super) loading: PrefetchAnswer,
-    pub(super) mounts: Vec<MountShown>,
-    pub(super) sandboxes: Vec<SandboxShown>,
+    pub(super) mounts: Vec<MountInfo>,
+    pub(super) sandboxes: Vec<SandboxInfo>,
     pub(super) usage: HashMap<SandboxId, Usage>,
 }
 
@@ -43,7 +43,7 @@ impl Sample {
         let numbers = Sampled::parse(&client.metrics().await?);
         let loading = get(client, PREFETCH).await?;
         let mounts = get(client, MOUNTS).await?;
-        let sandboxes: Vec<SandboxShown> = get(client, SANDBOXES).await?;
+        let sandboxes: Vec<SandboxInfo> = get(client, SANDBOXES).await?;
         let usage = used(&state, &sandboxes);
         let (taken, at) = (Instant::now(), SystemTime::now());
         let uptime = uptime(status.server.started);
@@ -55,7 +55,7 @@ async fn get<A: DeserializeOwned>(client: &Client, path: &str) -> Result<A, Clie
     client.ask(Method::GET, path, &(), Duration::ZERO).await
 }
 
-fn used(state: &Path, sandboxes: &[SandboxShown]) -> HashMap<SandboxId, Usage> {
+fn used(state: &Path, sandboxes: &[SandboxInfo]) -> HashMap<SandboxId, Usage> {
     let running = sandboxes.iter().filter(|sandbox| sandbox.state == SandboxState::Running);
     let usages = running.take(USAGES_MAX).filter_map(|sandbox| {
         let usage = usage(&Layout::of(state, &sandbox.id)).ok()?;

@@ -127,7 +127,7 @@ fn hostile_names_are_harmless() {
     view.mounts = vec![MountRow {
         sandbox: Some(evil.into()),
         phase: evil.into(),
-        path: super::output::shown(evil.as_bytes()),
+        path: super::output::escaped(evil.as_bytes()),
         ..MountRow::default()
     }];
     view.daemon.state = evil.into();

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::numbers::{growth, quantile};
 use super::sample::Sample;
-use crate::daemon::{LoadingShown, MountShown, SandboxShown};
+use crate::daemon::{LoadingStatus, MountInfo, SandboxInfo};
 
 /// Tiers of readers' waits, as the `tier` label.
 pub(super) const TIERS: [&str; 3] = ["cache", "in_flight", "store"];
@@ -161,7 +161,7 @@ fn cache(now: &Sample, before: Option<&Sample>) -> CacheRow {
 }
 
 fn stores(now: &Sample) -> Vec<StoreRow> {
-    let row = |store: &crate::daemon::StoreShown| StoreRow {
+    let row = |store: &crate::daemon::StoreStatus| StoreRow {
         store: store.store.url.clone().unwrap_or_else(|| "embedded".to_owned()),
         round_trip_ms: store.round_trip_ms,
         rate: store.rate,
@@ -205,7 +205,7 @@ fn fetch(now: &Sample, before: Option<&Sample>, seconds: f64) -> BTreeMap<String
     at(now).into_iter().map(rate).collect()
 }
 
-fn sandbox(shown: &SandboxShown, now: &Sample, before: Option<&Sample>) -> SandboxRow {
+fn sandbox(shown: &SandboxInfo, now: &Sample, before: Option<&Sample>) -> SandboxRow {
     let usage = now.usage.get(&shown.id);
     let cpu = before.and_then(|before| {
         let earlier = before.usage.get(&shown.id)?.cpu?;
@@ -225,14 +225,14 @@ fn sandbox(shown: &SandboxShown, now: &Sample, before: Option<&Sample>) -> Sandb
     }
 }
 
-fn mount(shown: &MountShown, now: &Sample) -> MountRow {
-    let loading: Option<&LoadingShown> =
+fn mount(shown: &MountInfo, now: &Sample) -> MountRow {
+    let loading: Option<&LoadingStatus> =
         now.loading.snapshots.iter().find(|loading| loading.snapshot == shown.snapshot);
     let store = loading
         .and_then(|loading| now.loading.stores.iter().find(|store| store.store == loading.store));
     let progress = loading.filter(|loading| loading.phase != "off" && loading.groups > 0);
     MountRow {
-        path: super::super::output::shown(std::os::unix::ffi::OsStrExt::as_bytes(
+        path: super::super::output::escaped(std::os::unix::ffi::OsStrExt::as_bytes(
             shown.mountpoint.to_path().as_os_str(),
         )),
         sandbox: shown.sandbox.clone(),

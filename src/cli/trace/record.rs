@@ -18,7 +18,7 @@ use crate::cli::client::with_daemon;
 use crate::cli::error::CliError;
 use crate::cli::output;
 use crate::cli::sandbox::path_of;
-use crate::daemon::{BeginTrace, MOUNTS, MountShown, SandboxShown};
+use crate::daemon::{BeginTrace, MOUNTS, MountInfo, SandboxInfo};
 
 /// Record reads and fetches on this host until interrupted.
 ///
@@ -100,14 +100,14 @@ fn wait(
 fn snapshots(global: &Global, args: &RecordArgs) -> Result<BTreeSet<String>, CliError> {
     if let Some(sandbox) = &args.sandbox {
         let path = path_of(sandbox, "");
-        let shown: SandboxShown = with_daemon(global, None, |client, _| Ok(client.get(&path)?))?;
+        let shown: SandboxInfo = with_daemon(global, None, |client, _| Ok(client.get(&path)?))?;
         let mounted = shown.mounts.iter().map(|mounted| mounted.snapshot);
         return Ok(mounted.chain(shown.snapshot).map(|id| id.to_string()).collect());
     }
     let Some(path) = &args.mount else { return Ok(BTreeSet::new()) };
     let path = std::path::absolute(path)?;
-    let mounts: Vec<MountShown> = with_daemon(global, None, |client, _| Ok(client.get(MOUNTS)?))?;
-    let there = |mount: &&MountShown| {
+    let mounts: Vec<MountInfo> = with_daemon(global, None, |client, _| Ok(client.get(MOUNTS)?))?;
+    let there = |mount: &&MountInfo| {
         mount.sandbox.is_none() && mount.mountpoint.to_path() == Path::new(&path)
     };
     match mounts.iter().find(there) {

@@ -53,7 +53,7 @@ impl Recording {
     /// Ends the recording and returns its events.
     pub(super) fn end(self) -> Result<TraceEvents, CliError> {
         let path = trace_end(&self.begun.trace);
-        Ok(self.client.wait(self.client.look(&path, &(), END_LIMIT))?)
+        Ok(self.client.wait(self.client.query(&path, &(), END_LIMIT))?)
     }
 }
 

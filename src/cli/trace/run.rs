@@ -25,7 +25,7 @@ use crate::cli::sandbox::{path_of, remove};
 use crate::cli::sandbox_options::{CREATE_LIMIT, OptionArgs, create_request};
 use crate::cli::stream::next_frame;
 use crate::daemon::{
-    AttachTo, BeginTrace, Client, CreateSandbox, IfRunning, SANDBOXES, SandboxShown, StartWhen,
+    AttachTo, BeginTrace, Client, CreateSandbox, IfRunning, SANDBOXES, SandboxInfo, StartWhen,
     WhenEnded, word,
 };
 
@@ -60,7 +60,7 @@ pub(super) struct TraceRunArgs {
 /// Results of a start, as observed by this command.
 #[derive(Default)]
 struct ObservedStart {
-    sandbox: Option<SandboxShown>,
+    sandbox: Option<SandboxInfo>,
     ready: Option<u64>,
     marks: Vec<(u64, String, String)>,
 }
@@ -148,7 +148,7 @@ impl Start<'_> {
         let made = self.client.wait(async {
             // If the request is dropped before the response, the daemon undoes it.
             let making =
-                self.client.ask::<SandboxShown>(Method::POST, SANDBOXES, request, CREATE_LIMIT);
+                self.client.ask::<SandboxInfo>(Method::POST, SANDBOXES, request, CREATE_LIMIT);
             tokio::select! {
                 made = making => Ok(made?),
                 () = self.endings.next() => Err(given_up(&self.ready)),
@@ -163,7 +163,7 @@ impl Start<'_> {
         self.seen.marks.push((clock::now(), name.to_owned(), detail.to_owned()));
     }
 
-    async fn begin(&mut self, made: &SandboxShown) -> Result<(), CliError> {
+    async fn begin(&mut self, made: &SandboxInfo) -> Result<(), CliError> {
         let id = made.id.as_str();
         let (attach, start) = (path_of(id, word::ATTACH), path_of(id, word::START));
         let wanted = AttachTo { stdin: Stdin::Empty, size: None, shown: None };
@@ -175,7 +175,7 @@ impl Start<'_> {
         let (_port, answered) = port.map_or((None, None), |(port, sent)| (Some(port), Some(sent)));
         let client = self.client;
         let starting = async {
-            let started = client.ask::<SandboxShown>(Method::POST, &start, &(), CREATE_LIMIT).await;
+            let started = client.ask::<SandboxInfo>(Method::POST, &start, &(), CREATE_LIMIT).await;
             started.map(drop).map_err(CliError::from)
         };
         tokio::pin!(starting);

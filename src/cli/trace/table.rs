@@ -4,9 +4,9 @@ use std::io::{self, Write};
 
 use inlay_trace::{FetchClass, SegmentKind, Tier, Totals, TouchRow, Trace, totals};
 
-use crate::cli::output::{bytes, shown, table as columns};
+use crate::cli::output::{bytes, escaped, table as columns};
 
-/// Number of longest waits shown.
+/// Number of longest waits escaped.
 const WAITS: usize = 15;
 
 /// Writes all sections.
@@ -23,21 +23,21 @@ pub(super) fn table(out: &mut dyn Write, trace: &Trace) -> io::Result<()> {
 
 fn head(out: &mut dyn Write, trace: &Trace) -> io::Result<()> {
     let ready = match (trace.ready, &trace.ready_by) {
-        (Some(at), Some(by)) => format!("after {} ({})", millis(at), shown(by.as_bytes())),
+        (Some(at), Some(by)) => format!("after {} ({})", millis(at), escaped(by.as_bytes())),
         (Some(at), None) => format!("after {}", millis(at)),
         (None, _) => format!("never; recorded for {}", millis(trace.duration)),
     };
     let host =
-        format!("kernel {}, {} cores", shown(trace.host.kernel.as_bytes()), trace.host.cores);
+        format!("kernel {}, {} cores", escaped(trace.host.kernel.as_bytes()), trace.host.cores);
     let mut rows = vec![
-        vec!["trace".to_owned(), shown(trace.title.as_bytes())],
+        vec!["trace".to_owned(), escaped(trace.title.as_bytes())],
         vec!["ready".to_owned(), ready],
         vec!["host".to_owned(), host],
     ];
     for snapshot in &trace.snapshots {
         let name = snapshot.name.as_deref().unwrap_or("-");
         let text = format!("{name} ({}) from {}", snapshot.id, snapshot.store);
-        rows.push(vec!["snapshot".to_owned(), shown(text.as_bytes())]);
+        rows.push(vec!["snapshot".to_owned(), escaped(text.as_bytes())]);
     }
     if trace.dropped > 0 {
         let text = format!(
@@ -77,7 +77,7 @@ fn waits(out: &mut dyn Write, trace: &Trace) -> io::Result<()> {
             wait.tier.name().to_owned(),
             fetch(wait.fetch).map_or("-", |fetch| fetch.class.name()).to_owned(),
             bytes(unsigned(wait.bytes)),
-            file(wait.file).map_or_else(|| "-".to_owned(), |file| shown(file.0.as_bytes())),
+            file(wait.file).map_or_else(|| "-".to_owned(), |file| escaped(file.0.as_bytes())),
         ]
     }));
     section(out, &rows)
@@ -126,7 +126,7 @@ fn touches(out: &mut dyn Write, trace: &Trace, totals: &Totals) -> io::Result<()
 
 fn marks(out: &mut dyn Write, trace: &Trace) -> io::Result<()> {
     let mut rows = vec![row(["MARK", "AT", "OF"])];
-    let of = |text: &str| shown(text.as_bytes());
+    let of = |text: &str| escaped(text.as_bytes());
     let marks = trace.marks.iter();
     rows.extend(marks.map(|mark| vec![of(&mark.name), millis(mark.at), of(&mark.detail)]));
     section(out, &rows)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use inlay_prefetch::{Histogram, HistogramFigures};
+use inlay_prefetch::{Histogram, HistogramCounts};
 use parking_lot::Mutex;
 
 use inlay_capture::Captured;
@@ -26,7 +26,7 @@ pub(in crate::daemon) struct Activity {
     read_bytes: AtomicU64,
     stored_bytes: AtomicU64,
     requests: Mutex<BTreeMap<Request, u64>>,
-    routes: Mutex<BTreeMap<String, HistogramFigures>>,
+    routes: Mutex<BTreeMap<String, HistogramCounts>>,
 }
 
 /// Durations and failures of one operation.
@@ -64,8 +64,8 @@ impl Timed {
     }
 
     /// Durations of operations that succeeded.
-    pub(super) fn took(&self) -> HistogramFigures {
-        self.took.figures()
+    pub(super) fn took(&self) -> HistogramCounts {
+        self.took.stats()
     }
 
     /// Number of operations that failed.
@@ -109,11 +109,11 @@ impl Activity {
         *self.requests.lock().entry(request).or_default() += 1;
         let one = Histogram::default();
         one.take(took);
-        self.routes.lock().entry(route.to_owned()).or_default().add(&one.figures());
+        self.routes.lock().entry(route.to_owned()).or_default().add(&one.stats());
     }
 
-    pub(super) fn frozen(&self) -> HistogramFigures {
-        self.frozen.figures()
+    pub(super) fn frozen(&self) -> HistogramCounts {
+        self.frozen.stats()
     }
 
     /// Bytes that captures have read and stored.
@@ -125,7 +125,7 @@ impl Activity {
         self.requests.lock().clone()
     }
 
-    pub(super) fn routes(&self) -> BTreeMap<String, HistogramFigures> {
+    pub(super) fn routes(&self) -> BTreeMap<String, HistogramCounts> {
         self.routes.lock().clone()
     }
 }

@@ -1,8 +1,8 @@
 //! Reads the daemon's counters at each scrape.
 
 use inlay_fusefs::RequestCounts;
-use inlay_prefetch::{Class, FetchFigures, HistogramFigures};
-use inlay_store::cache::{CacheFigures, DiskState};
+use inlay_prefetch::{Class, FetchStats, HistogramCounts};
+use inlay_store::cache::{CacheStats, DiskState};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 
@@ -47,14 +47,14 @@ impl MetricSources {
     }
 
     fn stores(&self, to: &mut Families) {
-        let (mut in_flight, mut store) = <(HistogramFigures, HistogramFigures)>::default();
+        let (mut in_flight, mut store) = <(HistogramCounts, HistogramCounts)>::default();
         let stores = self.service.snapshots().stores();
         for fetched in stores.books().all() {
             fetches(to, &fetched);
-            in_flight.add(&fetched.figures.wait_in_flight);
-            store.add(&fetched.figures.wait_store);
+            in_flight.add(&fetched.stats.wait_in_flight);
+            store.add(&fetched.stats.wait_store);
         }
-        to.histogram(Metric::DemandWait, &["cache"], &stores.waits().figures());
+        to.histogram(Metric::DemandWait, &["cache"], &stores.waits().stats());
         to.histogram(Metric::DemandWait, &["in_flight"], &in_flight);
         to.histogram(Metric::DemandWait, &["store"], &store);
     }
@@ -135,19 +135,19 @@ fn requests(to: &mut Families, counts: &RequestCounts) {
 }
 
 fn fetches(to: &mut Families, fetched: &Fetched) {
-    let Fetched { store, figures, link } = fetched;
+    let Fetched { store, stats, link } = fetched;
     for class in Class::ALL {
         let labels = [store.as_str(), class.name()];
         let mut by_class = |metric, numbers| {
-            to.number(metric, &labels, figures.of(numbers, class));
+            to.number(metric, &labels, stats.of(numbers, class));
         };
-        by_class(Metric::FetchRequests, &figures.requests);
-        by_class(Metric::FetchFailedRequests, &figures.failed_requests);
-        by_class(Metric::FetchBytes, &figures.bytes);
-        by_class(Metric::FetchGroups, &figures.groups);
-        by_class(Metric::FetchQueued, &figures.queued);
+        by_class(Metric::FetchRequests, &stats.requests);
+        by_class(Metric::FetchFailedRequests, &stats.failed_requests);
+        by_class(Metric::FetchBytes, &stats.bytes);
+        by_class(Metric::FetchGroups, &stats.groups);
+        by_class(Metric::FetchQueued, &stats.queued);
     }
-    for (metric, number) in plain(figures) {
+    for (metric, number) in plain(stats) {
         to.number(metric, &[store], number);
     }
     if let Some(link) = link {
@@ -161,44 +161,44 @@ fn fetches(to: &mut Families, fetched: &Fetched) {
     }
 }
 
-fn cache(to: &mut Families, figures: &CacheFigures) {
+fn cache(to: &mut Families, stats: &CacheStats) {
     for (metric, number) in [
-        (Metric::CacheHits, figures.hits),
-        (Metric::CacheMisses, figures.misses),
-        (Metric::CacheInsertedGroups, figures.inserted_groups),
-        (Metric::CacheInsertedBytes, figures.inserted_bytes),
-        (Metric::CacheRefused, figures.refused_full),
-        (Metric::CacheWriteFailures, figures.write_failures),
-        (Metric::CacheReadFailures, figures.read_failures),
-        (Metric::CacheVerified, figures.verified),
-        (Metric::CacheDamaged, figures.verify_failures),
-        (Metric::CacheSealed, figures.sealed),
-        (Metric::CacheContradictions, figures.contradictions),
-        (Metric::CacheEvictedFiles, figures.evictions),
-        (Metric::CacheEvictedBytes, figures.evicted_bytes),
-        (Metric::CacheDiskBytes, figures.disk_bytes),
-        (Metric::CacheBudgetBytes, figures.budget_bytes),
-        (Metric::CacheDiskFailing, u64::from(figures.disk == DiskState::Failing)),
+        (Metric::CacheHits, stats.hits),
+        (Metric::CacheMisses, stats.misses),
+        (Metric::CacheInsertedGroups, stats.inserted_groups),
+        (Metric::CacheInsertedBytes, stats.inserted_bytes),
+        (Metric::CacheRefused, stats.refused_full),
+        (Metric::CacheWriteFailures, stats.write_failures),
+        (Metric::CacheReadFailures, stats.read_failures),
+        (Metric::CacheVerified, stats.verified),
+        (Metric::CacheDamaged, stats.verify_failures),
+        (Metric::CacheSealed, stats.sealed),
+        (Metric::CacheContradictions, stats.contradictions),
+        (Metric::CacheEvictedFiles, stats.evictions),
+        (Metric::CacheEvictedBytes, stats.evicted_bytes),
+        (Metric::CacheDiskBytes, stats.disk_bytes),
+        (Metric::CacheBudgetBytes, stats.budget_bytes),
+        (Metric::CacheDiskFailing, u64::from(stats.disk == DiskState::Failing)),
     ] {
         to.number(metric, &[], number);
     }
 }
 
 /// Fetch counters without a class label.
-fn plain(figures: &FetchFigures) -> [(Metric, u64); 12] {
+fn plain(stats: &FetchStats) -> [(Metric, u64); 12] {
     [
-        (Metric::FetchCoalesced, figures.coalesced),
-        (Metric::FetchJoined, figures.joined),
-        (Metric::FetchPromoted, figures.promoted),
-        (Metric::FetchHintsDropped, figures.hints_dropped),
-        (Metric::FetchCancelled, figures.cancelled),
-        (Metric::FetchCorrupt, figures.corrupt),
-        (Metric::FetchFailed, figures.failed),
-        (Metric::FetchNotCached, figures.not_cached),
-        (Metric::FetchWaiting, figures.waiting),
-        (Metric::FetchTasks, figures.tasks),
-        (Metric::FetchFlights, figures.flights),
-        (Metric::FetchBuffers, figures.buffer_bytes),
+        (Metric::FetchCoalesced, stats.coalesced),
+        (Metric::FetchJoined, stats.joined),
+        (Metric::FetchPromoted, stats.promoted),
+        (Metric::FetchHintsDropped, stats.hints_dropped),
+        (Metric::FetchCancelled, stats.cancelled),
+        (Metric::FetchCorrupt, stats.corrupt),
+        (Metric::FetchFailed, stats.failed),
+        (Metric::FetchNotCached, stats.not_cached),
+        (Metric::FetchWaiting, stats.waiting),
+        (Metric::FetchTasks, stats.tasks),
+        (Metric::FetchFlights, stats.flights),
+        (Metric::FetchBuffers, stats.buffer_bytes),
     ]
 }
 
@@ -230,28 +230,28 @@ mod tests {
 
     #[test]
     fn each_number_of_the_cache_is_its_own_metric() {
-        let none = CacheFigures::default();
+        let none = CacheStats::default();
         let failing = DiskState::Failing;
-        for (metric, figures) in [
-            (Metric::CacheHits, CacheFigures { hits: 1, ..none }),
-            (Metric::CacheMisses, CacheFigures { misses: 1, ..none }),
-            (Metric::CacheInsertedGroups, CacheFigures { inserted_groups: 1, ..none }),
-            (Metric::CacheInsertedBytes, CacheFigures { inserted_bytes: 1, ..none }),
-            (Metric::CacheRefused, CacheFigures { refused_full: 1, ..none }),
-            (Metric::CacheWriteFailures, CacheFigures { write_failures: 1, ..none }),
-            (Metric::CacheReadFailures, CacheFigures { read_failures: 1, ..none }),
-            (Metric::CacheVerified, CacheFigures { verified: 1, ..none }),
-            (Metric::CacheDamaged, CacheFigures { verify_failures: 1, ..none }),
-            (Metric::CacheSealed, CacheFigures { sealed: 1, ..none }),
-            (Metric::CacheContradictions, CacheFigures { contradictions: 1, ..none }),
-            (Metric::CacheEvictedFiles, CacheFigures { evictions: 1, ..none }),
-            (Metric::CacheEvictedBytes, CacheFigures { evicted_bytes: 1, ..none }),
-            (Metric::CacheDiskBytes, CacheFigures { disk_bytes: 1, ..none }),
-            (Metric::CacheBudgetBytes, CacheFigures { budget_bytes: 1, ..none }),
-            (Metric::CacheDiskFailing, CacheFigures { disk: failing, ..none }),
+        for (metric, stats) in [
+            (Metric::CacheHits, CacheStats { hits: 1, ..none }),
+            (Metric::CacheMisses, CacheStats { misses: 1, ..none }),
+            (Metric::CacheInsertedGroups, CacheStats { inserted_groups: 1, ..none }),
+            (Metric::CacheInsertedBytes, CacheStats { inserted_bytes: 1, ..none }),
+            (Metric::CacheRefused, CacheStats { refused_full: 1, ..none }),
+            (Metric::CacheWriteFailures, CacheStats { write_failures: 1, ..none }),
+            (Metric::CacheReadFailures, CacheStats { read_failures: 1, ..none }),
+            (Metric::CacheVerified, CacheStats { verified: 1, ..none }),
+            (Metric::CacheDamaged, CacheStats { verify_failures: 1, ..none }),
+            (Metric::CacheSealed, CacheStats { sealed: 1, ..none }),
+            (Metric::CacheContradictions, CacheStats { contradictions: 1, ..none }),
+            (Metric::CacheEvictedFiles, CacheStats { evictions: 1, ..none }),
+            (Metric::CacheEvictedBytes, CacheStats { evicted_bytes: 1, ..none }),
+            (Metric::CacheDiskBytes, CacheStats { disk_bytes: 1, ..none }),
+            (Metric::CacheBudgetBytes, CacheStats { budget_bytes: 1, ..none }),
+            (Metric::CacheDiskFailing, CacheStats { disk: failing, ..none }),
         ] {
             let mut families = Families::default();
-            cache(&mut families, &figures);
+            cache(&mut families, &stats);
             let moved: Vec<_> = families
                 .finish()
                 .into_iter()
@@ -267,13 +267,13 @@ mod tests {
 
     #[test]
     fn numbers_of_a_store_have_its_label_and_their_class() {
-        let mut figures = FetchFigures { hints_dropped: 7, ..FetchFigures::default() };
-        for (place, number) in figures.requests.iter_mut().enumerate() {
+        let mut stats = FetchStats { hints_dropped: 7, ..FetchStats::default() };
+        for (place, number) in stats.requests.iter_mut().enumerate() {
             *number = place as u64 + 1;
         }
         let gathered = || {
             let mut families = Families::default();
-            let fetched = Fetched { store: "s3://bucket".into(), figures, link: None };
+            let fetched = Fetched { store: "s3://bucket".into(), stats, link: None };
             fetches(&mut families, &fetched);
             families
         };
@@ -283,7 +283,7 @@ mod tests {
         let requests = numbers(gathered(), Metric::FetchRequests);
         assert_eq!(requests.len(), Class::ALL.len());
         for class in Class::ALL {
-            let number = figures.of(&figures.requests, class);
+            let number = stats.of(&stats.requests, class);
             assert_eq!(requests[&vec![store(), class.name().to_owned()]], number);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use inlay_prefetch::{BOUNDS_MICROS, HistogramFigures};
+use inlay_prefetch::{BOUNDS_MICROS, HistogramCounts};
 use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram, LabelPair, Metric as Series, MetricFamily, MetricType,
 };
@@ -37,14 +37,9 @@ impl Families {
     }
 
     /// Adds a histogram of durations; exported in seconds.
-    pub(super) fn histogram(
-        &mut self,
-        metric: Metric,
-        labels: &[&str],
-        figures: &HistogramFigures,
-    ) {
+    pub(super) fn histogram(&mut self, metric: Metric, labels: &[&str], stats: &HistogramCounts) {
         let mut below = 0;
-        let buckets = BOUNDS_MICROS.iter().zip(figures.buckets).map(|(bound, number)| {
+        let buckets = BOUNDS_MICROS.iter().zip(stats.buckets).map(|(bound, number)| {
             below += number;
             let mut bucket = Bucket::default();
             bucket.set_upper_bound(float(*bound) / 1e6);
@@ -53,8 +48,8 @@ impl Families {
         });
         let mut histogram = Histogram::default();
         histogram.set_bucket(buckets.collect());
-        histogram.set_sample_count(figures.count());
-        histogram.set_sample_sum(float(figures.sum_micros) / 1e6);
+        histogram.set_sample_count(stats.count());
+        histogram.set_sample_sum(float(stats.sum_micros) / 1e6);
         let mut series = labelled(metric, labels);
         series.set_histogram(histogram);
         self.series.entry(metric).or_default().push(series);

@@ -135,24 +135,24 @@ async fn talk(stream: TcpStream, metrics: Arc<Mutex<Metrics>>) {
 
 async fn answer(request: &Request<Incoming>, metrics: &Mutex<Metrics>) -> Response<Full<Bytes>> {
     if request.uri().path() != PATH {
-        return said(StatusCode::NOT_FOUND, "text/plain", "there is only /metrics\n".into());
+        return response(StatusCode::NOT_FOUND, "text/plain", "there is only /metrics\n".into());
     }
     if request.method() != Method::GET && request.method() != Method::HEAD {
-        let mut no = said(StatusCode::METHOD_NOT_ALLOWED, "text/plain", Bytes::new());
+        let mut no = response(StatusCode::METHOD_NOT_ALLOWED, "text/plain", Bytes::new());
         no.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return no;
     }
     let metrics = metrics.lock().await;
     match metrics.scrape().await {
-        Ok(text) => said(StatusCode::OK, CONTENT_TYPE, text.into()),
+        Ok(text) => response(StatusCode::OK, CONTENT_TYPE, text.into()),
         Err(error) => {
             tracing::warn!(%error, "a scrape failed");
-            said(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", Bytes::new())
+            response(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", Bytes::new())
         }
     }
 }
 
-fn said(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+fn response(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
     let mut answer = Response::new(Full::new(body));
     *answer.status_mut() = status;
     answer.headers_mut().insert(TYPE, HeaderValue::from_static(kind));

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use inlay_prefetch::scheduler::WorkFigures;
+use inlay_prefetch::scheduler::WorkProgress;
 use parking_lot::Mutex;
 
 /// Totals of all starts of a daemon.
@@ -35,7 +35,7 @@ pub(in crate::daemon) enum Recorded {
 
 impl StartTotals {
     /// Ends the prefetching of a snapshot with `end`, and adds the stats it returns to the totals.
-    pub(in crate::daemon) fn end(&self, end: impl FnOnce() -> Option<WorkFigures>) {
+    pub(in crate::daemon) fn end(&self, end: impl FnOnce() -> Option<WorkProgress>) {
         // Under the lock, so that no scrape sees it ended and not yet counted.
         let mut ended = self.ended.lock();
         if let Some(work) = end() {
@@ -46,7 +46,7 @@ impl StartTotals {
     }
 
     /// Returns the totals, including the stats of prefetches in progress from `going_on`.
-    pub(in crate::daemon) fn loaded(&self, going_on: impl FnOnce() -> Vec<WorkFigures>) -> Loaded {
+    pub(in crate::daemon) fn loaded(&self, going_on: impl FnOnce() -> Vec<WorkProgress>) -> Loaded {
         let ended = self.ended.lock();
         let mut all = *ended;
         for work in going_on() {
@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn what_has_ended_stays_counted() {
         let totals = StartTotals::default();
-        let work = WorkFigures { fetched_bytes: 100, used_bytes: 30, ..WorkFigures::default() };
+        let work = WorkProgress { fetched_bytes: 100, used_bytes: 30, ..WorkProgress::default() };
         let before = totals.loaded(|| vec![work]);
         assert_eq!(before, Loaded { fetched: 100, used: 30, wasted: 0 });
         totals.end(|| Some(work));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use inlay_prefetch::scheduler::LinkEstimate;
-use inlay_prefetch::{FetchFigures, Fetcher};
+use inlay_prefetch::{FetchStats, Fetcher};
 use parking_lot::Mutex;
 
 use crate::daemon::api::StoreRef;
@@ -28,7 +28,7 @@ pub(in crate::daemon) struct Books {
 /// Stats of one URL. It may be open more than once, with and without a cache.
 #[derive(Default)]
 struct Book {
-    closed: FetchFigures,
+    closed: FetchStats,
     open: Vec<(u64, Fetcher)>,
     next: u64,
 }
@@ -43,7 +43,7 @@ pub(in crate::daemon) struct Entry {
 /// Stats of one store.
 pub(super) struct Fetched {
     pub(super) store: String,
-    pub(super) figures: FetchFigures,
+    pub(super) stats: FetchStats,
     /// Estimate of the link, if the store is open.
     pub(super) link: Option<LinkEstimate>,
 }
@@ -67,14 +67,14 @@ impl Books {
     pub(super) fn all(&self) -> Vec<Fetched> {
         let books = self.books.lock();
         let fetched = books.iter().map(|(store, book)| {
-            let mut figures = book.closed;
+            let mut stats = book.closed;
             let mut link: Option<LinkEstimate> = None;
             for (_, fetcher) in &book.open {
-                figures.add(&fetcher.figures());
+                stats.add(&fetcher.stats());
                 let more = fetcher.link();
                 link = Some(link.map_or(more, |link| joined(link, more)));
             }
-            Fetched { store: store.clone(), figures, link }
+            Fetched { store: store.clone(), stats, link }
         });
         fetched.collect()
     }
@@ -87,7 +87,7 @@ impl Entry {
         let Some(book) = books.get_mut(&self.label) else { return };
         if let Some(place) = book.open.iter().position(|(number, _)| *number == self.number) {
             let (_, fetcher) = book.open.swap_remove(place);
-            book.closed.add(&fetcher.figures().done());
+            book.closed.add(&fetcher.stats().done());
         }
     }
 }

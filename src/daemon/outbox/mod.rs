@@ -249,7 +249,7 @@ impl Outboxes {
 
     /// Reports waiting and failing snapshots, and damaged files. Blocks.
     pub(super) fn report(&self) -> SyncAnswer {
-        let found = self.all().into_iter().map(|outbox| (outbox.look(), outbox)).collect();
+        let found = self.all().into_iter().map(|outbox| (outbox.view(), outbox)).collect();
         self.report_of(found)
     }
 

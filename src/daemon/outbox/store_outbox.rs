@@ -396,7 +396,7 @@ impl Outbox {
     }
 
     /// Reports everything in the outbox.
-    pub(super) fn look(&self) -> OutboxView {
+    pub(super) fn view(&self) -> OutboxView {
         Self::look_locked(&self.state.lock())
     }
 

@@ -181,7 +181,7 @@ impl World {
     }
 
     fn waiting(&self) -> Vec<SnapshotId> {
-        self.outbox().look().waiting.into_iter().map(|one| one.entry.snapshot).collect()
+        self.outbox().view().waiting.into_iter().map(|one| one.entry.snapshot).collect()
     }
 
     fn objects(&self) -> Vec<PathBuf> {
@@ -506,7 +506,7 @@ fn failures_are_tried_again_later_and_later() {
     assert_eq!(next(now + second * 2), Some(one), "the one that waited longest first");
     outbox.failed(1, Side::Here, "x".into(), now + second);
     assert_eq!(outbox.next(now + second * 3).unwrap().snapshot, two);
-    assert_eq!(outbox.look().waiting[0].failed.as_ref().unwrap().attempts, 2);
+    assert_eq!(outbox.view().waiting[0].failed.as_ref().unwrap().attempts, 2);
     for attempt in 0..20 {
         outbox.failed(1, Side::Here, "x".into(), now);
         outbox.failed(2, Side::Here, "x".into(), now);
@@ -516,7 +516,7 @@ fn failures_are_tried_again_later_and_later() {
     assert_eq!(next(now + Duration::from_secs(299)), None);
     // A failing store is paused as a whole.
     outbox.retry(now);
-    assert!(outbox.look().waiting.iter().all(|one| one.failed.as_ref().unwrap().retry_asked));
+    assert!(outbox.view().waiting.iter().all(|one| one.failed.as_ref().unwrap().retry_asked));
     assert_eq!(next(now), Some(one));
     outbox.failed(1, Side::Store, "x".into(), now);
     assert_eq!((next(now), outbox.due(now)), (None, store_outbox::Due::At(now + second)));

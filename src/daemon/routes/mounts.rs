@@ -9,7 +9,7 @@ use utoipa_axum::routes;
 
 use super::{ApiError, DEADLINE_MAX, Endpoints, Json, Peer};
 use crate::daemon::api::{
-    GONE, GoneAnswer, GoneRequest, MOUNTS, MountRequest, MountShown, UmountAnswer, UmountRequest,
+    GONE, GoneAnswer, GoneRequest, MOUNTS, MountInfo, MountRequest, UmountAnswer, UmountRequest,
 };
 use crate::daemon::idempotency::RequestKey;
 use crate::daemon::service::Service;
@@ -24,9 +24,9 @@ pub(super) fn routes() -> Endpoints {
 /// List the mounts
 #[utoipa::path(
     get, path = MOUNTS, tag = "mounts",
-    responses((status = 200, description = "The oldest first", body = Vec<MountShown>))
+    responses((status = 200, description = "The oldest first", body = Vec<MountInfo>))
 )]
-async fn list(State(service): State<Service>) -> Result<axum::Json<Vec<MountShown>>, ApiError> {
+async fn list(State(service): State<Service>) -> Result<axum::Json<Vec<MountInfo>>, ApiError> {
     Ok(axum::Json(service.mounts().await?))
 }
 
@@ -40,14 +40,14 @@ async fn list(State(service): State<Service>) -> Result<axum::Json<Vec<MountShow
         "snapshot": "base", "store": { "url": null, "plain_http": false }, "cache": "kept",
         "mountpoint": "/mnt/work", "view": { "writable": "beside" }, "deadline_ms": 60000
     })),
-    responses((status = 200, description = "It is there", body = MountShown))
+    responses((status = 200, description = "It is there", body = MountInfo))
 )]
 async fn mount(
     State(service): State<Service>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     key: Option<Extension<RequestKey>>,
     Json(request): Json<MountRequest>,
-) -> Result<axum::Json<MountShown>, ApiError> {
+) -> Result<axum::Json<MountInfo>, ApiError> {
     let limit = Duration::from_millis(request.deadline_ms).min(DEADLINE_MAX);
     Ok(axum::Json(
         service.mount(peer.process()?, request, key.map(|Extension(key)| key), limit).await?,

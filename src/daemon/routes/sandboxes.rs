@@ -11,7 +11,7 @@ use utoipa_axum::routes;
 use super::{ApiError, DEADLINE_MAX, Endpoints, Json};
 use crate::daemon::api::{
     ConflictingNames, CreateSandbox, EndAnswer, MountInto, MountedIn, RemoveSandbox, SNAPSHOTS,
-    SYNC, SandboxShown, SnapshotTaken, StopSandbox, StoppedSandbox, SyncAnswer, SyncRequest,
+    SYNC, SandboxInfo, SnapshotTaken, StopSandbox, StoppedSandbox, SyncAnswer, SyncRequest,
     TakeSnapshot, UmountFrom, UmountedFrom, WaitForEnd,
 };
 use crate::daemon::error::DaemonError;
@@ -39,9 +39,9 @@ pub(super) fn routes() -> Endpoints {
 /// List sandboxes
 #[utoipa::path(
     get, path = "/v1/sandboxes", tag = "sandboxes",
-    responses((status = 200, description = "The oldest first", body = Vec<SandboxShown>))
+    responses((status = 200, description = "The oldest first", body = Vec<SandboxInfo>))
 )]
-async fn list(State(service): State<Service>) -> SandboxAnswer<Vec<SandboxShown>> {
+async fn list(State(service): State<Service>) -> SandboxAnswer<Vec<SandboxInfo>> {
     Ok(axum::Json(service.sandbox_list().await?))
 }
 
@@ -54,13 +54,13 @@ async fn list(State(service): State<Service>) -> SandboxAnswer<Vec<SandboxShown>
         "snapshot": "base", "store": { "url": null, "plain_http": false }, "cache": "kept",
         "name": "a", "deadline_ms": 60000
     })),
-    responses((status = 200, description = "It is there, and started", body = SandboxShown))
+    responses((status = 200, description = "It is there, and started", body = SandboxInfo))
 )]
 async fn create(
     State(service): State<Service>,
     key: IdempotencyKey,
     Json(request): Json<CreateSandbox>,
-) -> SandboxAnswer<SandboxShown> {
+) -> SandboxAnswer<SandboxInfo> {
     let limit = Duration::from_millis(request.deadline_ms).min(DEADLINE_MAX);
     let key = key.map(|Extension(key)| key);
     Ok(axum::Json(service.create_sandbox(request, key, limit).await?))
@@ -70,12 +70,12 @@ async fn create(
 #[utoipa::path(
     get, path = "/v1/sandboxes/{sandbox}", tag = "sandboxes",
     params(("sandbox", description = "Name or id")),
-    responses((status = 200, description = "How it is", body = SandboxShown))
+    responses((status = 200, description = "How it is", body = SandboxInfo))
 )]
 async fn inspect(
     State(service): State<Service>,
     Path(sandbox): Path<String>,
-) -> SandboxAnswer<SandboxShown> {
+) -> SandboxAnswer<SandboxInfo> {
     Ok(axum::Json(service.sandbox(&sandbox).await?))
 }
 
@@ -86,13 +86,13 @@ async fn inspect(
     delete, path = "/v1/sandboxes/{sandbox}", tag = "sandboxes",
     params(("sandbox", description = "Name or id")),
     request_body(content = RemoveSandbox),
-    responses((status = 200, description = "How it was", body = SandboxShown))
+    responses((status = 200, description = "How it was", body = SandboxInfo))
 )]
 async fn remove(
     State(service): State<Service>,
     Path(sandbox): Path<String>,
     Json(request): Json<RemoveSandbox>,
-) -> SandboxAnswer<SandboxShown> {
+) -> SandboxAnswer<SandboxInfo> {
     Ok(axum::Json(service.remove_sandbox(&sandbox, request.if_running).await?))
 }
 
@@ -100,12 +100,12 @@ async fn remove(
 #[utoipa::path(
     post, path = "/v1/sandboxes/{sandbox}/start", tag = "sandboxes",
     params(("sandbox", description = "Name or id")),
-    responses((status = 200, description = "It is started", body = SandboxShown))
+    responses((status = 200, description = "It is started", body = SandboxInfo))
 )]
 async fn start(
     State(service): State<Service>,
     Path(sandbox): Path<String>,
-) -> SandboxAnswer<SandboxShown> {
+) -> SandboxAnswer<SandboxInfo> {
     service.start_sandbox(&sandbox).await?;
     Ok(axum::Json(service.sandbox(&sandbox).await?))
 }

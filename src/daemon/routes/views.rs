@@ -5,7 +5,9 @@ use axum::extract::State;
 use utoipa_axum::routes;
 
 use super::{ApiError, Endpoints};
-use crate::daemon::api::{ATTACHED, AttachedShown, PREFETCH, PrefetchAnswer, STATUS, StatusAnswer};
+use crate::daemon::api::{
+    ATTACHED, AttachedSnapshot, PREFETCH, PrefetchAnswer, STATUS, StatusAnswer,
+};
 use crate::daemon::service::Service;
 
 pub(super) fn routes() -> Endpoints {
@@ -26,9 +28,9 @@ async fn status(State(service): State<Service>) -> Result<Json<StatusAnswer>, Ap
 /// Each snapshot that is mounted or still in use, with its slot below the host's FUSE mounts.
 #[utoipa::path(
     get, path = ATTACHED, tag = "snapshots",
-    responses((status = 200, description = "By slot", body = Vec<AttachedShown>))
+    responses((status = 200, description = "By slot", body = Vec<AttachedSnapshot>))
 )]
-async fn attached(State(service): State<Service>) -> Json<Vec<AttachedShown>> {
+async fn attached(State(service): State<Service>) -> Json<Vec<AttachedSnapshot>> {
     Json(service.attached())
 }
 

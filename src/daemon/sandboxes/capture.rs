@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::plan::{InSandbox, Wanted};
 use super::{Sandbox, Service, injected};
-use crate::daemon::api::{CacheUse, LeftOutShown, SnapshotTaken, StoreRef, TakeSnapshot, WaitFor};
+use crate::daemon::api::{CacheUse, OmittedFile, SnapshotTaken, StoreRef, TakeSnapshot, WaitFor};
 use crate::daemon::error::DaemonError;
 
 /// Reference that stands for no parent.
@@ -112,7 +112,7 @@ impl Service {
         let taken = timeout(left, taken).await.map_err(|_| DaemonError::Deadline(limit))?;
         let (captured, kept) = taken.map_err(|_| DaemonError::Panicked)??;
         self.activity().captured(&captured);
-        Ok(shown(captured, request.path.as_ref(), kept, began.elapsed()))
+        Ok(to_wire(captured, request.path.as_ref(), kept, began.elapsed()))
     }
 }
 
@@ -211,14 +211,14 @@ fn options(sandbox: &Sandbox, wanted: &Wanted, store: &StoreRef) -> CaptureOptio
     CaptureOptions { seen_dir, ..CaptureOptions::new(kind, source) }
 }
 
-fn shown(
+fn to_wire(
     captured: Captured,
     at: Option<&PathText>,
     kept: SnapshotHome,
     took: Duration,
 ) -> SnapshotTaken {
     let base = at.map_or_else(|| "/".into(), PathText::to_path);
-    let left_out = captured.left_out.into_iter().map(|left| LeftOutShown {
+    let left_out = captured.left_out.into_iter().map(|left| OmittedFile {
         path: PathText::from(&*base.join(&left.path)),
         why: left.why.to_string(),
     });

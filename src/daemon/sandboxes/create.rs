@@ -13,7 +13,7 @@ use inlay_trace::{FIRST_EXEC, STARTING};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::{Origin, Sandbox, Sandboxes, Service, injected};
-use crate::daemon::api::{CreateSandbox, MountOrigin, SandboxShown, StartWhen};
+use crate::daemon::api::{CreateSandbox, MountOrigin, SandboxInfo, StartWhen};
 use crate::daemon::cancel_on_drop::unless_given_up;
 use crate::daemon::error::DaemonError;
 use crate::daemon::idempotency::RequestKey;
@@ -106,7 +106,7 @@ impl Service {
         request: CreateSandbox,
         key: Option<RequestKey>,
         limit: Duration,
-    ) -> Result<SandboxShown, DaemonError> {
+    ) -> Result<SandboxInfo, DaemonError> {
         let start = request.start;
         let create = self.create_within(request, key, limit);
         match start {
@@ -121,7 +121,7 @@ impl Service {
         request: CreateSandbox,
         key: Option<RequestKey>,
         limit: Duration,
-    ) -> Result<SandboxShown, DaemonError> {
+    ) -> Result<SandboxInfo, DaemonError> {
         let key = key.map(|RequestKey(key)| key);
         if let Some(made) = self.sandboxes().made_with(key.as_deref()) {
             return self.sandbox(made.id().as_str()).await;

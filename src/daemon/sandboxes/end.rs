@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::damaged::DamagedSandbox;
 use super::{Sandbox, Service, injected};
-use crate::daemon::api::{IfRunning, SandboxShown, StopSandbox, StoppedSandbox, WhenEnded};
+use crate::daemon::api::{IfRunning, SandboxInfo, StopSandbox, StoppedSandbox, WhenEnded};
 use crate::daemon::error::DaemonError;
 use crate::daemon::lifecycle::InFlight;
 
@@ -35,14 +35,14 @@ fn stop_if_it_runs(sandbox: &Arc<Sandbox>, kill_at: Instant) -> Result<(), Daemo
 }
 
 impl Sandbox {
-    /// Runs `look` on this sandbox, on a blocking thread.
-    async fn looked<T: Send + 'static>(
+    /// Runs `inspect` on this sandbox, on a blocking thread.
+    async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
-        look: impl FnOnce(&Self) -> Result<T, DaemonError> + Send + 'static,
+        inspect: impl FnOnce(&Self) -> Result<T, DaemonError> + Send + 'static,
     ) -> Result<T, DaemonError> {
         let sandbox = Arc::clone(self);
-        let looked = spawn_blocking(move || look(&sandbox));
-        looked.await.map_err(|_| DaemonError::Panicked)?
+        let inspected = spawn_blocking(move || inspect(&sandbox));
+        inspected.await.map_err(|_| DaemonError::Panicked)?
     }
 
     /// Returns the exit of the first process, if it has ended. Blocks.
@@ -79,7 +79,7 @@ impl Service {
                 injected(Step::SandboxProcessesEnded)?;
                 sandbox.ended(exit)?;
             }
-            service.look();
+            service.sweep();
             service.sandbox_shown(sandbox)
         });
         Ok(StoppedSandbox { sandbox: shown.await?, snapshot })
@@ -90,7 +90,7 @@ impl Service {
         &self,
         reference: &str,
         if_running: IfRunning,
-    ) -> Result<SandboxShown, DaemonError> {
+    ) -> Result<SandboxInfo, DaemonError> {
         let in_flight = self.lifecycle().admit()?;
         if let Some(damaged) = self.sandboxes().damaged_with_id(reference) {
             return self.remove_damaged(damaged, if_running, in_flight).await;
@@ -116,7 +116,7 @@ impl Service {
         damaged: DamagedSandbox,
         if_running: IfRunning,
         in_flight: InFlight,
-    ) -> Result<SandboxShown, DaemonError> {
+    ) -> Result<SandboxInfo, DaemonError> {
         if if_running == IfRunning::Refuse {
             return Err(damaged.error());
         }
@@ -125,8 +125,8 @@ impl Service {
             let _in_flight = in_flight;
             let one = damaged.clone();
             let given_up = spawn_blocking(move || {
-                let shown = one.shown();
-                Ok::<_, DaemonError>((shown, one.given_up()?))
+                let info = one.info();
+                Ok::<_, DaemonError>((info, one.given_up()?))
             });
             let (shown, sandbox) = given_up.await.map_err(|_| DaemonError::Panicked)??;
             service.clear_sandbox(&sandbox).await?;
@@ -143,13 +143,13 @@ impl Service {
         limit: Duration,
     ) -> Result<Option<Exit>, DaemonError> {
         let sandbox = self.sandboxes().find(reference)?;
-        if let Some(exit) = sandbox.looked(Sandbox::exit_recorded).await? {
+        if let Some(exit) = sandbox.blocking(Sandbox::exit_recorded).await? {
             return Ok(Some(exit));
         }
         let Ok(exit) = timeout(limit, sandbox.exit()).await else { return Ok(None) };
         let exit = exit?;
         let noted = exit.clone();
-        sandbox.looked(move |sandbox| sandbox.ended(noted)).await?;
+        sandbox.blocking(move |sandbox| sandbox.ended(noted)).await?;
         Ok(Some(exit))
     }
 
@@ -178,10 +178,10 @@ impl Service {
         }
         injected(Step::SandboxRemovalEnded)?;
         self.mount_table().end_owned_by(sandbox.id().as_str())?;
-        self.look();
+        self.sweep();
         injected(Step::SandboxRemovalUnmounted)?;
         remove(sandbox.layout())?;
-        self.look();
+        self.sweep();
         Ok(())
     }
 

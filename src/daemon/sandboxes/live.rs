@@ -288,7 +288,7 @@ impl Service {
             .in_turn(move |sandbox| {
                 let _in_flight = in_flight;
                 let done = service.take_out(sandbox, &request);
-                service.look();
+                service.sweep();
                 done
             })
             .await
@@ -344,7 +344,7 @@ impl Service {
         }
         if request.how == Umount::Lazily {
             // A lazy unmount also takes the mounts inside it.
-            self.mount_table().look();
+            self.mount_table().sweep();
             self.note_unmounted(sandbox)?;
         }
         Ok(UmountedFrom {

@@ -42,7 +42,7 @@ use inlay_sandbox::{
     Exit, ExitCause, Layout, Monitor, Phase, SandboxId, SandboxRecord, StopOptions, stop,
 };
 
-use super::api::{CacheUse, SandboxShown, StoreRef};
+use super::api::{CacheUse, SandboxInfo, StoreRef};
 use super::error::DaemonError;
 use super::service::Service;
 
@@ -356,13 +356,13 @@ impl Sandbox {
 
 impl Service {
     /// Lists all sandboxes, oldest first; damaged ones last.
-    pub(super) async fn sandbox_list(&self) -> Result<Vec<SandboxShown>, DaemonError> {
+    pub(super) async fn sandbox_list(&self) -> Result<Vec<SandboxInfo>, DaemonError> {
         let service = self.clone();
         let listed = spawn_blocking(move || {
             let all = service.sandboxes().list();
             let whole = all.iter().map(|sandbox| service.sandbox_shown(sandbox));
             let damaged = service.sandboxes().damaged();
-            whole.chain(damaged.iter().map(|one| Ok(one.shown()))).collect()
+            whole.chain(damaged.iter().map(|one| Ok(one.info()))).collect()
         });
         listed.await.map_err(|_| DaemonError::Panicked)?
     }
@@ -379,11 +379,11 @@ impl Service {
 
     /// Returns one sandbox. For a damaged one, the answer says why nothing else can be done with
     /// it.
-    pub(super) async fn sandbox(&self, reference: &str) -> Result<SandboxShown, DaemonError> {
+    pub(super) async fn sandbox(&self, reference: &str) -> Result<SandboxInfo, DaemonError> {
         let (service, found) = (self.clone(), self.sandboxes().find(reference));
         let damaged = self.sandboxes().damaged_meant(reference);
         let shown = spawn_blocking(move || match (found, damaged) {
-            (Err(DaemonError::DamagedSandbox { .. }), Some(one)) => Ok(one.shown()),
+            (Err(DaemonError::DamagedSandbox { .. }), Some(one)) => Ok(one.info()),
             (found, _) => service.sandbox_shown(&*found?),
         });
         shown.await.map_err(|_| DaemonError::Panicked)?

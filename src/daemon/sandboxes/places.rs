@@ -102,7 +102,7 @@ impl Service {
         }
         let lines = mountinfo::parse(&table);
         let root = lines.iter().find(|line| !lines.iter().any(|other| other.id == line.parent));
-        Ok(shown(root.map(|line| line.id), mountinfo::visible(lines.clone()), &mut ours))
+        Ok(visible_mounts(root.map(|line| line.id), mountinfo::visible(lines.clone()), &mut ours))
     }
 }
 
@@ -138,7 +138,7 @@ fn visible_at_the_end(sandbox: &Sandbox) -> Result<Vec<Visible>, DaemonError> {
         lines.push(line(file.number.into(), parent, &path));
         ours.insert(u64::from(file.number), MountFile { path: (&*path).into(), ..file.clone() });
     }
-    Ok(shown(Some(ROOT), mountinfo::visible(lines), &mut ours))
+    Ok(visible_mounts(Some(ROOT), mountinfo::visible(lines), &mut ours))
 }
 
 /// Returns the path of a mount when its sandbox ended; `None` if the directory it was on is gone.
@@ -177,7 +177,7 @@ fn place_at_the_end(
     Err(DaemonError::DamagedSandbox { id: sandbox.id().clone(), why })
 }
 
-fn shown(
+fn visible_mounts(
     root: Option<u64>,
     lines: Vec<MountLine>,
     ours: &mut HashMap<u64, MountFile>,

@@ -20,7 +20,7 @@ impl Service {
     /// Blocks.
     pub(in crate::daemon) fn find_sandboxes(&self) -> Result<(), DaemonError> {
         // Mounts that the last daemon unmounted without removing their records count as gone.
-        self.mount_table().look();
+        self.mount_table().sweep();
         for id in list(&self.sandboxes().state)? {
             let layout = Layout::of(&self.sandboxes().state, &id);
             let why = match self.take_on(&layout) {

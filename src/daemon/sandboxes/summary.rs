@@ -4,12 +4,12 @@ use inlay_sandbox::{Phase, SandboxError};
 
 use super::damaged::DamagedSandbox;
 use super::{Sandbox, Service};
-use crate::daemon::api::{MountedIn, SandboxShown, SandboxState};
+use crate::daemon::api::{MountedIn, SandboxInfo, SandboxState};
 use crate::daemon::error::DaemonError;
 
 impl Service {
     /// Returns a sandbox's current state. Blocks.
-    pub(super) fn sandbox_shown(&self, sandbox: &Sandbox) -> Result<SandboxShown, DaemonError> {
+    pub(super) fn sandbox_shown(&self, sandbox: &Sandbox) -> Result<SandboxInfo, DaemonError> {
         match self.shown_whole(sandbox) {
             // A record was damaged while this daemon ran.
             Err(
@@ -25,13 +25,13 @@ impl Service {
                         other => other.to_string(),
                     },
                 };
-                Ok(damaged.shown())
+                Ok(damaged.info())
             }
             other => other,
         }
     }
 
-    fn shown_whole(&self, sandbox: &Sandbox) -> Result<SandboxShown, DaemonError> {
+    fn shown_whole(&self, sandbox: &Sandbox) -> Result<SandboxInfo, DaemonError> {
         sandbox.refresh()?;
         let mounts = self.live_mounts(sandbox)?.into_iter().map(|(_, file)| MountedIn {
             path: file.path,
@@ -47,7 +47,7 @@ impl Service {
             Phase::Stopped { exit } => (SandboxState::Stopped, Some(exit.clone())),
             Phase::Removing => (SandboxState::Removing, None),
         };
-        Ok(SandboxShown {
+        Ok(SandboxInfo {
             id: record.id.clone(),
             name: record.name.clone(),
             snapshot: Some(record.snapshot),
@@ -66,9 +66,9 @@ impl Service {
 
 impl DamagedSandbox {
     /// Returns a damaged sandbox's current state. Blocks.
-    pub(super) fn shown(&self) -> SandboxShown {
+    pub(super) fn info(&self) -> SandboxInfo {
         let status = self.monitor_status();
-        SandboxShown {
+        SandboxInfo {
             id: self.id().clone(),
             name: self.name.clone().unwrap_or_else(|| self.id().to_string()),
             snapshot: None,

@@ -88,7 +88,7 @@ fn a_slot_with_a_damaged_file_counts_until_the_kernel_has_forgotten_it() {
     // No mount uses it; programs may still have files open.
     drop(uses);
     assert_eq!(of.snapshots.count(), 1);
-    assert!(of.snapshots.look().is_some(), "it is probed");
+    assert!(of.snapshots.sweep().is_some(), "it is probed");
     assert!((restored[0].opener)().is_err());
     assert!(of.snapshots.list().is_empty() && of.snapshots.damaged().len() == 1);
     // Repaired: it is read again, and not prefetched.

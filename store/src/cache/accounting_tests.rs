@@ -75,7 +75,7 @@ fn open(dir: &Path) -> Cache {
 
 /// Checks that the count matches the files.
 fn assert_counted(cache: &Cache) {
-    assert_eq!(cache.figures().disk_bytes, cache.inventory().unwrap().bytes());
+    assert_eq!(cache.stats().disk_bytes, cache.inventory().unwrap().bytes());
 }
 
 /// Runs `work` on another thread. Panics if it does not return in time.
@@ -141,7 +141,7 @@ fn a_part_beside_a_whole_file_in_use_is_evicted_alone() {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_counted(&cache);
-    assert_eq!(cache.figures().disk_bytes, 0);
+    assert_eq!(cache.stats().disk_bytes, 0);
 }
 
 #[test]
@@ -203,18 +203,18 @@ fn a_recount_keeps_what_another_process_has_reserved_and_not_yet_written() {
         let writing = scope.spawn(|| writer.insert(&group, &decoded));
         disk.wait_for_a_write();
         other.recount_now();
-        let counted = other.figures().disk_bytes;
+        let counted = other.stats().disk_bytes;
         disk.set_closed(false);
         assert!(matches!(writing.join().unwrap(), Insert::Stored));
         assert_eq!(counted, 20_480);
     });
     other.recount_now();
     assert_counted(&other);
-    assert_eq!(other.figures().disk_bytes, 20_480);
+    assert_eq!(other.stats().disk_bytes, 20_480);
     // What a process that died had reserved does not stay counted.
     let dead = dir.path().join("staging/dead");
     fs::create_dir(&dead).unwrap();
     fs::write(dead.join("lock"), 4096u64.to_le_bytes()).unwrap();
     other.recount_now();
-    assert_eq!(other.figures().disk_bytes, 20_480);
+    assert_eq!(other.stats().disk_bytes, 20_480);
 }

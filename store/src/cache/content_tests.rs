@@ -108,12 +108,12 @@ fn open(dir: &Path) -> Cache {
 fn prune(cache: &Cache, target: u64, spare: Spare) {
     for _ in 0..1000 {
         cache.prune(target, spare).unwrap();
-        if cache.figures().disk_bytes <= target {
+        if cache.stats().disk_bytes <= target {
             return;
         }
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
-    panic!("{} bytes stay", cache.figures().disk_bytes);
+    panic!("{} bytes stay", cache.stats().disk_bytes);
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -160,7 +160,7 @@ fn a_file_becomes_whole_and_is_one_file() {
         assert!(cache.whole(&file.id.digest, file.id.size + 1).is_none());
     }
     assert_eq!(names(dir.path()).len(), 2, "{:?}", names(dir.path()));
-    assert_eq!(open(dir.path()).figures().disk_bytes, 1_003_520 + 4096);
+    assert_eq!(open(dir.path()).stats().disk_bytes, 1_003_520 + 4096);
 }
 
 #[test]
@@ -171,14 +171,14 @@ fn a_part_is_there_after_a_restart_and_proves_itself() {
     for place in 0..4 {
         file.insert(&cache, place);
     }
-    let taken = cache.figures().disk_bytes;
+    let taken = cache.stats().disk_bytes;
     drop(cache);
     let part = fs::OpenOptions::new().write(true).open(file.path(dir.path(), ".part")).unwrap();
     part.write_all_at(b"damage", 150_000).unwrap();
     let cache = open(dir.path());
-    assert_eq!(cache.figures().disk_bytes, taken);
+    assert_eq!(cache.stats().disk_bytes, taken);
     assert_eq!(file.check(&cache), 3);
-    assert_eq!(cache.figures().verify_failures, 1);
+    assert_eq!(cache.stats().verify_failures, 1);
     file.make_whole(&cache);
     assert_eq!(file.check(&cache), 5);
 }
@@ -223,7 +223,7 @@ fn a_sealed_file_that_was_changed_is_not_believed() {
     assert_eq!(file.check(&cache), 0);
     cache.settle();
     assert!(!path.exists());
-    assert_eq!(cache.figures().verify_failures, 1);
+    assert_eq!(cache.stats().verify_failures, 1);
     file.make_whole(&cache);
 }
 
@@ -239,11 +239,11 @@ fn equal_contents_in_other_groups_share_the_file() {
     // Its groups are different, so no range is trusted; but each turns out to agree.
     assert_eq!(two.check(&cache), 0);
     two.fill(&cache);
-    assert_eq!(cache.figures().contradictions, 0);
+    assert_eq!(cache.stats().contradictions, 0);
     cache.settle();
     assert!(cache.whole(&one.id.digest, one.id.size).is_some());
     assert_eq!((one.check(&cache), two.check(&cache)), (one.groups(), two.groups()));
-    assert!(cache.figures().disk_bytes < 620_000);
+    assert!(cache.stats().disk_bytes < 620_000);
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn a_snapshot_that_lies_deceives_nobody_else() {
     for place in 0..5 {
         honest.insert(&cache, place);
     }
-    assert_eq!(cache.figures().contradictions, 2);
+    assert_eq!(cache.stats().contradictions, 2);
     assert_eq!((honest.check(&cache), liar.check(&cache)), (5, 2));
     honest.fill(&cache);
     cache.settle();
@@ -327,8 +327,8 @@ fn what_was_used_longest_ago_goes_and_what_is_in_use_stays() {
         if place == 2 {
             guards.push(cache.whole(&file.id.digest, file.id.size).unwrap());
         }
-        assert!(cache.figures().disk_bytes <= 10 << 20);
-        assert_eq!(cache.inventory().unwrap().content_bytes, cache.figures().disk_bytes);
+        assert!(cache.stats().disk_bytes <= 10 << 20);
+        assert_eq!(cache.inventory().unwrap().content_bytes, cache.stats().disk_bytes);
     }
     let there: Vec<usize> =
         (0..30).filter(|place| cache.whole(&files[*place].id.digest, 1 << 20).is_some()).collect();
@@ -346,7 +346,7 @@ fn what_was_used_longest_ago_goes_and_what_is_in_use_stays() {
     drop(cache);
     prune(&other, 0, Spare::Nothing);
     assert_eq!(names(dir.path()), Vec::<String>::new());
-    assert_eq!(other.figures().disk_bytes, 0);
+    assert_eq!(other.stats().disk_bytes, 0);
 }
 
 #[test]

@@ -139,9 +139,9 @@ fn a_killed_process_never_leaves_a_wrong_byte() {
                 cost += (decoded.len() as u64 + 80).div_ceil(4096) * 4096;
             }
         }
-        let figures = cache.figures();
-        assert_eq!(figures.verify_failures, 0, "a file had its name before it was whole");
-        assert_eq!(figures.disk_bytes, cost);
+        let stats = cache.stats();
+        assert_eq!(stats.verify_failures, 0, "a file had its name before it was whole");
+        assert_eq!(stats.disk_bytes, cost);
         assert!(cost <= BUDGET);
         assert_eq!(std::fs::read_dir(dir.path().join("staging")).unwrap().count(), 1);
         // Make room, so that the next round stores something.
@@ -167,7 +167,7 @@ fn a_killed_process_never_leaves_a_wrong_content() {
         drop((first, second));
 
         let cache = Cache::open(dir.path(), options()).unwrap();
-        assert_eq!(cache.inventory().unwrap().bytes(), cache.figures().disk_bytes);
+        assert_eq!(cache.inventory().unwrap().bytes(), cache.stats().disk_bytes);
         for file in &contents {
             groups += file.check(&cache);
             let sealed = cache.whole(&file.id.digest, file.id.size);
@@ -178,8 +178,8 @@ fn a_killed_process_never_leaves_a_wrong_content() {
             }
             whole += u32::from(sealed.is_some());
         }
-        assert_eq!(cache.figures().verify_failures, 0, "something was ready before it was there");
-        assert!(cache.figures().disk_bytes <= BUDGET);
+        assert_eq!(cache.stats().verify_failures, 0, "something was ready before it was there");
+        assert!(cache.stats().disk_bytes <= BUDGET);
         // Make room, so that the next round stores something.
         cache.settle();
         cache.prune(BUDGET / 4, super::Spare::Pins).unwrap();

@@ -102,7 +102,7 @@ impl CacheInner {
         if self.rest_until.lock().is_some_and(|until| began < until) {
             return;
         }
-        self.room.look();
+        self.room.refresh();
         let mut target = self.room.low();
         if self.starved.swap(false, Ordering::Relaxed) {
             // The disk is full although the budget is not: free a tenth.
@@ -125,7 +125,7 @@ impl CacheInner {
         let mut total = Evicted::default();
         // Rescan after each round, because other processes may evict and store concurrently.
         for _ in 0..64 {
-            self.room.look();
+            self.room.refresh();
             if self.room.used() <= target || self.worker.is_out_of_time() {
                 break;
             }
@@ -180,7 +180,7 @@ impl CacheInner {
     /// Recounts after a disk error, because an operation that reported failure may have taken
     /// effect, and vice versa.
     fn recount_if_suspect(&self) -> io::Result<()> {
-        self.room.look();
+        self.room.refresh();
         if self.suspect.swap(false, Ordering::Relaxed) || self.room.is_unknown() {
             let counted = self.recount();
             if counted.is_err() {
@@ -396,7 +396,7 @@ impl CacheInner {
         if let Err(error) = self.recount_if_suspect() {
             tracing::debug!(%error, "measuring the cache");
         }
-        self.room.look();
+        self.room.refresh();
         if self.room.fill() == super::room::Fill::High {
             self.evict();
         }

@@ -115,8 +115,8 @@ fn a_failing_disk_never_gives_a_wrong_byte_and_the_budget_is_kept() {
         });
         assert!(disk.faults.load(Ordering::Relaxed) > 50, "seed {seed}");
         cache.settle();
-        stored += cache.figures().inserted_groups;
-        evictions += cache.figures().evictions;
+        stored += cache.stats().inserted_groups;
+        evictions += cache.stats().evictions;
         // The disk works again: the cache must recover without help.
         disk.per_mille.store(0, Ordering::Relaxed);
         std::thread::sleep(Duration::from_millis(5));
@@ -130,7 +130,7 @@ fn a_failing_disk_never_gives_a_wrong_byte_and_the_budget_is_kept() {
             std::thread::sleep(Duration::from_millis(2));
         }
         assert!(cache.whole(&file.id.digest, file.id.size).is_some(), "seed {seed}: not healed");
-        assert_eq!(cache.figures().disk, super::DiskState::Good);
+        assert_eq!(cache.stats().disk, super::DiskState::Good);
         cache.prune(budget / 2, Spare::Pins).unwrap();
         let there = taken(dir.path());
         assert!(there <= budget / 2 + READERS * slack, "{there} of {budget}");

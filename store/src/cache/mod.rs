@@ -54,7 +54,7 @@ pub use entry::VERSION;
 pub use evict::{Evicted, Inventory, Spare};
 pub use pins::PinSet;
 pub use placement::{ContentId, PIECES_MAX, Piece, Placement};
-pub use stats::{CacheFigures, DiskState};
+pub use stats::{CacheStats, DiskState};
 pub use store::{Cache, ContentPin};
 pub use verify::Verified;
 

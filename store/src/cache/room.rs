@@ -49,12 +49,12 @@ impl Room {
         let used = AtomicU64::new(usage.valid().unwrap_or(0));
         let limit = AtomicU64::new(0);
         let room = Self { dir, disk, budget, marks, limit, usage, used, reserved };
-        room.look();
+        room.refresh();
         room
     }
 
     /// Refreshes the budget from the disk's free space, and the usage from the shared count.
-    pub(super) fn look(&self) {
+    pub(super) fn refresh(&self) {
         let used = self.usage.valid().unwrap_or_else(|| self.used());
         self.used.store(used, Ordering::Relaxed);
         let limit = self.budget.bytes(self.disk.space(&self.dir).ok(), used);
@@ -66,7 +66,7 @@ impl Room {
     }
 
     /// Returns the usage for display: the whole budget while the usage is unknown.
-    pub(super) fn shown(&self) -> u64 {
+    pub(super) fn displayed_usage(&self) -> u64 {
         if self.is_unknown() { self.limit() } else { self.used() }
     }
 

@@ -22,7 +22,7 @@ pub(super) struct Counters {
 
 /// Statistics of a cache since this process opened it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-pub struct CacheFigures {
+pub struct CacheStats {
     /// Cache hits.
     pub hits: u64,
     /// Cache misses.
@@ -70,9 +70,9 @@ pub enum DiskState {
 
 impl Counters {
     /// Returns the counters. The other fields keep their defaults; the caller sets them.
-    pub(super) fn figures(&self) -> CacheFigures {
+    pub(super) fn stats(&self) -> CacheStats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        CacheFigures {
+        CacheStats {
             hits: load(&self.hits),
             misses: load(&self.misses),
             inserted_groups: load(&self.inserted_groups),
@@ -86,7 +86,7 @@ impl Counters {
             contradictions: load(&self.contradictions),
             evictions: load(&self.evictions),
             evicted_bytes: load(&self.evicted_bytes),
-            ..CacheFigures::default()
+            ..CacheStats::default()
         }
     }
 }

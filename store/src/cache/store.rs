@@ -19,7 +19,7 @@ use super::pins::{self, PinSet};
 use super::placement::{ContentId, Piece, Placement};
 use super::room::{Fill, Room};
 use super::staging::{OpeningLock, Others, Staging, make_dir};
-use super::stats::{CacheFigures, Counters, DiskState, count};
+use super::stats::{CacheStats, Counters, DiskState, count};
 use super::usage::{UNKNOWN, Usage};
 use super::verify::Verified;
 use super::worker::{Worker, WorkerThread};
@@ -122,7 +122,7 @@ impl Cache {
                     "can't measure the cache; it is read-only until that succeeds"
                 );
             }
-            inner.room.look();
+            inner.room.refresh();
         }
         drop(opening);
         let thread = WorkerThread::start(worker, Arc::downgrade(&inner))
@@ -370,12 +370,12 @@ impl Cache {
     }
 
     /// Returns statistics since the cache was opened.
-    pub fn figures(&self) -> CacheFigures {
-        CacheFigures {
-            disk_bytes: self.inner.room.shown(),
+    pub fn stats(&self) -> CacheStats {
+        CacheStats {
+            disk_bytes: self.inner.room.displayed_usage(),
             budget_bytes: self.inner.room.limit(),
             disk: self.inner.health.disk(),
-            ..self.inner.counters.figures()
+            ..self.inner.counters.stats()
         }
     }
 }

@@ -105,7 +105,7 @@ fn a_file_that_does_not_prove_itself_is_removed() {
         let mut buf = vec![0; 10];
         assert_eq!(cache.read(&digest(1), 0, &mut buf), Lookup::Miss, "{name}");
         assert!(!path.exists(), "{name}");
-        assert_eq!(cache.figures().verify_failures, 1, "{name}");
+        assert_eq!(cache.stats().verify_failures, 1, "{name}");
         let decoded = stored(&cache, 1, 10_000);
         assert_eq!(cache.read_all(&digest(1)).unwrap(), decoded, "{name}");
     }
@@ -141,7 +141,7 @@ fn a_proved_file_that_is_cut_short_is_a_miss_and_comes_again() {
     set_len(&file_of(dir.path(), 1), |_| 50_000);
     let mut buf = vec![0; 4096];
     assert_eq!(cache.read(&digest(1), 60_000, &mut buf), Lookup::Miss);
-    assert_eq!(cache.figures().read_failures, 1);
+    assert_eq!(cache.stats().read_failures, 1);
     let decoded = stored(&cache, 1, 100_000);
     assert_eq!(cache.read_all(&digest(1)).unwrap(), decoded);
 }
@@ -157,7 +157,7 @@ fn a_closed_file_proves_itself_again_only_if_it_changed() {
     for name in 0..200 {
         assert_eq!(cache.read_all(&digest(name)).unwrap(), bytes(name, 5000));
     }
-    assert_eq!(cache.figures().verified, 0);
+    assert_eq!(cache.stats().verified, 0);
     for name in 0..100 {
         fs::write(file_of(dir.path(), name), bytes(name + 1, 5080)).unwrap();
     }
@@ -193,10 +193,10 @@ fn the_budget_is_shared_and_never_exceeded() {
     // Twelve files of two blocks are 96 KiB; a thirteenth would exceed the budget.
     assert_eq!(measured, 96 << 10);
     assert!(matches!(caches[0].insert(&digest(99), &bytes(1, 5000)), Insert::Full));
-    assert_eq!(caches[0].figures().disk_bytes, measured);
+    assert_eq!(caches[0].stats().disk_bytes, measured);
     drop(caches);
     let cache = Cache::open(dir.path(), options).unwrap();
-    assert_eq!(cache.figures().disk_bytes, measured);
+    assert_eq!(cache.stats().disk_bytes, measured);
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn a_cache_that_only_short_lived_owners_use_makes_room() {
         assert!(matches!(insert, Insert::Stored), "{name}: {insert:?}");
     }
     let cache = Cache::open(dir.path(), options).unwrap();
-    assert!(cache.figures().disk_bytes <= 90 << 10);
+    assert!(cache.stats().disk_bytes <= 90 << 10);
 }
 
 #[test]
@@ -229,7 +229,7 @@ fn what_a_dead_process_left_is_removed_and_counted_anew() {
     usage.write_all_at(&(1u64 << 40).to_le_bytes(), 48).unwrap();
     let cache = open(dir.path());
     assert_eq!(staged_files(dir.path()), alive);
-    assert_eq!(cache.figures().disk_bytes, 8192);
+    assert_eq!(cache.stats().disk_bytes, 8192);
     // A second owner removes nothing of the first, which is alive.
     let second = open(dir.path());
     assert_eq!(staged_files(dir.path()), 2);
@@ -254,10 +254,10 @@ fn writers_of_one_group_count_it_once() {
             }
         });
     }
-    let inserted: u64 = caches.iter().map(|cache| cache.figures().inserted_groups).sum();
+    let inserted: u64 = caches.iter().map(|cache| cache.stats().inserted_groups).sum();
     assert_eq!(inserted, 50);
     drop(caches);
-    assert_eq!(open(dir.path()).figures().disk_bytes, 50 * 8192);
+    assert_eq!(open(dir.path()).stats().disk_bytes, 50 * 8192);
 }
 
 /// A small filesystem of its own, unmounted on drop.
@@ -300,7 +300,7 @@ fn a_full_disk_stops_storing_and_nothing_else() {
     assert!(matches!(inserts[stored], Insert::Failed(_)), "{:?}", inserts[stored]);
     assert!(inserts[stored + 1..].iter().all(|insert| matches!(insert, Insert::Paused)));
     cache.settle();
-    assert_eq!(cache.figures().disk, DiskState::Failing);
+    assert_eq!(cache.stats().disk, DiskState::Failing);
     // About a tenth was evicted to make room.
     let there = (0..40).filter(|name| {
         let decoded = cache.read_all(&digest(*name));
@@ -413,7 +413,7 @@ fn a_cache_that_cannot_be_measured_is_not_taken_for_empty() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let decoded = stored(&cache, 1, 10_000);
-    let taken = cache.figures().disk_bytes;
+    let taken = cache.stats().disk_bytes;
     drop(cache);
     forget_the_count(dir.path());
     // A directory that cannot be listed.
@@ -425,7 +425,7 @@ fn a_cache_that_cannot_be_measured_is_not_taken_for_empty() {
         assert!(matches!(cache.insert(&digest(2), &bytes(2, 5000)), Insert::Full));
         cache.settle();
         assert_eq!(cache.read_all(&digest(1)).unwrap(), decoded, "something was evicted");
-        assert!(cache.figures().disk_bytes >= taken);
+        assert!(cache.stats().disk_bytes >= taken);
     }
     fs::remove_file(link).unwrap();
     let cache = open(dir.path());
@@ -433,7 +433,7 @@ fn a_cache_that_cannot_be_measured_is_not_taken_for_empty() {
     cache.settle();
     stored(&cache, 2, 5000);
     assert_eq!(cache.read_all(&digest(1)).unwrap(), decoded, "something was evicted");
-    assert!((taken..taken + 20_000).contains(&cache.figures().disk_bytes));
+    assert!((taken..taken + 20_000).contains(&cache.stats().disk_bytes));
 }
 
 #[test]
@@ -441,9 +441,9 @@ fn a_file_that_does_not_belong_there_does_not_keep_the_cache_from_being_measured
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     stored(&cache, 1, 10_000);
-    let taken = cache.figures().disk_bytes;
+    let taken = cache.stats().disk_bytes;
     drop(cache);
     forget_the_count(dir.path());
     fs::write(dir.path().join("groups/stray"), "").unwrap();
-    assert_eq!(open(dir.path()).figures().disk_bytes, taken);
+    assert_eq!(open(dir.path()).stats().disk_bytes, taken);
 }

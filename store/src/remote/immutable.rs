@@ -67,7 +67,7 @@ impl Remote {
         existing: Existing,
     ) -> Result<PutOutcome, StoreError> {
         self.check_writable(key)?;
-        let outcome = match self.look(key).await {
+        let outcome = match self.head(key).await {
             Ok(None) => PutOutcome::Written,
             Ok(Some(found)) if self.is_intact(key, &found, &bytes, existing).await? => {
                 return Ok(PutOutcome::AlreadyThere);
@@ -85,7 +85,7 @@ impl Remote {
 
     /// Returns the metadata of an existing object; `None` if there is none. In a directory store,
     /// also makes the object durable.
-    async fn look(&self, key: &ObjectKey) -> Result<Option<ExistingObject>, StoreError> {
+    async fn head(&self, key: &ObjectKey) -> Result<Option<ExistingObject>, StoreError> {
         let path = key.path(self.root());
         let stall = self.policy().stall;
         let found = self

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use inlay_mounts::{Changes, Owner, PathText, Umount};
 use inlay_sandbox::{
-    Confinement, Exit, SandboxId, SandboxOptions, Secret, Shown, Stdin, WindowSize, only_known,
+    Confinement, Exit, SandboxId, SandboxOptions, Secret, Stdin, StreamPosition, WindowSize,
+    only_known,
 };
 use inlay_store::ids::SnapshotId;
 use inlay_store::remote::SnapshotRecord;
@@ -176,7 +177,7 @@ pub enum SandboxState {
 
 /// A sandbox. If it is damaged, only `id`, `state` and `damage` are certain to be set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct SandboxShown {
+pub struct SandboxInfo {
     /// Its id.
     #[schema(value_type = String)]
     pub id: SandboxId,
@@ -233,7 +234,7 @@ pub struct StopSandbox {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct StoppedSandbox {
     /// The sandbox.
-    pub sandbox: SandboxShown,
+    pub sandbox: SandboxInfo,
     /// The snapshot, if one was requested.
     pub snapshot: Option<SnapshotTaken>,
 }
@@ -267,7 +268,7 @@ pub struct AttachTo {
     /// For a client that reconnects: the output it has already received. The stream resumes after
     /// it, and fails if that output is no longer buffered, i.e. after a few MiB.
     #[serde(default)]
-    pub shown: Option<Shown>,
+    pub shown: Option<StreamPosition>,
 }
 
 /// Waits for the end of a sandbox's first program.
@@ -457,14 +458,14 @@ pub struct SnapshotTaken {
     /// Bytes of the blobs created for it.
     pub stored_bytes: u64,
     /// Files left out, with reasons.
-    pub left_out: Vec<LeftOutShown>,
+    pub left_out: Vec<OmittedFile>,
     /// Number of further files left out by patterns.
     pub left_out_more: u64,
 }
 
 /// A file that is not in the snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct LeftOutShown {
+pub struct OmittedFile {
     /// Path in the sandbox.
     pub path: PathText,
     /// Why it was left out.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use inlay_store::format::{FileData, FormatError, Index, InodeIdx};
 
-use super::error::{CopyError, ExportError, shown};
+use super::error::{CopyError, ExportError, escaped};
 use crate::import::dir::content::data_len;
 
 /// Source of file contents.
@@ -93,7 +93,7 @@ impl<'a> Content<'a> {
 
 /// Adds the path of the object to a copy error.
 pub(super) fn copy_failed(path: &[u8], error: CopyError) -> ExportError {
-    let path = shown(path);
+    let path = escaped(path);
     match error {
         CopyError::Source(source) => ExportError::Bytes { path, source },
         CopyError::Sink(source) => ExportError::Object { path, doing: "writing its bytes", source },

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use super::content::{Content, copy_failed};
 use super::cursor::{self, Cursor};
-use super::error::{ExportError, Omission, Warnings, shown};
+use super::error::{ExportError, Omission, Warnings, escaped};
 use super::meta::{self, ObjectRef, Outcome};
 use super::staging::{StagedDir, unwritten};
 use super::walk::{IndexWalk, Node, Place, WalkStep};
@@ -241,7 +241,7 @@ impl<'a> DirWriter<'a> {
             let set = meta::set_xattr(object, key, value)
                 .map_err(failed(path, "setting an extended attribute"))?;
             if set == Outcome::NotAllowed {
-                self.warn(path, Omission::Xattr(shown(key)));
+                self.warn(path, Omission::Xattr(escaped(key)));
             }
         }
         meta::set_mode(object, &node.attr, owned)
@@ -275,5 +275,5 @@ fn buffer_len(data_len: u64) -> usize {
 
 fn failed<E: Into<io::Error>>(path: &[u8], doing: &'static str) -> impl Fn(E) -> ExportError {
     let path = path.to_vec();
-    move |source| ExportError::Object { path: shown(&path), doing, source: source.into() }
+    move |source| ExportError::Object { path: escaped(&path), doing, source: source.into() }
 }

@@ -154,7 +154,7 @@ impl Warnings {
 
     pub(super) fn add(&mut self, path: &[u8], what: Omission) {
         if self.first.len() < Self::KEPT {
-            self.first.push(Warning { path: shown(path), what });
+            self.first.push(Warning { path: escaped(path), what });
         } else {
             self.more += 1;
         }
@@ -162,7 +162,7 @@ impl Warnings {
 }
 
 /// Formats a snapshot path for a message: one line, with arbitrary bytes escaped.
-pub(super) fn shown(path: &[u8]) -> String {
+pub(super) fn escaped(path: &[u8]) -> String {
     if path.is_empty() {
         return "/".to_owned();
     }

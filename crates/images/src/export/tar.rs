@@ -6,7 +6,7 @@ use inlay_store::format::{FileKind, Index};
 use tar::EntryType;
 
 use super::content::{Content, copy_failed};
-use super::error::{ExportError, Omission, shown};
+use super::error::{ExportError, Omission, escaped};
 use super::pax::{self, EXTENDED_LEN_MAX, PaxEntry, PaxRecords, SHORT_FIELD_MAX};
 use super::walk::{IndexWalk, Node, Place, WalkStep};
 use super::{Export, Report};
@@ -134,7 +134,7 @@ impl<'a> TarWriter<'a> {
             extended.add_xattr(name, value);
             if extended.byte_len() > EXTENDED_LEN_MAX {
                 return Err(ExportError::TooLarge {
-                    path: shown(walk.path()),
+                    path: escaped(walk.path()),
                     what: "extended attributes",
                     found: extended.byte_len() as u64,
                     limit: EXTENDED_LEN_MAX as u64,
@@ -176,7 +176,7 @@ impl<'a> TarWriter<'a> {
 }
 
 fn unwritten(path: &[u8]) -> impl Fn(std::io::Error) -> ExportError {
-    move |source| ExportError::Object { path: shown(path), doing: "writing the archive", source }
+    move |source| ExportError::Object { path: escaped(path), doing: "writing the archive", source }
 }
 
 /// Returns the path of a member: `./` for the root, with a trailing slash for directories.

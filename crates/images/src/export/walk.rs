@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use inlay_store::format::{Attr, FileKind, FormatError, Index, InodeIdx, walk};
 
-use super::error::{ExportError, shown};
+use super::error::{ExportError, escaped};
 
 /// Maximum depth of a tree. Linux resolves no path of more than 2048 components.
 pub(super) const DEPTH_MAX: usize = 4096;
@@ -90,7 +90,7 @@ impl<'a> IndexWalk<'a> {
 
     /// Adds the current path to an error of the index.
     pub(super) fn wrong(&self, source: FormatError) -> ExportError {
-        ExportError::Index { path: shown(&self.path), source }
+        ExportError::Index { path: escaped(&self.path), source }
     }
 
     /// Returns the names from the root to `place`, which the walk has visited.

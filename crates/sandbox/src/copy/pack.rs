@@ -136,7 +136,7 @@ impl<W: Write> Packing<W> {
             } else {
                 levels.pop();
                 match descent.leave() {
-                    Err(Errno::STALE) => return Err(CopyError::Moved(self.shown())),
+                    Err(Errno::STALE) => return Err(CopyError::Moved(self.current_path())),
                     other => drop(other.map_err(self.failed("leave"))?),
                 }
             }
@@ -230,7 +230,7 @@ impl<W: Write> Packing<W> {
             Met::Again(first) => {
                 return self.header(stat, EntryType::Link, &first, Vec::new(), None);
             }
-            Met::TooMany => return Err(CopyError::TooManyLinks(self.shown())),
+            Met::TooMany => return Err(CopyError::TooManyLinks(self.current_path())),
         }
         if entry_type == EntryType::Regular {
             return match held.open_file() {
@@ -257,7 +257,7 @@ impl<W: Write> Packing<W> {
         let stat = fstat(&file).map_err(self.failed("look at"))?;
         let xattrs = self.buffers.of_open(file.as_fd());
         let xattrs = xattrs.map_err(self.failed("read attributes of"))?;
-        let shown = self.shown();
+        let shown = self.current_path();
         let content = Content::of(file, self.holes, &shown)?;
         self.header(&stat, EntryType::Regular, &[], xattrs, Some(&content))?;
         self.packed.bytes += content.size;
@@ -289,7 +289,7 @@ impl<W: Write> Packing<W> {
             ("extended attributes", extended.byte_len(), EXTENDED_LEN_MAX),
         ] {
             if len > limit {
-                return Err(CopyError::TooLong { path: self.shown(), what, limit });
+                return Err(CopyError::TooLong { path: self.current_path(), what, limit });
             }
         }
         let attr = attr(stat);
@@ -328,7 +328,7 @@ impl<W: Write> Packing<W> {
     }
 
     /// Returns the path of the current object, for messages.
-    fn shown(&self) -> PathBuf {
+    fn current_path(&self) -> PathBuf {
         // The entries of `.` are named `./NAME`.
         let path = self.path.strip_prefix(b"./").unwrap_or(&self.path);
         self.above.join(OsStr::from_bytes(path))
@@ -336,7 +336,7 @@ impl<W: Write> Packing<W> {
 
     /// For `map_err`. Builds the path only on failure.
     fn failed(&self, what: &'static str) -> impl FnOnce(Errno) -> CopyError {
-        move |errno| CopyError::io(what, &self.shown())(errno)
+        move |errno| CopyError::io(what, &self.current_path())(errno)
     }
 }
 

@@ -36,7 +36,7 @@ impl Root {
 
     /// Opens the object at `path`; a trailing symlink is not followed.
     pub(super) fn object(&self, path: &Path) -> Result<Held, CopyError> {
-        let object = self.look(path, OFlags::PATH | OFlags::NOFOLLOW);
+        let object = self.open_in_root(path, OFlags::PATH | OFlags::NOFOLLOW);
         object.and_then(Held::of).map_err(CopyError::io("find", path))
     }
 
@@ -44,7 +44,7 @@ impl Root {
     /// directory, the object is copied into it, otherwise to that name.
     pub fn place(&self, path: &Path) -> Result<Place, CopyError> {
         let wants_directory = path.as_os_str().as_encoded_bytes().ends_with(b"/");
-        match self.look(path, OFlags::PATH | OFlags::DIRECTORY) {
+        match self.open_in_root(path, OFlags::PATH | OFlags::DIRECTORY) {
             Ok(dir) => return Ok(Place { dir, name: None, path: path.to_owned() }),
             Err(Errno::NOTDIR) if wants_directory => {
                 let why = "it is no directory";
@@ -60,13 +60,13 @@ impl Root {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(CopyError::io("find", path)(Errno::NOENT));
         };
-        let dir = self.look(parent, OFlags::PATH | OFlags::DIRECTORY);
+        let dir = self.open_in_root(parent, OFlags::PATH | OFlags::DIRECTORY);
         let dir = dir.map_err(CopyError::io("find the directory", parent))?;
         let name = Some(name.as_encoded_bytes().to_vec());
         Ok(Place { dir, name, path: path.to_owned() })
     }
 
-    fn look(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    fn open_in_root(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
         in_root::open(&self.0, path, flags)
     }
 }

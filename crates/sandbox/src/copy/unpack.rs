@@ -153,7 +153,7 @@ impl<'p> Unpacking<'p> {
         let Some((name, parent)) = names.split_last() else { return Ok(()) };
         self.go(parent)?;
         let name = &c_name(name)?;
-        let shown = self.shown(name);
+        let shown = self.path_of(name);
         let (keep, meta) = (self.keep, &entry.meta);
         let slot = Slot { dir: self.descent.dir(), name, shown: &shown };
         let left_out = match &entry.body {
@@ -261,7 +261,7 @@ impl<'p> Unpacking<'p> {
             let name = &c_name(name)?;
             match self.enter(name) {
                 Err(error) if error.is_not_found() => {
-                    let shown = self.shown(name);
+                    let shown = self.path_of(name);
                     let slot = Slot { dir: self.descent.dir(), name, shown: &shown };
                     make_directory(slot)?;
                     self.enter(name)?;
@@ -282,10 +282,10 @@ impl<'p> Unpacking<'p> {
         let entered = self.descent.enter(name);
         entered.map_err(|errno| match errno {
             Errno::LOOP | Errno::NOTDIR => CopyError::InTheWay {
-                path: self.shown(name),
+                path: self.path_of(name),
                 why: "it is no directory, and the copy has something below it",
             },
-            errno => CopyError::io("open", &self.shown(name))(errno),
+            errno => CopyError::io("open", &self.path_of(name))(errno),
         })?;
         let due = self.left.get(&self.descent.id()).map_or(Due::Nothing, |time| Due::Time(*time));
         if !(self.place.name.is_some() && self.levels.is_empty()) {
@@ -299,7 +299,7 @@ impl<'p> Unpacking<'p> {
     /// Leaves directories until `depth` remain, and sets the due attributes of each.
     fn up(&mut self, depth: usize) -> Result<(), CopyError> {
         while self.levels.len() > depth {
-            let shown = self.shown(c"");
+            let shown = self.path_of(c"");
             let id = self.descent.id();
             let dir = match self.descent.leave() {
                 Ok(Some(dir)) => dir,
@@ -356,7 +356,7 @@ impl<'p> Unpacking<'p> {
     }
 
     /// Returns the path of `name` in the current directory, for messages.
-    fn shown(&self, name: &CStr) -> PathBuf {
+    fn path_of(&self, name: &CStr) -> PathBuf {
         // The place's path already includes the name of the copy.
         if self.place.name.is_some() && self.levels.is_empty() {
             return self.place.path.clone();

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use tokio::sync::{mpsc, watch};
 
 use super::super::logs::{LogStream, LogWriter};
-use super::super::protocol::{Frame, FrameKind, Shown};
+use super::super::protocol::{Frame, FrameKind, StreamPosition};
 use super::attach::Input;
 use super::recent::Recent;
 
@@ -84,7 +84,7 @@ impl First {
 
     /// Attaches a client: to the output from now on, or after `shown`. Fails with the number of
     /// bytes that are no longer kept.
-    pub(super) fn attach(&self, shown: Option<Shown>) -> Result<Attachment, u64> {
+    pub(super) fn attach(&self, shown: Option<StreamPosition>) -> Result<Attachment, u64> {
         let missed = match shown {
             Some(shown) => self.recent.borrow().after(shown)?,
             None => VecDeque::new(),

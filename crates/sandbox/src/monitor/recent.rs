@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::super::protocol::{Frame, FrameKind, Shown};
+use super::super::protocol::{Frame, FrameKind, StreamPosition};
 
 /// The number of bytes to keep: more than can be in flight to an attached client, in the frames
 /// queued here and in the buffers of two sockets.
@@ -14,7 +14,7 @@ pub(super) struct Recent {
     frames: VecDeque<Frame>,
     /// The total payload of `frames`, in bytes.
     len: usize,
-    printed: Shown,
+    printed: StreamPosition,
 }
 
 impl Recent {
@@ -32,9 +32,9 @@ impl Recent {
 
     /// Returns the output after `shown`, or fails with the number of those bytes that are no longer
     /// kept. A position beyond the end yields nothing.
-    pub(super) fn after(&self, mut shown: Shown) -> Result<VecDeque<Frame>, u64> {
+    pub(super) fn after(&self, mut shown: StreamPosition) -> Result<VecDeque<Frame>, u64> {
         let mut printed = self.printed;
-        let mut missing = Shown::default();
+        let mut missing = StreamPosition::default();
         for kind in [FrameKind::Stdout, FrameKind::Stderr] {
             *missing.of(kind) = printed.of(kind).saturating_sub(*shown.of(kind));
         }
@@ -85,7 +85,7 @@ mod tests {
                 recent.take(&Frame::new(kind, bytes.as_slice()));
             }
             let (seen_out, seen_err) = (seen.0.min(out.len()), seen.1.min(err.len()));
-            let shown = Shown { stdout: seen_out as u64, stderr: seen_err as u64 };
+            let shown = StreamPosition { stdout: seen_out as u64, stderr: seen_err as u64 };
             let after = recent.after(shown).unwrap();
             prop_assert_eq!(text_of(&after, FrameKind::Stdout), out.split_off(seen_out));
             prop_assert_eq!(text_of(&after, FrameKind::Stderr), err.split_off(seen_err));
@@ -100,10 +100,13 @@ mod tests {
             recent.take(&Frame::new(FrameKind::Stdout, piece.as_slice()));
         }
         let all = 100 * (32 << 10);
-        assert_eq!(recent.after(Shown::default()), Err(all - (2 << 20)));
-        assert_eq!(recent.after(Shown { stdout: 1000, stderr: 0 }), Err(all - (2 << 20) - 1000));
-        let last = recent.after(Shown { stdout: all - 5, stderr: 0 }).unwrap();
+        assert_eq!(recent.after(StreamPosition::default()), Err(all - (2 << 20)));
+        assert_eq!(
+            recent.after(StreamPosition { stdout: 1000, stderr: 0 }),
+            Err(all - (2 << 20) - 1000)
+        );
+        let last = recent.after(StreamPosition { stdout: all - 5, stderr: 0 }).unwrap();
         assert_eq!(last, [Frame::new(FrameKind::Stdout, "xxxxx")]);
-        assert!(recent.after(Shown { stdout: all + 5, stderr: 7 }).unwrap().is_empty());
+        assert!(recent.after(StreamPosition { stdout: all + 5, stderr: 7 }).unwrap().is_empty());
     }
 }

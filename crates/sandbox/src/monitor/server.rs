@@ -7,7 +7,9 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::super::options::Stdin;
-use super::super::protocol::{Failure, Reply, Request, Shown, Started, StdinFlow, WindowSize};
+use super::super::protocol::{
+    Failure, Reply, Request, Started, StdinFlow, StreamPosition, WindowSize,
+};
 use super::attach::{Input, converse};
 use super::conn::Conn;
 use super::shared::{Counted, Shared, Stage, first_program, run_failure};
@@ -115,7 +117,7 @@ async fn attach(
     conn: &mut Conn,
     (stdin, flow): (Stdin, StdinFlow),
     size: Option<WindowSize>,
-    shown: Option<Shown>,
+    shown: Option<StreamPosition>,
 ) -> io::Result<()> {
     let mut output = match shared.first.attach(shown) {
         Ok(output) => output,

@@ -30,7 +30,7 @@ pub use heuristic::guess;
 use inlay_trace::record::{Read, Source};
 use inlay_trace::{Tier, clock};
 use locate::{Piece, Place, Plan, content_id};
-pub use tracker::{Groups, Tracker, TrackerFigures};
+pub use tracker::{Groups, Tracker, TrackerStats};
 pub use wait_stats::CacheWaits;
 
 /// Options for reading a snapshot's contents.

@@ -65,8 +65,8 @@ impl Drop for Mounted {
             self.fetcher.shutdown().await;
             self.content.shutdown().await;
         });
-        let figures = self.fetcher.figures();
-        assert_eq!((figures.waiting, figures.tasks, figures.flights), (0, 0, 0));
+        let stats = self.fetcher.stats();
+        assert_eq!((stats.waiting, stats.tasks, stats.flights), (0, 0, 0));
     }
 }
 
@@ -126,12 +126,12 @@ fn whole_files_come_and_stay() {
         assert_eq!(buf[..file.bytes.len()], file.bytes);
     }
     // No group was fetched twice.
-    let fetched: u64 = mounted.fetcher.figures().groups.iter().sum();
+    let fetched: u64 = mounted.fetcher.stats().groups.iter().sum();
     for file in &files {
         let len = u32::try_from(file.bytes.len()).unwrap();
         assert_eq!(mounted.read(file.inode, 0, len).unwrap(), file.bytes);
     }
-    assert_eq!(mounted.fetcher.figures().groups.iter().sum::<u64>(), fetched);
+    assert_eq!(mounted.fetcher.stats().groups.iter().sum::<u64>(), fetched);
     assert!(fetched > 0 && u64::from(snapshot.index.group_count()) == fetched);
 }
 
@@ -144,7 +144,7 @@ fn the_kernels_adapter_waits_only_when_it_has_to() {
     let mut buf = vec![0; 10_000];
     let now = source.read_now(file.inode, 500, &mut buf);
     assert_eq!(now, Ok(ReadNow::WouldWait));
-    assert_eq!(mounted.fetcher.figures().demand_requests(), 0);
+    assert_eq!(mounted.fetcher.stats().demand_requests(), 0);
     let (done, came) = mpsc::channel();
     let send = Box::new(move |read| done.send(read).unwrap());
     source.read_later(file.inode, 500, 10_000, send);
@@ -180,7 +180,7 @@ fn a_sequential_reader_is_read_ahead_of() {
             expected(file, offset, 65_536)
         );
     }
-    assert!(mounted.fetcher.figures().ahead_requests() > 0);
+    assert!(mounted.fetcher.stats().ahead_requests() > 0);
 }
 
 #[test]

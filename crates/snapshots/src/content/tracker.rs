@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use inlay_prefetch::scheduler::{Touched, WorkFigures};
+use inlay_prefetch::scheduler::{Touched, WorkProgress};
 use inlay_prefetch::{GroupList, GroupRef, Loading};
 use inlay_store::format::{FileData, Group, GroupIdx, Index, InodeIdx};
 use inlay_store::profile::{Profile, Run, Touch};
@@ -49,12 +49,12 @@ struct Recorded {
 
 /// Statistics of a tracker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-pub struct TrackerFigures {
+pub struct TrackerStats {
     /// Number of groups touched.
     pub touched: u64,
     /// State of prefetch.
     #[serde(flatten)]
-    pub loading: Option<WorkFigures>,
+    pub loading: Option<WorkProgress>,
 }
 
 impl Tracker {
@@ -77,9 +77,9 @@ impl Tracker {
     }
 
     /// Ends prefetch. Returns its statistics if there was one.
-    pub fn end_loading(&self) -> Option<WorkFigures> {
+    pub fn end_loading(&self) -> Option<WorkProgress> {
         let before = self.loading.lock().take();
-        before.map(|loading| loading.figures())
+        before.map(|loading| loading.stats())
     }
 
     /// Returns the attached prefetch, if any.
@@ -185,19 +185,19 @@ impl Tracker {
     }
 
     /// Returns statistics so far.
-    pub fn figures(&self) -> TrackerFigures {
+    pub fn stats(&self) -> TrackerStats {
         let words =
             self.touched.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones()));
-        TrackerFigures {
+        TrackerStats {
             touched: words.sum(),
-            loading: self.loading().map(|loading| loading.figures()),
+            loading: self.loading().map(|loading| loading.stats()),
         }
     }
 }
 
 impl std::fmt::Debug for Tracker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tracker").field("figures", &self.figures()).finish_non_exhaustive()
+        f.debug_struct("Tracker").field("stats", &self.stats()).finish_non_exhaustive()
     }
 }
 

@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use inlay_prefetch::{Histogram, HistogramFigures};
+use inlay_prefetch::{Histogram, HistogramCounts};
 
 /// Number of reads per timed read.
 pub(super) const SAMPLE: u64 = 16;
@@ -33,8 +33,8 @@ impl CacheWaits {
     }
 
     /// Returns the histogram, in which each timed read counts [`SAMPLE`] times.
-    pub fn figures(&self) -> HistogramFigures {
-        self.times.figures()
+    pub fn stats(&self) -> HistogramCounts {
+        self.times.stats()
     }
 }
 
@@ -61,7 +61,7 @@ mod tests {
                 timed.inspect(Timed::end);
             }
         }
-        assert_eq!(waits.figures().count(), SAMPLE * 3);
+        assert_eq!(waits.stats().count(), SAMPLE * 3);
     }
 
     /// `cargo test --release -p inlay-snapshots --lib content::wait_stats -- --ignored --nocapture`

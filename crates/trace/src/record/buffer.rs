@@ -153,7 +153,7 @@ impl Buffer {
     }
 
     /// Records an event of a request.
-    pub(super) fn told(&mut self, watch: WatchId, event: &FetchEvent<'_>, now: u64) {
+    pub(super) fn on_event(&mut self, watch: WatchId, event: &FetchEvent<'_>, now: u64) {
         match event {
             FetchEvent::Queued(keys) => {
                 for key in *keys {

@@ -29,9 +29,9 @@ impl FetchWatch for StoreWatch {
         self.recorder.is_on()
     }
 
-    fn told(&self, event: &FetchEvent<'_>) {
+    fn on_event(&self, event: &FetchEvent<'_>) {
         let now = clock::now();
-        self.recorder.each(|recording| recording.buffer.lock().told(self.id, event, now));
+        self.recorder.each(|recording| recording.buffer.lock().on_event(self.id, event, now));
     }
 }
 

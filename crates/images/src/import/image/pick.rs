@@ -81,7 +81,7 @@ fn pick(manifests: Vec<Descriptor>, wanted: &Platform) -> Result<Descriptor, Ima
             there: images
                 .iter()
                 .filter_map(|image| image.platform.as_ref())
-                .map(|platform| shown(platform).escape_debug().to_string())
+                .map(|platform| platform_name(platform).escape_debug().to_string())
                 .collect(),
         }),
     }
@@ -168,7 +168,7 @@ impl Level {
     }
 }
 
-fn shown(platform: &RawPlatform) -> String {
+fn platform_name(platform: &RawPlatform) -> String {
     let base = format!("{}/{}", platform.os, platform.architecture);
     platform.variant.as_ref().map_or(base.clone(), |variant| format!("{base}/{variant}"))
 }
