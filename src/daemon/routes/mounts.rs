@@ -24,7 +24,7 @@ pub(super) fn routes() -> Endpoints {
 /// List the mounts
 #[utoipa::path(
     get, path = MOUNTS, tag = "mounts",
-    responses((status = 200, description = "The oldest first", body = Vec<MountInfo>))
+    responses((status = 200, description = "The mounts, oldest first", body = Vec<MountInfo>))
 )]
 async fn list(State(service): State<Service>) -> Result<axum::Json<Vec<MountInfo>>, ApiError> {
     Ok(axum::Json(service.mounts().await?))
@@ -40,7 +40,7 @@ async fn list(State(service): State<Service>) -> Result<axum::Json<Vec<MountInfo
         "snapshot": "base", "store": { "url": null, "plain_http": false }, "cache": "kept",
         "mountpoint": "/mnt/work", "view": { "writable": "beside" }, "deadline_ms": 60000
     })),
-    responses((status = 200, description = "It is there", body = MountInfo))
+    responses((status = 200, description = "The snapshot is mounted", body = MountInfo))
 )]
 async fn mount(
     State(service): State<Service>,
@@ -60,7 +60,7 @@ async fn mount(
     request_body(content = UmountRequest, example = json!({
         "mountpoint": "/mnt/work", "how": "if-free", "changes": "stay"
     })),
-    responses((status = 200, description = "It is gone", body = UmountAnswer))
+    responses((status = 200, description = "The directory is unmounted", body = UmountAnswer))
 )]
 async fn umount(
     State(service): State<Service>,
@@ -73,7 +73,7 @@ async fn umount(
 /// Wait until a mount is gone
 #[utoipa::path(
     post, path = GONE, tag = "mounts", request_body = GoneRequest,
-    responses((status = 200, description = "Whether it is", body = GoneAnswer))
+    responses((status = 200, description = "Whether the mount is gone", body = GoneAnswer))
 )]
 async fn gone(
     State(service): State<Service>,

@@ -39,7 +39,7 @@ pub(super) fn routes() -> Endpoints {
 /// List sandboxes
 #[utoipa::path(
     get, path = "/v1/sandboxes", tag = "sandboxes",
-    responses((status = 200, description = "The oldest first", body = Vec<SandboxInfo>))
+    responses((status = 200, description = "The sandboxes, oldest first", body = Vec<SandboxInfo>))
 )]
 async fn list(State(service): State<Service>) -> SandboxAnswer<Vec<SandboxInfo>> {
     Ok(axum::Json(service.sandbox_list().await?))
@@ -54,7 +54,7 @@ async fn list(State(service): State<Service>) -> SandboxAnswer<Vec<SandboxInfo>>
         "snapshot": "base", "store": { "url": null, "plain_http": false }, "cache": "kept",
         "name": "a", "deadline_ms": 60000
     })),
-    responses((status = 200, description = "It is there, and started", body = SandboxInfo))
+    responses((status = 200, description = "Created and started", body = SandboxInfo))
 )]
 async fn create(
     State(service): State<Service>,
@@ -70,7 +70,7 @@ async fn create(
 #[utoipa::path(
     get, path = "/v1/sandboxes/{sandbox}", tag = "sandboxes",
     params(("sandbox", description = "Name or id")),
-    responses((status = 200, description = "How it is", body = SandboxInfo))
+    responses((status = 200, description = "The sandbox", body = SandboxInfo))
 )]
 async fn inspect(
     State(service): State<Service>,
@@ -86,7 +86,7 @@ async fn inspect(
     delete, path = "/v1/sandboxes/{sandbox}", tag = "sandboxes",
     params(("sandbox", description = "Name or id")),
     request_body(content = RemoveSandbox),
-    responses((status = 200, description = "How it was", body = SandboxInfo))
+    responses((status = 200, description = "The sandbox before its removal", body = SandboxInfo))
 )]
 async fn remove(
     State(service): State<Service>,
@@ -100,7 +100,7 @@ async fn remove(
 #[utoipa::path(
     post, path = "/v1/sandboxes/{sandbox}/start", tag = "sandboxes",
     params(("sandbox", description = "Name or id")),
-    responses((status = 200, description = "It is started", body = SandboxInfo))
+    responses((status = 200, description = "Started", body = SandboxInfo))
 )]
 async fn start(
     State(service): State<Service>,
@@ -117,7 +117,7 @@ async fn start(
     post, path = "/v1/sandboxes/{sandbox}/stop", tag = "sandboxes",
     params(("sandbox", description = "Name or id")),
     request_body(content = StopSandbox),
-    responses((status = 200, description = "They have ended", body = StoppedSandbox))
+    responses((status = 200, description = "The processes have exited", body = StoppedSandbox))
 )]
 async fn stop(
     State(service): State<Service>,
@@ -132,7 +132,7 @@ async fn stop(
     post, path = "/v1/sandboxes/{sandbox}/wait", tag = "sandboxes",
     params(("sandbox", description = "Name or id")),
     request_body(content = WaitForEnd),
-    responses((status = 200, description = "Whether it has ended, and how", body = EndAnswer))
+    responses((status = 200, description = "Whether the program has exited, and its exit code", body = EndAnswer))
 )]
 async fn wait(
     State(service): State<Service>,
@@ -147,7 +147,7 @@ async fn wait(
 #[utoipa::path(
     get, path = "/v1/sandboxes/{sandbox}/mounts", tag = "live mounts",
     params(("sandbox", description = "Name or id")),
-    responses((status = 200, description = "The oldest first", body = Vec<MountedIn>))
+    responses((status = 200, description = "The mounts, oldest first", body = Vec<MountedIn>))
 )]
 async fn mounts(
     State(service): State<Service>,
@@ -167,7 +167,7 @@ async fn mounts(
         "snapshot": "project", "store": { "url": null, "plain_http": false }, "cache": "kept",
         "path": "/project", "deadline_ms": 60000
     })),
-    responses((status = 200, description = "Programs in the sandbox see it", body = MountedIn))
+    responses((status = 200, description = "The snapshot is mounted", body = MountedIn))
 )]
 async fn mount(
     State(service): State<Service>,
@@ -187,7 +187,7 @@ async fn mount(
     delete, path = "/v1/sandboxes/{sandbox}/mounts", tag = "live mounts",
     params(("sandbox", description = "Name or id")),
     request_body(content = UmountFrom),
-    responses((status = 200, description = "It is gone", body = UmountedFrom))
+    responses((status = 200, description = "The snapshot is unmounted", body = UmountedFrom))
 )]
 async fn umount(
     State(service): State<Service>,
@@ -204,7 +204,7 @@ async fn umount(
 #[utoipa::path(
     post, path = SNAPSHOTS, tag = "snapshots",
     request_body(content = TakeSnapshot),
-    responses((status = 200, description = "It is there", body = SnapshotTaken))
+    responses((status = 200, description = "The snapshot is taken", body = SnapshotTaken))
 )]
 async fn snapshot(
     State(service): State<Service>,
@@ -216,7 +216,7 @@ async fn snapshot(
 /// Wait until sealed snapshots are in their stores
 #[utoipa::path(
     post, path = SYNC, tag = "snapshots", request_body = SyncRequest,
-    responses((status = 200, description = "What is not there yet, and why", body = SyncAnswer))
+    responses((status = 200, description = "The snapshots not yet stored, with reasons", body = SyncAnswer))
 )]
 async fn sync(
     State(service): State<Service>,

@@ -16,7 +16,7 @@ pub(super) fn routes() -> Endpoints {
 /// The keeper and the FUSE mounts end as well. The daemon exits after this answer.
 #[utoipa::path(
     post, path = STOP, tag = "daemon", request_body = StopRequest,
-    responses((status = 200, description = "It will end", body = StopAnswer))
+    responses((status = 200, description = "The daemon stops", body = StopAnswer))
 )]
 
 async fn stop(

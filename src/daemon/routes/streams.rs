@@ -58,8 +58,8 @@ pub(super) fn routes() -> Endpoints {
     params(("sandbox", description = "Name or id")),
     request_body(content = ExecOptions, example = json!({ "command": ["ls", "/"] })),
     responses(
-        (status = 101, description = "It runs"),
-        (status = 200, description = "It runs, and its output goes nowhere, as was wanted")
+        (status = 101, description = "The command runs; the connection is its stream"),
+        (status = 200, description = "The command runs detached; its output is discarded")
     )
 )]
 async fn exec(
@@ -85,7 +85,7 @@ async fn exec(
     post, path = "/v1/sandboxes/{sandbox}/attach", tag = "streams",
     params(("sandbox", description = "Name or id")),
     request_body = AttachTo,
-    responses((status = 101, description = "What it prints follows: from now on, or after what was shown"))
+    responses((status = 101, description = "The output follows, from now on or from the given position"))
 )]
 async fn attach(
     State(service): State<Service>,
@@ -191,11 +191,11 @@ async fn pass(outside: TokioIo<Upgraded>, mut inside: UnixStream) -> io::Result<
     get, path = "/v1/sandboxes/{sandbox}/logs", tag = "streams",
     params(
         ("sandbox", description = "Name or id"),
-        ("tail" = Option<u64>, Query, description = "Only so many of the last lines"),
-        ("since_ns" = Option<u64>, Query, description = "Only from this moment on, in ns since 1970"),
-        ("follow" = Option<u8>, Query, description = "1: until it has ended")
+        ("tail" = Option<u64>, Query, description = "Maximum number of lines, counted from the end"),
+        ("since_ns" = Option<u64>, Query, description = "Start time in nanoseconds since 1970"),
+        ("follow" = Option<u8>, Query, description = "1: follow the log until the program exits")
     ),
-    responses((status = 200, description = "The lines", content_type = "application/x-ndjson"))
+    responses((status = 200, description = "The log entries", content_type = "application/x-ndjson"))
 )]
 async fn logs(
     State(service): State<Service>,
@@ -227,7 +227,7 @@ async fn logs(
         ("sandbox", description = "Name or id"),
         ("path" = String, Query, description = "An absolute path, percent-encoded"),
         ("holes" = Option<String>, Query,
-            description = "`kept`: sparse files in GNU tar's form 1.0, else holes are zeros")
+            description = "`kept`: sparse files in GNU tar format 1.0; otherwise holes are zeros")
     ),
     responses((status = 200, description = "The archive", content_type = "application/x-tar"))
 )]
@@ -253,13 +253,13 @@ async fn files(
     params(
         ("sandbox", description = "Name or id"),
         ("path" = String, Query, description = "An absolute path, percent-encoded"),
-        ("owners" = Option<String>, Query, description = "`kept`: those of the archive, else root")
+        ("owners" = Option<String>, Query, description = "`kept`: owners as in the archive; otherwise root")
     ),
     request_body(
         content_type = "application/x-tar",
         description = "A tar archive, plain or compressed with gzip or zstd"
     ),
-    responses((status = 200, description = "They are there", body = CopiedInto))
+    responses((status = 200, description = "The files are copied", body = CopiedInto))
 )]
 async fn put_files(
     State(service): State<Service>,

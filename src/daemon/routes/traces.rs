@@ -28,7 +28,7 @@ pub(super) fn routes() -> Endpoints {
     post, path = TRACES, tag = "traces",
     request_body(content = BeginTrace, example = json!({ "snapshots": [], "events": 200_000 })),
     responses((
-        status = 200, description = "It is being recorded", content_type = "application/x-ndjson"
+        status = 200, description = "Recording", content_type = "application/x-ndjson"
     ))
 )]
 async fn begin(
@@ -58,8 +58,8 @@ async fn begin(
 /// Returns the recorded events and discards the trace.
 #[utoipa::path(
     post, path = TRACE_END, tag = "traces",
-    params(("trace", description = "As it was named when it began")),
-    responses((status = 200, description = "What was recorded", body = TraceEvents))
+    params(("trace", description = "The id returned when the trace began")),
+    responses((status = 200, description = "The recorded events", body = TraceEvents))
 )]
 async fn end(
     State(service): State<Service>,

@@ -17,7 +17,7 @@ pub(super) fn routes() -> Endpoints {
 /// Get the daemon's status
 #[utoipa::path(
     get, path = STATUS, tag = "daemon",
-    responses((status = 200, description = "How it is", body = StatusAnswer))
+    responses((status = 200, description = "The status", body = StatusAnswer))
 )]
 async fn status(State(service): State<Service>) -> Result<Json<StatusAnswer>, ApiError> {
     Ok(Json(service.status().await?))
@@ -28,7 +28,7 @@ async fn status(State(service): State<Service>) -> Result<Json<StatusAnswer>, Ap
 /// Each snapshot that is mounted or still in use, with its slot below the host's FUSE mounts.
 #[utoipa::path(
     get, path = ATTACHED, tag = "snapshots",
-    responses((status = 200, description = "By slot", body = Vec<AttachedSnapshot>))
+    responses((status = 200, description = "The snapshots, by slot", body = Vec<AttachedSnapshot>))
 )]
 async fn attached(State(service): State<Service>) -> Json<Vec<AttachedSnapshot>> {
     Json(service.attached())
@@ -37,7 +37,7 @@ async fn attached(State(service): State<Service>) -> Json<Vec<AttachedSnapshot>>
 /// Get the progress of prefetching
 #[utoipa::path(
     get, path = PREFETCH, tag = "snapshots",
-    responses((status = 200, description = "By store and by snapshot", body = PrefetchAnswer))
+    responses((status = 200, description = "Progress by store and by snapshot", body = PrefetchAnswer))
 )]
 async fn prefetch(State(service): State<Service>) -> Json<PrefetchAnswer> {
     Json(service.prefetch())
