@@ -201,7 +201,23 @@ impl Host {
         self.copy_disk()?;
         self.end_everything()?;
         fs::rename(self.path("cut"), self.path("disk"))?;
-        self.mount_disk()
+        self.mount_disk()?;
+        self.begin_another_boot()
+    }
+
+    /// Lets the records of this boot be those of an earlier one.
+    fn begin_another_boot(&self) -> io::Result<()> {
+        let path = self.state().join("run/boot.json");
+        let text = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            text => text?,
+        };
+        // A record that can't be read is as good as one of this boot.
+        if let Ok(Value::Object(mut fields)) = serde_json::from_slice::<Value>(&text) {
+            fields.insert("boot".into(), "an earlier boot".into());
+            inlay_base::durable::write(&path, Value::from(fields).to_string().as_bytes())?;
+        }
+        Ok(())
     }
 
     /// Fills the disk of the state. Removing the file that is returned empties it again.

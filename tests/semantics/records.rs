@@ -267,6 +267,19 @@ impl Damaged {
         }
     }
 
+    /// Leaves what a daemon leaves that dies when it has announced a mount and not made it.
+    fn leave_incomplete_mount(&self) {
+        let shown = self.boxes.json(&["sandbox", "inspect", "whole"]);
+        let id = shown["id"].as_str().unwrap();
+        let mounts = self.boxes.inlay.state().join("sandboxes").join(id).join("mounts");
+        let mut record: Value =
+            serde_json::from_slice(&fs::read(mounts.join("1.json")).unwrap()).unwrap();
+        record["number"] = json!(9);
+        record["path"] = json!("/incomplete");
+        record["place"] = json!("making");
+        fs::write(mounts.join("9.json"), serde_json::to_vec(&record).unwrap()).unwrap();
+    }
+
     /// How many sandboxes run, and how many are stopped.
     fn states(&self) -> (usize, usize) {
         let listed = self.boxes.sandboxes();
@@ -335,6 +348,7 @@ fn a_record_that_cannot_be_understood_is_kept_and_reported() {
             ("a restart", Damaged::restart as fn(&mut Damaged)),
             ("a takeover", Damaged::take_over),
         ] {
+            host.leave_incomplete_mount();
             next(&mut host);
             let what = format!("round {round}, {what}");
             host.assert_left_alone(&what);

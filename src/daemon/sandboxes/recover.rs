@@ -1,9 +1,13 @@
 //! Recovers the sandboxes of earlier daemons: adopts running ones, cleans up half-created and
 //! half-removed ones, and leaves those with damaged records in place.
 
+use std::collections::HashSet;
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use inlay_mounts::PathText;
+use inlay_base::mountinfo::{self, MountLine};
+use inlay_mounts::{MountRecord, PathText, ProcessId};
 use inlay_sandbox::{
     Found, Layout, Phase, SandboxError, SandboxRecord, StopOptions, attach_disk, has_root_mount,
     list, recover, stop,
@@ -54,7 +58,7 @@ impl Service {
         let sandbox = Sandbox::new(layout.clone(), record);
         match found {
             Found::Running(status) if self.has_root(&sandbox) => {
-                if let Some(path) = self.mount_without_record(&sandbox)? {
+                if let Some(path) = self.mount_without_record(&sandbox, status.init)? {
                     let path = path.to_path();
                     let why = format!("the record of its mount on {} is damaged", path.display());
                     return Ok(Taken::Damaged(why));
@@ -86,8 +90,12 @@ impl Service {
     }
 
     /// Returns the path of a live mount in a sandbox whose host record may be among the damaged
-    /// ones.
-    fn mount_without_record(&self, sandbox: &Sandbox) -> Result<Option<PathText>, DaemonError> {
+    /// ones. `init` is the sandbox's first process.
+    fn mount_without_record(
+        &self,
+        sandbox: &Sandbox,
+        init: ProcessId,
+    ) -> Result<Option<PathText>, DaemonError> {
         if self.mount_table().damaged().is_empty() {
             return Ok(None);
         }
@@ -97,7 +105,9 @@ impl Service {
             matches!(file.place, MountFileState::Making | MountFileState::Mounted)
                 && !live.iter().any(|(_, other)| other.number == file.number)
         });
-        Ok(missing.next().map(|file| file.path))
+        let Some(file) = missing.next() else { return Ok(None) };
+        // A mount that the last daemon did not complete has no record either.
+        Ok(has_other_mounts(init, &live)?.then_some(file.path))
     }
 
     fn has_root(&self, sandbox: &Sandbox) -> bool {
@@ -142,6 +152,27 @@ impl Service {
         }
         Ok(())
     }
+}
+
+/// Reports whether the sandbox's first process sees a mount of a kind that inlay makes which is
+/// neither its root nor in `live`.
+fn has_other_mounts(
+    init: ProcessId,
+    live: &[(MountRecord, MountFile)],
+) -> Result<bool, DaemonError> {
+    let mut known = HashSet::new();
+    for (record, _) in live {
+        known.extend(record.seen.now()?.map(|now| now.id));
+    }
+    let path = PathBuf::from(format!("/proc/{}/mountinfo", init.pid));
+    let table = fs::read(&path).map_err(DaemonError::io("read", &path))?;
+    let lines = mountinfo::parse(&table);
+    let is_root = |line: &MountLine| !lines.iter().any(|other| other.id == line.parent);
+    Ok(lines.iter().any(|line| {
+        (line.kind == "overlay" || line.kind.starts_with("fuse"))
+            && !known.contains(&line.id)
+            && !is_root(line)
+    }))
 }
 
 /// Outcome for a recovered sandbox.
