@@ -336,7 +336,7 @@ fn wrong_requests_are_their_clients_errors() {
 }
 
 #[test]
-fn what_is_no_request_is_refused_with_the_status_that_says_so() {
+fn invalid_requests_are_refused_with_the_matching_status() {
     let daemon = Daemon::with_base();
     let state = daemon.inlay.state();
     let raw = |text: &[u8]| {

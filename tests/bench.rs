@@ -94,7 +94,7 @@ fn cell<'a>(report: &'a Value, scenario: &str, method: &str, state: &str) -> &'a
 }
 
 #[test]
-fn what_is_measured_fits_together() {
+fn measurements_are_consistent() {
     let place = Place::new();
     let good = place.scenario("good", "cat /data > /dev/null && echo ready", "");
     let output = place.path("report");
@@ -229,7 +229,7 @@ fn cold_starts_alone_have_an_ideal() {
 }
 
 #[test]
-fn what_fails_has_no_number() {
+fn failed_starts_have_no_measurements() {
     let place = Place::new();
     let good = place.scenario("good", "echo ready", "");
     let ends = place.scenario("ends", "echo out of luck; exit 3", "");

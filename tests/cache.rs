@@ -92,7 +92,7 @@ impl Drop for Mounted<'_> {
 }
 
 #[test]
-fn what_is_read_is_counted_and_can_be_pruned() {
+fn cached_data_is_counted_and_can_be_pruned() {
     let place = Place::new(&[("large", 3 * MIB), ("small", 9000)]);
     assert_eq!(place.used(), 0);
     place.cat("large", 3 * MIB);
@@ -160,7 +160,7 @@ fn a_pinned_snapshot_stays_and_needs_no_store() {
 }
 
 #[test]
-fn what_is_too_large_is_not_pinned() {
+fn snapshots_larger_than_the_cache_are_not_pinned() {
     let place = Place::new(&[("large", 9 * MIB)]);
     drop(Mounted::new(&place, "large", &["--cache-size", "8M"]));
     let said = place.inlay.fail(["cache", "pin", "large"]).unwrap();

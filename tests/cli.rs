@@ -119,7 +119,7 @@ fn every_command_speaks_json() {
 }
 
 #[test]
-fn what_is_looked_at_is_what_was_imported() {
+fn cat_ls_and_stat_show_the_imported_files() {
     let (inlay, source) = with_base();
     let cat = inlay.succeed(["cat", "base:/sizes/text-4097"]).unwrap();
     assert_eq!(cat.stdout, fs::read(source.path().join("sizes/text-4097")).unwrap());

@@ -105,7 +105,7 @@ fn a_killed_mount_serves_no_wrong_byte_when_it_is_back() {
 }
 
 #[test]
-fn what_a_killed_writable_mount_held_is_there_again() {
+fn changes_in_a_killed_writable_mount_reappear() {
     let source = Source::every_kind(EveryKind { entries: 10, large: 1 << 20 });
     let inlay = local();
     import(&inlay, &of("dir", &source.path()), "base");

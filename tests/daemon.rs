@@ -76,7 +76,7 @@ fn takeover(inlay: &Inlay) -> Running {
 }
 
 #[test]
-fn a_daemon_that_is_killed_under_load_fails_nobody() {
+fn reads_and_writes_survive_daemons_killed_under_load() {
     let inlay = local();
     let dir = base(&inlay);
     let tree = dir.path().join("tree");
@@ -155,7 +155,7 @@ fn a_program_of_the_mount_runs_on_through_takeovers_and_deaths() {
 }
 
 #[test]
-fn what_was_unmounted_lazily_is_served_by_the_next_daemon_too() {
+fn lazily_unmounted_files_are_served_by_the_next_daemon() {
     let inlay = local();
     let dir = base(&inlay);
     let want = fs::read(dir.path().join("tree/dir-3/file-10")).unwrap();
@@ -234,7 +234,7 @@ fn a_terminal_that_is_closed_does_not_end_the_daemon() {
 }
 
 #[test]
-fn a_keeper_that_hears_of_the_end_late_starts_nobody() {
+fn a_keeper_that_learns_of_a_clean_exit_late_starts_no_daemon() {
     let inlay = local();
     let _dir = base(&inlay);
     inlay.mount("base", &[]).unwrap().unmount().unwrap();

@@ -276,7 +276,7 @@ fn a_lazy_unmount_lets_open_files_be_read_to_their_end() {
 }
 
 #[test]
-fn what_somebody_mounted_over_it_is_not_unmounted() {
+fn a_foreign_mount_on_top_is_not_unmounted() {
     let host = Host::new(one_file);
     let mounted = host.inlay.mount("base", SCRATCH).unwrap();
     let over = Command::new("mount").args(["-t", "tmpfs", "other"]).arg(mounted.path()).status();

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use confinement::{
     a_sandbox_has_files_of_its_own_in_etc, capabilities_and_privileges_are_as_asked,
-    images_without_etc_or_with_links_there_get_the_files, processes_and_shared_memory_have_limits,
-    system_calls_end_as_in_docker, what_tells_of_the_host_is_hidden,
+    images_without_etc_or_with_links_there_get_the_files, information_about_the_host_is_hidden,
+    processes_and_shared_memory_have_limits, system_calls_end_as_in_docker,
 };
 use inlay_sandbox::{
     ExecOptions, ExitCause, FirstProcess, Found, Frame, FrameKind, Limits, LogFrom, LogReader,
@@ -50,23 +50,23 @@ macro_rules! with_each_runtime {
 with_each_runtime!(
     a_sandbox_waits_runs_things_stops_and_leaves_nothing,
     users_variables_and_directories_are_those_that_were_asked_for,
-    programs_read_what_is_sent_and_terminals_have_a_size,
-    what_can_not_be_run_says_so_with_dockers_exit_codes,
+    programs_receive_stdin_and_signals_and_terminals_have_a_size,
+    failures_to_start_programs_have_dockers_exit_codes,
     limits_hold,
     secrets_are_seen_inside_and_nowhere_else,
     a_read_only_root_can_not_be_changed_and_the_host_is_reached_only_if_wanted,
     dangerous_system_calls_are_refused,
     system_calls_end_as_in_docker,
     capabilities_and_privileges_are_as_asked,
-    what_tells_of_the_host_is_hidden,
+    information_about_the_host_is_hidden,
     processes_and_shared_memory_have_limits,
     a_sandbox_has_files_of_its_own_in_etc,
     images_without_etc_or_with_links_there_get_the_files,
     a_terminal_is_the_first_processes_too,
     a_frozen_sandbox_stands_still_and_always_runs_on,
     a_sandbox_without_its_monitor_is_ended_and_its_changes_stay,
-    what_has_ended_is_told_though_it_is_removed_at_once,
-    whoever_reads_slowly_gets_everything_and_holds_nobody_up,
+    output_and_exit_code_are_delivered_despite_immediate_removal,
+    slow_readers_get_all_output_without_delaying_others,
 );
 
 /// What a host looks like to this process that has the unified hierarchy only, which is mounted anew
@@ -82,7 +82,7 @@ fn hosts_with_the_unified_hierarchy_only_are_as_good() {
     let status = std::process::Command::new("unshare")
         .args(["--mount", "sh", "-c", UNIFIED, "sh"])
         .arg(std::env::current_exe().unwrap())
-        .args(["runc::", "whoever_dies", "--skip", "limits_hold", "--skip", "have_limits"])
+        .args(["runc::", "killed_during", "--skip", "limits_hold", "--skip", "have_limits"])
         .status()
         .unwrap();
     assert!(status.success());
@@ -168,7 +168,7 @@ fn with_user(user: &str, script: &str) -> ExecOptions {
     ExecOptions { user: Some(user.to_owned()), ..shell(script) }
 }
 
-fn programs_read_what_is_sent_and_terminals_have_a_size(runtime: &str) {
+fn programs_receive_stdin_and_signals_and_terminals_have_a_size(runtime: &str) {
     let sandbox = Box::started(on(runtime));
     let mut command = shell("cat; echo end");
     // More than any pipe holds, both ways.
@@ -219,7 +219,7 @@ fn blake_free_sha(bytes: &[u8]) -> String {
     String::from_utf8(output.stdout).unwrap()[..64].to_owned()
 }
 
-fn what_can_not_be_run_says_so_with_dockers_exit_codes(runtime: &str) {
+fn failures_to_start_programs_have_dockers_exit_codes(runtime: &str) {
     let sandbox = Box::started(on(runtime));
     for (command, code) in [("no-such-program", 127), ("/no/such", 127), ("/etc/passwd", 126)] {
         let options = ExecOptions { command: vec![command.to_owned()], ..shell("") };
@@ -340,7 +340,7 @@ fn a_read_only_root_can_not_be_changed_and_the_host_is_reached_only_if_wanted(ru
 }
 
 #[test]
-fn what_the_host_mounts_later_is_not_for_the_sandbox() {
+fn later_mounts_of_the_host_are_not_visible_in_the_sandbox() {
     let sandbox = Box::started(SandboxOptions::default());
     let mountpoint = sandbox.layout.rootfs().join("mnt");
     let mounted = std::process::Command::new("mount")
@@ -437,7 +437,7 @@ fn a_terminal_is_the_first_processes_too(runtime: &str) {
 }
 
 #[test]
-fn many_run_at_once_and_whoever_is_left_alone_hears_sighup() {
+fn many_execs_run_at_once_and_abandoned_ones_get_sighup() {
     let sandbox = Box::started(SandboxOptions::default());
     std::thread::scope(|scope| {
         for number in 0..16 {
@@ -539,7 +539,7 @@ fn a_sandbox_without_its_monitor_is_ended_and_its_changes_stay(runtime: &str) {
     sandbox.remove();
 }
 
-fn what_has_ended_is_told_though_it_is_removed_at_once(runtime: &str) {
+fn output_and_exit_code_are_delivered_despite_immediate_removal(runtime: &str) {
     let sandbox = Box::prepared_on(runtime, run(&["sh", "-c", "echo all; exit 7"]), &[], None);
     let monitor = sandbox.spawn().unwrap();
     let mut stream = monitor.attach(Stdin::Empty, None, None).unwrap();
@@ -553,7 +553,7 @@ fn what_has_ended_is_told_though_it_is_removed_at_once(runtime: &str) {
     sandbox.remove();
 }
 
-fn whoever_reads_slowly_gets_everything_and_holds_nobody_up(runtime: &str) {
+fn slow_readers_get_all_output_without_delaying_others(runtime: &str) {
     let sandbox = Box::prepared_on(runtime, run(&["seq", "1", "100000000"]), &[], None);
     let monitor = sandbox.spawn().unwrap();
     let mut stream = monitor.attach(Stdin::Empty, None, None).unwrap();
@@ -611,7 +611,7 @@ fn odd_runtime(dir: &std::path::Path, script: &str) -> String {
 }
 
 #[test]
-fn whoever_dies_while_a_container_is_made_leaves_nothing() {
+fn a_monitor_or_runtime_killed_during_creation_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let on = |word: &str, script: &str| format!("case \" $* \" in *\" {word} \"*) {script};; esac");
     for (script, dies) in [
@@ -656,7 +656,7 @@ fn a_runtime_that_hangs_is_ended_with_the_sandbox() {
 }
 
 #[test]
-fn what_ignores_the_stop_signal_is_killed_and_what_was_not_started_too() {
+fn sandboxes_that_ignore_the_stop_signal_or_never_started_are_killed() {
     let sandbox =
         Box::started(run(&["sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 1; done"]));
     sandbox.wait_for_log("deaf\n");

@@ -367,7 +367,7 @@ fn spoil(host: &Host, how: usize) -> &'static str {
 }
 
 #[test]
-fn what_can_not_be_used_is_logged_and_a_new_session_begins() {
+fn an_unusable_session_is_logged_and_a_new_one_begins() {
     for how in 0..7 {
         let host = Host::new();
         let service = host.start();

@@ -50,7 +50,7 @@ impl Setup {
 }
 
 #[test]
-fn what_passes_is_read_in_spite_of_it() {
+fn reads_survive_transient_faults() {
     let setup = Setup::new();
     let faults = [
         Fault::Status(500),

@@ -226,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_program_says_is_taken() {
+    fn output_and_exit_status_are_captured() {
         let interrupt = Interrupt::default();
         let said =
             Program::new("/bin/sh", &["-c", "echo a; echo b >&2; exit 3"]).run(&interrupt).unwrap();

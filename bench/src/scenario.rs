@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_meant_is_refused() {
+    fn invalid_scenarios_are_refused() {
         for (from, to) in [
             ("\"page\"", "\"Page!\""),
             ("\"page\"", "\"\""),

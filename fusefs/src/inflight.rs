@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_answered_waits_for_the_next_server_in_the_order_it_came() {
+    fn unanswered_requests_wait_for_the_next_server_in_order() {
         let file = file();
         let first = InFlight::take_over(&file).unwrap();
         for unique in [6, 2, 4] {
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_ready_is_taken() {
+    fn only_ready_requests_are_taken() {
         let in_flight = InFlight::take_over(&file()).unwrap();
         for unique in [2, 4] {
             record(&in_flight, unique);
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn the_keeper_sees_what_is_unanswered_and_forgets_it() {
+    fn the_keeper_lists_and_clears_unanswered_requests() {
         let file = file();
         let in_flight = InFlight::take_over(&file).unwrap();
         record(&in_flight, 2);

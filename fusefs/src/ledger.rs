@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_number_is_taken_once_whoever_takes_it() {
+    fn slot_numbers_are_not_reused_after_reopening() {
         let file = Ledger::create().unwrap();
         let open = || Ledger::open(file.try_clone().unwrap()).unwrap().0;
         let (mut first, limit) = (open(), 4);

@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_are_measured_while_somebody_wants_to_know() {
+    fn requests_are_measured_only_while_a_measurement_runs() {
         let meter = Arc::new(RequestMeter::default());
         assert!(meter.request().is_none());
         let one = meter.start();

@@ -123,7 +123,7 @@ fn one_process_serves_once() {
 }
 
 #[test]
-fn what_is_in_use_of_a_detached_slot_goes_on_being_served() {
+fn open_files_and_bind_mounts_of_a_detached_slot_are_still_served() {
     let session = Session::new();
     let (tree, mnt) = (session.place.tree(), session.place.mnt());
     fs::create_dir(tree.join("dir")).unwrap();

@@ -66,7 +66,7 @@ fn quiet(c: RequestCounts) -> RequestCounts {
 }
 
 #[test]
-fn what_was_seen_once_is_not_asked_for_again() {
+fn repeated_access_is_answered_from_kernel_caches() {
     let place = Place::new();
     EveryKind { entries: 300, large: 3 << 20 }.make(&place.tree()).unwrap();
     let snapshot = Snapshot::of(&place.tree());

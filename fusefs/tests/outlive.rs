@@ -336,7 +336,7 @@ fn served() -> (Session, Files, Process, PathBuf) {
 }
 
 #[test]
-fn a_file_that_is_passed_through_is_read_while_nobody_serves() {
+fn passthrough_files_are_readable_while_no_server_runs() {
     let (session, files, server, dir) = served();
     let name = "large-0";
     let file = File::open(dir.join(name)).unwrap();

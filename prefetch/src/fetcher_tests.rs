@@ -141,7 +141,7 @@ async fn a_reader_that_goes_away_takes_nothing_from_others() {
 }
 
 #[tokio::test]
-async fn a_fetch_that_nobody_waits_for_is_dropped_and_can_be_had_again() {
+async fn an_abandoned_fetch_is_cancelled_and_can_be_repeated() {
     let blob = Blob::new(1, 2, 10_000);
     let (fetcher, double) = plain(Double::new(&[&blob]).gated(Class::Demand));
     let mut read = Box::pin(fetcher.group(&blob.wants[0]));
@@ -215,7 +215,7 @@ async fn a_panic_in_the_store_is_an_error_of_its_own_and_counted() {
 }
 
 #[tokio::test]
-async fn a_lying_index_harms_nobody_else() {
+async fn a_lying_index_does_not_affect_other_readers() {
     let blob = Blob::new(1, 3, 10_000);
     let (fetcher, double) = plain(Double::new(&[&blob]).gated(Class::Demand));
     // The digest of the first group, at the location of the second.
@@ -304,7 +304,7 @@ async fn without_a_cache_memory_keeps_a_group_for_a_while() {
 }
 
 #[tokio::test]
-async fn what_was_fetched_is_in_the_cache() {
+async fn fetched_groups_are_cached_and_not_fetched_again() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path(), CacheOptions::default()).unwrap();
     let blob = Blob::new(1, 4, 10_000);

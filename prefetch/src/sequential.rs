@@ -196,7 +196,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_asked_is_bounded(trace in trace(), file_len in 1..40 * MIB) {
+        fn read_ahead_ranges_and_streams_are_bounded(trace in trace(), file_len in 1..40 * MIB) {
             let mut reads = SequentialReads::new(limits());
             for (stream, offset, len) in trace {
                 let range = reads.read(StreamId(stream), offset, len, file_len);

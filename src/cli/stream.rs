@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn output_that_nobody_reads_ends_the_command_after_a_signal() {
+    fn unread_output_ends_the_command_after_a_signal() {
         let mut interrupts = Interrupts::new(Progress::for_tests(1));
         interrupts.one_more(2, 0).unwrap();
         assert!(matches!(interrupts.check(20, false), Err(CliError::Ended(130))));

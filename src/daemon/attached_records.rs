@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_understood_is_kept_in_this_boot() {
+    fn unreadable_records_are_kept_until_reboot() {
         let dir = tempfile::tempdir().unwrap();
         let paths = Paths::of(dir.path());
         let key = AttachKey {

@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_takes_too_long_is_dropped() {
+    async fn work_past_its_deadline_is_dropped() {
         let (held, work) = endless();
         let limit = Duration::from_millis(1);
         let late = unless_given_up(limit, work).await.unwrap_err();
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_waits_for_is_dropped() {
+    async fn abandoned_work_is_dropped() {
         let (held, work) = endless();
         let gone = timeout(Duration::from_millis(1), unless_given_up(Duration::MAX, work)).await;
         assert!(gone.is_err());
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_done_in_time_comes_back() {
+    async fn work_done_in_time_returns_its_result() {
         let done = unless_given_up(Duration::from_mins(1), async { Ok(7) }).await;
         assert_eq!(done.unwrap(), 7);
     }

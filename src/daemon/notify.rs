@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn who_listens_is_told() {
+    fn notifications_reach_the_listening_socket() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let listener = UnixDatagram::bind(&path).unwrap();

@@ -97,7 +97,7 @@ pub fn run(
         make_private_dirs(&dir)?;
     }
     if options.claim == Claim::WhenFree {
-        nobody_runs(&paths)?;
+        check_no_daemon_running(&paths)?;
     }
     let limits = Limits::for_open_files(descriptors::raise_limit());
     let runtime = Builder::new_multi_thread()
@@ -127,7 +127,7 @@ pub fn run(
     daemon.finish(end, runtime)
 }
 
-fn nobody_runs(paths: &Paths) -> Result<(), DaemonError> {
+fn check_no_daemon_running(paths: &Paths) -> Result<(), DaemonError> {
     match Client::new(paths)?.status()? {
         Some(status) => {
             Err(DaemonError::Running { pid: status.server.pid, state: paths.state().to_owned() })
@@ -164,7 +164,7 @@ fn claim(paths: &Paths, options: &DaemonOptions, stored: Stored) -> Result<Kept,
                 Ok(Err(error)) => return Err(error.into()),
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Err(DaemonError::Panicked),
                 Err(mpsc::RecvTimeoutError::Timeout) if how == Claim::WhenFree => {
-                    nobody_runs(paths)?;
+                    check_no_daemon_running(paths)?;
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
             }

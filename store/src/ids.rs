@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_id_is_refused() {
+    fn malformed_snapshot_ids_are_refused() {
         let digest = "0".repeat(64);
         assert!(format!("dog-{digest}").parse::<SnapshotId>().is_err());
         assert!(digest.parse::<SnapshotId>().is_err());

@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_refused() {
+    fn invalid_sizes_are_refused() {
         for text in ["", "G", "1.5G", "-1", "1X", "1KK", "1iB", "99999999999T"] {
             assert!(text.parse::<ByteSize>().is_err(), "{text}");
         }

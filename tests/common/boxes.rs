@@ -140,7 +140,7 @@ impl Boxes {
     /// The words of all processes that name this state.
     fn processes(&self) -> Vec<String> {
         let state = self.inlay.state().to_str().unwrap();
-        leftover::what_stays(|| {
+        leftover::remaining_after_wait(|| {
             let all = fs::read_dir("/proc").unwrap().flatten();
             let words = all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
             let words = words.map(|words| String::from_utf8_lossy(&words).replace('\0', " "));

@@ -240,7 +240,7 @@ impl Host {
 
     /// What of this host's sandboxes is left, if anything is. Waits for it to go.
     pub(crate) fn left_of_sandboxes(&self) -> Vec<String> {
-        leftover::what_stays(|| {
+        leftover::remaining_after_wait(|| {
             let monitors = self.processes().into_iter().filter_map(|(pid, line)| {
                 let is_monitor = line.iter().any(|word| word == b"monitor");
                 is_monitor.then(|| format!("monitor {}", pid.as_raw_nonzero()))
@@ -426,7 +426,7 @@ impl Drop for Host {
                 stays.push(format!("daemon {}: {error}", daemon.id()));
             }
         }
-        stays.extend(leftover::what_stays(|| {
+        stays.extend(leftover::remaining_after_wait(|| {
             let processes = self.processes().into_iter();
             let processes = processes.map(|(pid, _)| format!("process {}", pid.as_raw_nonzero()));
             let cgroups = self.cgroups().into_iter().map(|dir| dir.display().to_string());

@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_collapses_what_is_possible_and_refuses_the_rest() {
+    fn observations_narrow_the_possible_states_and_refuse_impossible_ones() {
         let mut files = Files::default();
         files.set("a", Some(1));
         files.maybe("a", Some(2));

@@ -166,7 +166,7 @@ fn an_unmount_loses_nothing() {
 
 #[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to fail at")]
 #[test]
-fn what_is_to_be_discarded_stays_discarded() {
+fn discarded_changes_stay_discarded() {
     each(&OF_UMOUNTS, |step, fault| {
         let host = Faulty::new(step, fault);
         let (boxes, what) = (&host.boxes, host.what());
@@ -212,7 +212,7 @@ fn a_snapshot_is_there_or_not_and_the_sandbox_goes_on() {
 
 #[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to fail at")]
 #[test]
-fn what_is_sealed_gets_to_its_store() {
+fn sealed_snapshots_reach_their_store() {
     each(&[Scene::Ship, Scene::Import], |step, fault| {
         let host = Faulty::new(step, fault);
         let (boxes, what) = (&host.boxes, host.what());
@@ -258,7 +258,7 @@ fn snapshots(boxes: &Boxes) -> Vec<String> {
 
 #[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to fail at")]
 #[test]
-fn what_is_stopped_keeps_its_changes() {
+fn stopped_sandboxes_keep_their_changes() {
     each(&[Scene::Stop], |step, fault| {
         let host = Faulty::new(step, fault);
         let (boxes, what) = (&host.boxes, host.what());
@@ -299,7 +299,7 @@ fn a_stop_with_a_snapshot_has_both_or_goes_on() {
 
 #[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to fail at")]
 #[test]
-fn what_is_removed_is_gone() {
+fn removed_sandboxes_are_gone() {
     each(&[Scene::Remove], |step, fault| {
         let host = Faulty::new(step, fault);
         let (boxes, what) = (&host.boxes, host.what());

@@ -42,7 +42,7 @@ fn text_of_others_is_shown_as_text() {
 }
 
 #[test]
-fn what_is_no_trace_is_named() {
+fn invalid_traces_are_reported_on_the_page() {
     let browser = Browser::start(1280, 800);
     let mut no_column = small();
     no_column["touches"]["columns"] = json!(["at"]);

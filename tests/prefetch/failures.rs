@@ -70,7 +70,7 @@ fn nothing_is_written_to_a_store_that_is_only_read() {
 }
 
 #[test]
-fn without_a_cache_only_what_is_read_is_fetched() {
+fn without_a_cache_only_groups_that_are_read_are_fetched() {
     let remote = Remote::start();
     let image = remote.import("image", "image", 40);
     let host = remote.host();

@@ -59,7 +59,7 @@ fn named_paths_come_first() {
 }
 
 #[test]
-fn only_what_is_likely_is_loaded_where_that_is_asked_for() {
+fn prefetch_profile_loads_only_likely_groups() {
     let remote = Remote::start();
     let image = remote.import("image", "image", 120);
     let host = remote.host();

@@ -219,7 +219,7 @@ pub(crate) fn capabilities_and_privileges_are_as_asked(runtime: &str) {
     sandbox.remove();
 }
 
-pub(crate) fn what_tells_of_the_host_is_hidden(runtime: &str) {
+pub(crate) fn information_about_the_host_is_hidden(runtime: &str) {
     let sandbox = Box::started(on(runtime));
     for path in ["/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/timer_list"] {
         if fs::exists(path).unwrap() {

@@ -212,7 +212,7 @@ impl Box {
             assert!(!Path::new(dir).join("inlay").join(&id).exists(), "{dir}");
         }
         // A monitor stays until who reads from it has left.
-        let left = leftover::what_stays(|| processes_of(&id));
+        let left = leftover::remaining_after_wait(|| processes_of(&id));
         assert_eq!(left, Vec::<String>::new());
         assert_eq!(leftover::loop_devices(self.layout.root()), Vec::<PathBuf>::new());
     }

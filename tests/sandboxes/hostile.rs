@@ -145,7 +145,7 @@ fn paths_stay_in_the_root() {
 }
 
 #[test]
-fn what_is_no_directory_is_in_the_way_and_blocks_nobody() {
+fn mounts_and_snapshots_of_non_directories_fail_without_blocking() {
     let boxes = Boxes::new(local());
     boxes.create("a", &[]);
     boxes.sh("a", "mkdir /work; mkfifo /work/fifo; mknod /work/null c 1 3; echo f > /work/file");

@@ -186,7 +186,7 @@ fn stopping_the_daemon_by_force_stops_all_sandboxes_together() {
 }
 
 #[test]
-fn what_a_caller_holds_open_is_free_after_its_command() {
+fn background_processes_hold_no_descriptors_of_the_caller() {
     let host = boxes();
     let lock = host.path("lock");
     let script = "exec 7>\"$1\"; flock 7; exec 8>&1; shift; exec \"$@\"";

@@ -61,7 +61,7 @@ fn a_lost_object_is_an_error_until_it_is_back() {
 }
 
 #[test]
-fn verify_names_what_is_damaged_or_missing() {
+fn verify_names_damaged_and_missing_objects() {
     let place = Place::with(&[("file", &content::random("x", 1 << 20))]);
     place.run(["verify", "base"]);
     let blob = only(place.files_in_state("store/blobs"));
@@ -122,7 +122,7 @@ fn a_damaged_local_index_is_fetched_again() {
 }
 
 #[test]
-fn what_was_read_once_needs_no_store() {
+fn cached_data_is_read_without_the_store() {
     let bytes = content::random("x", 300_000);
     let place = Place::with(&[("file", &bytes), ("unread", &content::random("y", 900_000))]);
     assert!(place.cat("base:/file") == bytes);
@@ -149,7 +149,7 @@ fn the_cache_keeps_to_its_size() {
 }
 
 #[test]
-fn what_is_pinned_stays_in_the_cache() {
+fn pinned_snapshots_stay_in_the_cache() {
     let bytes = content::random("x", 1 << 20);
     let place = Place::with(&[("large", &bytes), ("small", &bytes[..5000])]);
     place.run(["cache", "pin", "base"]);
@@ -247,7 +247,7 @@ fn fifo(path: &Path) {
 }
 
 #[test]
-fn importing_again_repairs_what_is_damaged() {
+fn importing_again_repairs_damaged_objects() {
     let bytes = content::random("x", 3 << 20);
     let place = Place::new();
     place.write("file", &bytes);

@@ -143,7 +143,7 @@ fn sigterm_leaves_mounts_to_the_next_daemon() {
 }
 
 #[test]
-fn a_daemon_is_replaced_without_anybody_noticing() {
+fn a_takeover_keeps_mounts_and_open_files_working() {
     let bytes = content::random("x", 4 << 20);
     let place = Place::with(&[("file", &bytes)]);
     let mounted = place.mount("base", &["--rw"]);
@@ -221,7 +221,7 @@ fn stopping_the_daemon_is_refused_while_something_is_mounted() {
 }
 
 #[test]
-fn what_nothing_serves_is_cleared_away() {
+fn dead_mounts_are_cleaned_up() {
     let place = Place::with(&[("file", b"x")]);
     for options in VIEWS {
         for how in ["mount", "umount"] {

@@ -34,7 +34,7 @@ fn the_same_tree_has_the_same_id() {
 }
 
 #[test]
-fn an_export_has_the_id_of_what_was_exported() {
+fn importing_an_export_gives_the_same_id() {
     let place = Place::new();
     SMALL.make(&place.tree()).unwrap();
     // A tar can't hold them.

@@ -107,7 +107,7 @@ fn a_tar_archive_is_taken_as_it_is() {
 }
 
 #[test]
-fn what_leads_out_of_the_tree_is_refused() {
+fn archive_entries_outside_the_tree_are_refused() {
     let place = Place::new();
     let archive = place.path("archive.tar");
     // The library refuses to write such a name, so it is patched in.
@@ -147,7 +147,7 @@ fn an_export_gives_everything_back() {
 }
 
 #[test]
-fn what_a_tar_can_not_hold_is_reported() {
+fn files_that_a_tar_cannot_hold_are_reported() {
     let place = Place::new();
     place.write("file", "x");
     drop(std::os::unix::net::UnixListener::bind(place.tree().join("socket")).unwrap());

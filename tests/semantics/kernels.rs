@@ -30,7 +30,7 @@ fn checks(inlay: &Inlay) -> Vec<Value> {
 }
 
 #[test]
-fn doctor_names_what_is_used_instead() {
+fn doctor_names_the_fallbacks_for_missing_features() {
     let inlay = old();
     for name in ALL.split(',') {
         let checks = checks(&inlay);
@@ -94,7 +94,7 @@ fn changes_are_kept_below_any_path_on_older_kernels() {
 }
 
 #[test]
-fn what_older_kernels_lack_is_replaced() {
+fn features_missing_from_older_kernels_have_fallbacks() {
     let host = Boxes::new(old());
     fs::create_dir(host.path("big")).unwrap();
     for number in 0..40 {

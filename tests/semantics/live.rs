@@ -104,7 +104,7 @@ fn a_moved_mount_is_unmounted_where_it_is() {
 }
 
 #[test]
-fn a_parent_is_what_is_mounted_there() {
+fn the_parent_of_a_snapshot_follows_the_directory_not_its_path() {
     let host = host();
     host.create("a", &[]);
     host.sh("a", "mkdir /A /B; echo A > /A/f; echo B > /B/f");

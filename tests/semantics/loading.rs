@@ -12,7 +12,7 @@ use crate::ahead::{ALL, Remote, assert_nothing_twice, file, prefetch_status, wai
 use crate::place::Place;
 
 #[test]
-fn what_a_reader_waits_for_comes_first() {
+fn demand_reads_come_first() {
     let remote = Remote::start();
     // Of an image, no rest would be loaded while its readers find new things.
     let image = remote.import("image", "directory", 400);
@@ -86,7 +86,7 @@ fn a_directory_snapshot_comes_before_images() {
 }
 
 #[test]
-fn what_starts_have_read_comes_first_next_time() {
+fn data_read_by_earlier_starts_is_prefetched_first() {
     let remote = Remote::start();
     let image = remote.import("image", "image", 200);
     // In an order that no tree has, and no two are neighbours.
@@ -195,7 +195,7 @@ fn a_wrong_profile_only_costs_time() {
 }
 
 #[test]
-fn nothing_is_loaded_for_what_is_unmounted() {
+fn nothing_is_prefetched_for_unmounted_snapshots() {
     let remote = Remote::start();
     let image = remote.import("image", "image", 200);
     let other = remote.import("other", "directory", 2);

@@ -107,7 +107,7 @@ fn read_all(image: &Snapshot, mounted: &Path) {
 }
 
 #[test]
-fn what_a_recording_has_no_room_for_is_counted() {
+fn events_beyond_the_limit_of_a_recording_are_counted() {
     let remote = Remote::start();
     let image = remote.import("image", "image", 20);
     let host = remote.host();

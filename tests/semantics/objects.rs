@@ -57,7 +57,7 @@ fn everything_comes_out_as_it_went_in() {
 }
 
 #[test]
-fn stat_counts_what_is_stored() {
+fn stat_reflects_the_stored_data() {
     let place = Place::new();
     place.write("dir/one/file", content::random("x", 10_000));
     fs::create_dir(place.tree().join("dir/two")).unwrap();
@@ -127,7 +127,7 @@ fn extended_attributes_are_kept() {
 }
 
 #[test]
-fn what_has_no_attributes_says_so() {
+fn files_without_attributes_report_none() {
     let place = Place::with(&[("small", b"x"), ("dir/inside", b"y")]);
     for large in [false, true] {
         if large {

@@ -116,7 +116,7 @@ fn a_project_outlives_its_sandbox() {
 }
 
 #[test]
-fn a_live_mount_hides_what_is_there_until_it_is_unmounted() {
+fn a_live_mount_hides_existing_files_until_it_is_unmounted() {
     let host = Host::new();
     host.create("a", &[]);
     host.sh("a", "mkdir -p /data; echo below > /data/below");
@@ -267,7 +267,7 @@ fn secrets_are_in_no_snapshot() {
 }
 
 #[test]
-fn what_is_excluded_is_not_taken() {
+fn excluded_files_are_not_captured() {
     let host = Host::new();
     host.create("a", &[]);
     host.sh(
@@ -303,7 +303,7 @@ fn programs_in_sandboxes_do_not_notice_a_killed_daemon() {
 }
 
 #[test]
-fn who_runs_a_program_does_not_notice_a_killed_daemon() {
+fn a_running_inlay_run_survives_a_killed_daemon() {
     let host = Host::new();
     // It prints all the time, also while there is no daemon.
     let count = "i=0; while [ ! -e /go ]; do i=$((i + 1)); echo $i; sleep 0.005; done; exit 3";
@@ -392,7 +392,7 @@ fn programs_in_sandboxes_find_signals_as_on_a_new_host() {
 }
 
 #[test]
-fn stopping_takes_a_snapshot_on_the_way_out_and_keeps_what_was_changed() {
+fn stopping_can_take_a_snapshot_and_keeps_changes() {
     let host = Host::new();
     host.create("a", &[]);
     host.0.run(["mount", "empty", "a:/work"]);
@@ -467,7 +467,7 @@ fn the_output_of_the_first_program_is_kept() {
 }
 
 #[test]
-fn whoever_reads_slowly_gets_everything() {
+fn slow_readers_get_all_output() {
     let host = Host::new();
     // Much more than there is room for between the two.
     let count = "i=0; while [ $i -lt 100000000 ]; do i=$((i + 1)); echo line number $i; done";

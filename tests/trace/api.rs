@@ -82,7 +82,7 @@ fn a_recording_lives_as_long_as_its_client() {
 }
 
 #[test]
-fn what_finds_no_room_is_counted() {
+fn events_that_find_no_room_are_counted() {
     let remote = Remote::start();
     let image = remote.import("image", "image", 12);
     let host = remote.host();

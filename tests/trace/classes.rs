@@ -74,7 +74,7 @@ fn a_directory_is_fetched_as_one_and_its_index_before_it() {
 }
 
 #[test]
-fn what_a_start_has_read_comes_as_profile_and_the_rest_behind_it() {
+fn groups_of_earlier_starts_are_fetched_as_profile_before_the_rest() {
     const START: [usize; 6] = [41, 7, 30, 3, 44, 20];
     let remote = Remote::start();
     let image = remote.import("image", "image", 48);

@@ -143,7 +143,7 @@ fn a_port_that_answers_and_an_end_count_as_ready() {
 }
 
 #[test]
-fn a_start_that_comes_to_nothing_says_so_and_keeps_what_was_recorded() {
+fn a_failed_start_is_reported_and_its_recording_is_kept() {
     let cold = Cold::new();
     let dir = scratch().unwrap();
     let file = dir.path().join("t.json");

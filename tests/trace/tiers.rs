@@ -106,7 +106,7 @@ fn each_touch_says_which_tier_answered() {
 }
 
 #[test]
-fn what_is_meant_is_recorded_and_nothing_else() {
+fn only_the_selected_mount_is_recorded() {
     let remote = Remote::start();
     import(&remote, "one");
     import(&remote, "other");

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_other_mounts_hide_is_not_seen() {
+    fn covered_mounts_are_not_visible() {
         let table = b"21 1 0:5 / / rw - overlay inlay rw\n\
             22 21 0:6 / /proc rw shared:1 - proc proc rw\n\
             23 21 0:7 / /a rw - tmpfs tmpfs rw\n\

@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_directory_is_removed_and_what_is_not_there_is_no_error() {
+    fn non_directories_are_removed_and_missing_paths_are_no_error() {
         let dir = tempfile::tempdir().unwrap();
         remove_tree(&dir.path().join("nothing")).unwrap();
         remove_tree(&dir.path().join("nothing/below")).unwrap();

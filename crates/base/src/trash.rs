@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_discarded_is_gone_and_leaves_no_trash() {
+    fn discarded_directories_are_gone_and_leave_no_trash() {
         let state = tempfile::tempdir().unwrap();
         let dir = state.path().join("dir");
         discard(state.path(), &dir).unwrap();
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_long_is_out_of_its_place_at_once_and_removed_by_the_daemon_or_the_next() {
+    fn slow_removals_are_moved_to_the_trash_at_once_and_finished_by_a_daemon() {
         let state = tempfile::tempdir().unwrap();
         let (one, two) = (state.path().join("one"), state.path().join("two"));
         filled(&one);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_removed_does_not_hold_up_the_rest() {
+    fn an_unremovable_entry_does_not_delay_the_others() {
         let state = tempfile::tempdir().unwrap();
         let trash = state.path().join(TRASH);
         let names: Vec<_> = (0..8).map(|number| trash.join(format!("{LATER}{number}"))).collect();

@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pattern_is_an_error() {
+    fn invalid_patterns_are_refused() {
         let error = Exclude::new(&["[z-a]".to_owned()]).unwrap_err().to_string();
         assert!(error.contains("[z-a]"), "{error}");
     }

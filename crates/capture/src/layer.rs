@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_overlays_keep_is_hidden_and_what_nested_ones_keep_is_shown() {
+    fn overlay_xattrs_are_hidden_and_nested_ones_are_unescaped() {
         assert_eq!(visible_xattr(b"trusted.overlay.opaque"), None);
         assert_eq!(visible_xattr(b"trusted.overlay.origin"), None);
         assert_eq!(

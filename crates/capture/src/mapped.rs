@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_shared_and_writable_counts() {
+    fn only_shared_writable_mappings_count() {
         let mut mapped = Mapped::default();
         mapped.parse(
             b"7f00-7f01 rw-s 00000000 00:2f 4711                       /project/a b.db\n\

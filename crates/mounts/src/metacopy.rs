@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_deep_to_find_out_is_mounted_as_before() {
+    fn metacopy_stays_on_for_trees_too_deep_to_scan() {
         let dir = tempfile::tempdir().unwrap();
         let deep = (0..=DEPTH_MAX).fold(dir.path().to_owned(), |path, _| path.join("d"));
         fs::create_dir_all(deep).unwrap();

@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_found_is_never_where_a_removed_directory_was() {
+    fn lookups_racing_with_removals_never_return_a_stale_path() {
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let root = handle(dir.path());
         let (wanted, over) = (dir.path().join("x"), AtomicBool::new(false));

@@ -231,7 +231,7 @@ fn directories_of_a_daemon_that_dies_are_removed_by_the_next() {
 }
 
 #[test]
-fn a_mount_that_nobody_was_told_of_may_still_go() {
+fn an_unconfirmed_mount_counts_as_being_mounted() {
     let (host, sandbox) = (Host::new(), Sandbox::new());
     let record = host.unconfirmed(&sandbox, "/a");
     let refused = host.mount(&sandbox, "/a", WantedView::ReadOnly).unwrap_err();
@@ -244,7 +244,7 @@ fn a_mount_that_nobody_was_told_of_may_still_go() {
 }
 
 #[test]
-fn a_mount_that_is_about_to_be_undone_is_in_nobodys_way() {
+fn a_mount_marked_for_undo_counts_as_being_mounted_until_it_is_gone() {
     let (host, sandbox) = (Host::new(), Sandbox::new());
     let record = host.mount(&sandbox, "/a", WantedView::ReadOnly).unwrap();
     host.mounts.mark_for_undo(&record);
@@ -344,7 +344,7 @@ fn no_path_leads_out_of_the_root() {
 }
 
 #[test]
-fn what_is_no_directory_is_an_error_at_once() {
+fn mounting_on_non_directories_fails_at_once() {
     let (host, sandbox) = (Host::new(), Sandbox::new());
     fs::write(sandbox.beneath("/file"), "").unwrap();
     for (name, kind) in [("fifo", "p"), ("null", "c 1 3")] {
@@ -449,7 +449,7 @@ fn mounts_on_mounts_and_mounts_that_hide_others() {
 }
 
 #[test]
-fn what_a_sandbox_had_mounted_ends_with_it_and_its_changes_stay() {
+fn mounts_end_with_their_sandbox_and_kept_changes_remain() {
     let (host, mut sandbox) = (Host::new(), Sandbox::new());
     host.mount(&sandbox, "/kept", host.kept("one")).unwrap();
     host.mount(&sandbox, "/kept/scratch", WantedView::Writable(UpperPlace::Scratch)).unwrap();

@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_the_place_of_a_lock_neither_blocks_nor_leads_elsewhere() {
+    fn a_symlink_or_fifo_in_place_of_the_lock_is_neither_followed_nor_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let held = lock(dir.path(), 1).unwrap();

@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_what_was_made_and_no_paths() {
+    fn sandbox_ids_round_trip_and_malformed_ones_are_refused() {
         let id = SandboxId::random().unwrap();
         assert_eq!(id.to_string().parse::<SandboxId>().unwrap(), id);
         assert_ne!(SandboxId::random().unwrap(), id);

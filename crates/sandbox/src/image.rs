@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_is_refused() {
+    fn malformed_image_configs_are_refused() {
         for damaged in [
             &b"{"[..],
             b"[]",

@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_found_is_what_the_record_says() {
+    fn recovery_follows_the_recorded_phase() {
         for (phase, wanted) in
             [(Phase::Creating, Found::HalfMade), (Phase::Removing, Found::Removing)]
         {
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_up_is_removed_by_the_next_daemon_whatever_is_in_the_records_place() {
+    fn given_up_sandboxes_are_removed_by_the_next_daemon_despite_damaged_records() {
         for damage in [Some("{"), None] {
             let (_, phase) = stopped();
             let (_dir, layout) = with_record(phase);
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_read_of_what_is_json_only() {
+    fn names_are_read_only_from_valid_json_records() {
         let (_dir, layout) = with_record(Phase::Creating);
         let name = || crate::name_in_record(&layout);
         assert_eq!(name().as_deref(), Some("a"));

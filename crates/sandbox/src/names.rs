@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_programs_have_written_stays() {
+    fn files_changed_by_programs_are_not_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let own = make(&dir.path().join("etc"), &SandboxOptions::default(), "box").unwrap();
         assert_eq!(

@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_said_is_as_for_the_first_process() {
+    fn unset_exec_options_default_to_those_of_the_first_process() {
         let env = vec!["A=image".to_owned(), "B=image".to_owned()];
         let made = exec_process(first(), env.clone(), &options(&["x"])).unwrap();
         let wanted = json!({
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_run_is_refused() {
+    fn invalid_commands_and_relative_workdirs_are_refused() {
         for command in [&[][..], &[""], &["a\0"]] {
             assert!(exec_process(first(), Vec::new(), &options(command)).is_err(), "{command:?}");
         }

@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_daemon_does_not_have_it_can_not_give() {
+    fn capabilities_the_daemon_lacks_cannot_be_granted() {
         // All but CAP_SYS_RESOURCE, bit 24, and CAP_MKNOD, bit 27.
         let own = own_capabilities("CapPrm:\t000001fff6ffffff\nCapBnd:\t000001ffffffffff\n");
         let error = security(&["SYS_RESOURCE"], &[]).capabilities(own).unwrap_err().to_string();

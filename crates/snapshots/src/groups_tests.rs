@@ -80,7 +80,7 @@ fn a_part_of_a_file_means_its_groups_alone() {
 }
 
 #[test]
-fn what_is_not_there_is_counted() {
+fn paths_missing_from_the_snapshot_are_listed() {
     let index = snapshot();
     let paths = [whole("/absent"), whole("/z"), whole("/z/below"), whole("loop"), whole("/../z")];
     let found = groups_of_paths(&index, &paths).unwrap();

@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_place_is_a_path() {
+    fn lines_without_a_valid_range_are_whole_paths() {
         let max = format!("{}+1 /a", u64::MAX);
         for line in
             ["1+2", "1+2 a", "+1+2 /a", "1+ /a", "+2 /a", "-1+2 /a", "1 2 /a", "1+2  /a", &max]

@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_found_is_kept_and_found_again_when_it_is_damaged() {
+    fn findings_are_cached_and_computed_again_if_damaged() {
         let (_dir, state, id) = state(1 << 20);
         let path = index_path(&state, id).with_extension("parts");
         let found = findings(&state, id);

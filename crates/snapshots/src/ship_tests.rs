@@ -84,7 +84,7 @@ fn everything_is_shipped_once() {
 }
 
 #[test]
-fn what_is_damaged_is_not_shipped() {
+fn damaged_objects_are_not_shipped() {
     let of = Fixture::new();
     let id = of.create();
     let (blob, index, record) = of.keys(id);
@@ -127,7 +127,7 @@ fn failures_of_the_store_are_told_apart() {
 }
 
 #[test]
-fn the_tables_of_what_was_shipped_are_kept_here() {
+fn tables_of_shipped_blobs_are_kept_locally() {
     let of = Fixture::new();
     let id = of.create();
     of.ship(id).unwrap();

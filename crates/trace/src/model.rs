@@ -607,13 +607,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn traces_round_trip_through_their_text() {
         let trace = small();
         assert_eq!(Trace::parse(trace.to_json().unwrap().as_bytes()).unwrap(), trace);
     }
 
     #[test]
-    fn what_comes_from_elsewhere_is_refused_by_name() {
+    fn invalid_traces_are_refused_with_the_reason() {
         let set = |place: &str, to: serde_json::Value| {
             parsed(|value| *value.pointer_mut(place).unwrap() = to).unwrap_err()
         };

@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn the_policy_names_exactly_what_is_on_the_page() {
+    fn the_policy_allows_exactly_the_script_and_style_of_the_page() {
         let page = page("{}");
         let between = |from: &str, to: &str| {
             page.split_once(from).unwrap().1.split_once(to).unwrap().0.to_owned()

@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_wait_before_is_what_was_waited_for() {
+    fn overlapping_waits_are_attributed_to_the_one_that_ended_last() {
         let rows = vec![
             touch(100, 50, Tier::Store),
             // Overlaps with the first: one stretch.
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_reader_waits_nothing_else_counts() {
+    fn waits_of_readers_take_precedence_over_served_reads() {
         let rows = vec![touch(10, 80, Tier::Cache), touch(20, 10, Tier::Store)];
         let path = path_of(rows, &[], None, 100);
         let expected = [

@@ -322,7 +322,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn a_snapshot_is_what_was_put_into_it(
+    fn a_snapshot_serves_the_tree_it_was_built_from(
         root in directory(),
         probes in prop::collection::vec((0u64..25_000, 0u32..20_000), 1..12),
     ) {

@@ -205,7 +205,7 @@ fn mixed() -> BTreeMap<String, Node> {
 }
 
 #[test]
-fn attributes_of_what_is_no_file_keep_it_whole() {
+fn xattrs_on_non_files_keep_a_snapshot_whole() {
     assert!(matches!(Parts::of(&build(&mixed(), Meta::default())).unwrap(), Parts::Two(_)));
     assert_eq!(Parts::of(&build(&mixed(), attribute())).unwrap(), Parts::Whole);
 }

@@ -321,7 +321,7 @@ mod tests {
     const KIND: ConnectionKind = ConnectionKind::OpenLess;
 
     #[test]
-    fn what_a_thread_has_read_and_not_answered_is_found_in_the_file() {
+    fn unanswered_requests_in_thread_buffers_are_found_in_the_ledger() {
         let file = Ledger::create().unwrap();
         let texts = [2, 4].map(|unique| RequestText::for_tests(unique, 9, 1));
         let threads = lend(&file, KIND, 2, || {

@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_wants_no_answer_is_not_kept() {
+    fn requests_that_expect_no_reply_are_not_kept() {
         let mut forget = RequestText::for_tests(8, 3, 15).bytes().to_vec();
         forget[4..8].copy_from_slice(&2u32.to_ne_bytes());
         assert_eq!(RequestText::parse(&forget), None);

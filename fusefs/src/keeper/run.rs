@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, pidfd_send_signal, setsid};
 use super::device::{Connection, failed};
 use super::error::KeeperError;
 use super::refuse::Refuser;
-use super::session::{Begin, Past, Session, nobody_is_there};
+use super::session::{Begin, Past, Session, check_no_live_session};
 use super::signals::{Signalled, Signals};
 use super::succession::{Action, Limits, PeerId, Turns};
 use super::wire::{Ask, ConnectionNote, KeeperStatus, Tell, decode, encode};
@@ -149,11 +149,11 @@ impl Run {
         if afresh {
             // Also before locking: a keeper that may resume the session must not find the lock
             // taken.
-            nobody_is_there(&options.dir)?;
+            check_no_live_session(&options.dir)?;
         }
         let lock = lock(&options)?;
         if afresh {
-            nobody_is_there(&options.dir)?;
+            check_no_live_session(&options.dir)?;
         }
         let session = Session::begin(options.begin, &options.dir, &options.kinds)?;
         let listener = match socket::listen_at(&options.socket) {

@@ -177,7 +177,7 @@ fn is_fuse(device: impl AsFd) -> io::Result<bool> {
 
 /// Checks that a new session would not displace another: no connection mounted below `dir` is
 /// served, or waits for a server and is held elsewhere.
-pub(super) fn nobody_is_there(dir: &Path) -> Result<(), KeeperError> {
+pub(super) fn check_no_live_session(dir: &Path) -> Result<(), KeeperError> {
     for kind in ConnectionKind::ALL {
         let mountpoint = dir.join(kind.name());
         if mounted_minor(&mountpoint).is_none() {

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_handed_over_is_the_session() {
+    fn a_handed_over_session_is_received_whole() {
         let (stored, others) = Stored::of(session());
         assert!(others.is_empty());
         assert_eq!(stored.session(), Some("5e55".to_owned().into()));
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_is_named_and_not_taken() {
+    fn foreign_descriptors_are_reported_and_not_taken() {
         let mut given = session();
         given.push(("http.socket".into(), file(b"")));
         given.push(("inlay-something-new".into(), file(b"")));

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_says_nothing_of_what_is_stored_is_understood() {
+    fn a_server_that_does_not_send_the_stored_flag_is_understood() {
         let old = decode::<Ask>(br#"{"v":1,"ask":"serving"}"#).unwrap();
         assert_eq!(old, Ask::Serving { stored: false });
     }

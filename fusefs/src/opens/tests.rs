@@ -232,7 +232,7 @@ fn an_open_that_is_sent_again_to_the_same_server_has_one_handle() {
 }
 
 #[test]
-fn registrations_that_nobody_uses_are_bounded() {
+fn idle_registrations_are_bounded() {
     let file = Ledger::create().unwrap();
     let kernel = Kernel::default();
     let mut server = Server::adopt(&file);

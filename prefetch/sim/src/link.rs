@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn what_always_fails_is_tried_as_often_as_it_may() {
+    fn permanent_errors_are_retried_up_to_the_limit() {
         let faults = Faults { errors: 1.0, ..Faults::default() };
         let mut link = SimulatedLink::new(LinkModel { faults, ..model(Sharing::Fair) }, 0);
         link.ask(0, RequestId(7), 10, 3);

@@ -230,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn traces_round_trip_through_their_text() {
         for seed in 0..5 {
             let mut trace = synthetic(seed);
             trace.files = vec![3..9, 20..22];
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_trace_is_refused() {
+    fn malformed_traces_are_refused() {
         let texts = [
             "",
             "inlay-trace 2\n",

@@ -39,7 +39,7 @@ fn the_scheduler_keeps_its_promises() {
 const FOUND: &[u64] = &[39_865];
 
 #[test]
-fn what_was_broken_once_is_not_broken_again() {
+fn seeds_that_failed_once_pass() {
     for seed in FOUND {
         run(random_scenario(*seed));
     }

@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_under_way_fills_the_link_and_little_more() {
+    fn the_window_fills_the_link_with_little_excess() {
         let mut link = Link::new();
         assert_eq!(link.window(Readers::Idle), INITIAL_BYTES);
         steady(&mut link, 0, 25_000_000, 50);
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn one_late_reader_is_forgiven_while_nobody_else_is_late() {
+    fn the_share_recovers_after_a_single_late_reader() {
         let mut link = Link::new();
         steady(&mut link, 0, 25_000_000, 50);
         link.served(at(1000), Duration::from_millis(300), 100_000);

@@ -95,7 +95,7 @@ fn later() -> Moment {
 }
 
 #[test]
-fn what_comes_first_comes_first_and_the_rest_follows_when_a_start_is_over() {
+fn planned_groups_come_first_and_the_rest_after_the_start() {
     let mut scheduler = scheduler();
     attach(&mut scheduler, 1, Urgency::Image, plan(5, &[3, 1, 3, 99]));
     assert_eq!(order(&mut scheduler, NOW), [(1, 3), (1, 1)]);
@@ -114,7 +114,7 @@ fn directories_come_before_images_and_the_newest_first() {
 }
 
 #[test]
-fn what_a_reader_wants_is_taken_out_of_the_queue_and_comes_at_once() {
+fn demanded_groups_leave_the_queue_and_are_fetched_at_once() {
     let mut scheduler = scheduler();
     attach(&mut scheduler, 1, Urgency::Image, plan(60, &(0..60).collect::<Vec<_>>()));
     let before = pump(&mut scheduler, NOW).len();
@@ -130,7 +130,7 @@ fn what_a_reader_wants_is_taken_out_of_the_queue_and_comes_at_once() {
 }
 
 #[test]
-fn what_was_on_its_way_when_it_was_looked_up_is_not_fetched_again() {
+fn groups_in_flight_during_the_cache_lookup_are_not_fetched_again() {
     let mut scheduler = scheduler();
     let (_, ticket) = scheduler.demand(&group(1, 0));
     let demand = pump(&mut scheduler, NOW).remove(0);
@@ -143,7 +143,7 @@ fn what_was_on_its_way_when_it_was_looked_up_is_not_fetched_again() {
 }
 
 #[test]
-fn what_a_reader_gave_up_is_left_to_the_snapshot() {
+fn groups_of_cancelled_demand_reads_are_still_prefetched() {
     let mut scheduler = scheduler();
     attach(&mut scheduler, 1, Urgency::Directory, plan(1, &[]));
     let (_, ticket) = scheduler.demand(&group(1, 0));
@@ -156,7 +156,7 @@ fn what_a_reader_gave_up_is_left_to_the_snapshot() {
 }
 
 #[test]
-fn what_fails_rests_and_is_tried_once_more() {
+fn failed_groups_are_retried_once_after_a_pause() {
     let mut scheduler = scheduler();
     attach(&mut scheduler, 1, Urgency::Directory, plan(1, &[]));
     for now in [NOW, later()] {
@@ -183,7 +183,7 @@ fn reads_from_before_a_plan_count() {
 }
 
 #[test]
-fn what_was_put_off_comes_first_when_a_new_plan_says_so() {
+fn a_new_plan_moves_a_deferred_group_to_the_front() {
     let mut scheduler = scheduler();
     attach(&mut scheduler, 1, Urgency::Image, plan(60, &(0..60).collect::<Vec<_>>()));
     let begun = pump(&mut scheduler, NOW);

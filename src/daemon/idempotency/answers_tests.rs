@@ -100,7 +100,7 @@ fn the_age_goes_on_in_the_next_boot() {
 }
 
 #[test]
-fn what_ends_with_the_boot_is_forgotten_in_the_next_one() {
+fn answers_valid_until_reboot_are_forgotten_after_it() {
     let state = tempfile::tempdir().unwrap();
     let mut answers = Answers::open(state.path(), &start()).unwrap();
     answers.keep(Done { lasts: Lasts::UntilBoot, ..done("mount") }, &start()).unwrap();

@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_fails_or_is_given_up_is_no_duration() {
+    async fn failed_or_cancelled_operations_record_no_duration() {
         let timed = Timed::default();
         timed.of(async { Ok::<_, ()>(()) }).await.unwrap();
         timed.of(async { Err::<(), _>(()) }).await.unwrap_err();

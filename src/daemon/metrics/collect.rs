@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_told_by_what_was_asked_for() {
+    fn requests_are_counted_by_operation() {
         let counts = RequestCounts { read_hit: 3, read_miss: 2, lookup: 9, ..Default::default() };
         let mut families = Families::default();
         requests(&mut families, &counts);

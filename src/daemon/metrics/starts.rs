@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_has_ended_stays_counted() {
+    fn totals_include_ended_work() {
         let totals = StartTotals::default();
         let work = WorkProgress { fetched_bytes: 100, used_bytes: 30, ..WorkProgress::default() };
         let before = totals.loaded(|| vec![work]);

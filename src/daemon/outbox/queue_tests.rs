@@ -114,7 +114,7 @@ fn a_finished_entry_takes_the_name_from_earlier_ones() {
 }
 
 #[test]
-fn what_can_not_be_read_stays_and_is_reported() {
+fn unreadable_queue_entries_are_kept_and_reported() {
     let mut of = Fixture::new();
     for text in ["a", "b", "c", "d"] {
         of.push(text, None, 1);

@@ -528,7 +528,7 @@ fn failures_are_tried_again_later_and_later() {
 }
 
 #[test]
-fn a_sync_waits_for_what_was_sealed_before_it_and_for_nothing_later() {
+fn a_sync_waits_for_captures_begun_before_it_and_not_for_later_ones() {
     let world = World::new();
     let one = world.seal("one", None);
     let (sealing, two) = world.write("two", &[]);

@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_waits_for_clients_or_stores_is_not_in_the_class_of_control_requests() {
+    fn requests_that_wait_for_clients_or_stores_are_not_in_the_control_class() {
         let paths = document().paths.paths;
         let class = |method: Method, route: &str| {
             assert!(paths.contains_key(route), "{route}");

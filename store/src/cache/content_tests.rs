@@ -247,7 +247,7 @@ fn equal_contents_in_other_groups_share_the_file() {
 }
 
 #[test]
-fn a_snapshot_that_lies_deceives_nobody_else() {
+fn a_lying_snapshot_does_not_affect_other_snapshots() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let honest = File::new(1, 600_000, 100_000);
@@ -312,7 +312,7 @@ fn small(budget: u64) -> CacheOptions {
 }
 
 #[test]
-fn what_was_used_longest_ago_goes_and_what_is_in_use_stays() {
+fn least_recently_used_contents_are_evicted_unless_in_use() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path(), small(10 << 20)).unwrap();
     let files: Vec<File> = (0..30).map(|name| File::new(name, 1 << 20, 256 << 10)).collect();

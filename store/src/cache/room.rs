@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recount_keeps_what_is_written_while_it_counts() {
+    fn a_recount_keeps_space_of_files_written_meanwhile() {
         let dir = tempfile::tempdir().unwrap();
         let room = room(dir.path());
         let space = room.reserve(60).unwrap().unwrap();
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recount_keeps_what_is_reserved_and_not_yet_written() {
+    fn a_recount_keeps_reserved_space_that_is_not_yet_written() {
         let dir = tempfile::tempdir().unwrap();
         let room = room(dir.path());
         let first = room.reserve(60).unwrap().unwrap();

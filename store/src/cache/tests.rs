@@ -44,7 +44,7 @@ fn staged_files(dir: &Path) -> usize {
 }
 
 #[test]
-fn what_is_stored_is_read_also_after_a_restart() {
+fn cached_groups_are_readable_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     let decoded = stored(&cache, 1, 10_000);
@@ -214,7 +214,7 @@ fn a_cache_that_only_short_lived_owners_use_makes_room() {
 }
 
 #[test]
-fn what_a_dead_process_left_is_removed_and_counted_anew() {
+fn leftovers_of_dead_processes_are_removed_and_usage_is_recounted() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path());
     stored(&cache, 1, 5000);
@@ -350,7 +350,7 @@ proptest! {
 
     /// The model knows which groups must be cached; damage happens while the cache is closed.
     #[test]
-    fn the_cache_is_a_map_that_may_forget_what_was_damaged(steps in steps()) {
+    fn the_cache_behaves_like_a_map_that_may_lose_damaged_entries(steps in steps()) {
         let dir = tempfile::tempdir().unwrap();
         let mut cache = open(dir.path());
         let mut model: HashMap<u32, Vec<u8>> = HashMap::new();

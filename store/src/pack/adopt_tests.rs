@@ -53,7 +53,7 @@ fn inode(index: &Index, number: usize) -> InodeIdx {
 }
 
 #[test]
-fn what_is_adopted_whole_gives_the_same_index_and_stores_nothing() {
+fn adopting_all_files_gives_the_same_index_and_stores_nothing() {
     let (old, sizes, groups, stored) = packed();
     for known in [KnownChunks::new(), known_from(&groups, &stored)] {
         let (mut packer, stored) = packer(known);

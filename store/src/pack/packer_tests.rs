@@ -128,7 +128,7 @@ fn equal_chunks_are_stored_once() {
 }
 
 #[test]
-fn what_another_snapshot_holds_is_not_stored_again() {
+fn chunks_of_other_snapshots_are_not_stored_again() {
     let files = vec![noise(1, 200_000), noise(2, 5_000), noise(3, 7)];
     let (_, first, stored) = pack(&files, KnownChunks::new());
     let known = known_from(&first, &stored);

@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_leave_its_directory_is_no_label() {
+    fn labels_that_could_escape_their_directory_are_refused() {
         let long = "a".repeat(65);
         for label in [
             "", ".", "..", "../a", "a/b", "/a", "-a", "_a", "a b", "a:b", "a%2F", "a\0", "é", &long,

@@ -42,7 +42,7 @@ fn the_first_run_is_the_order() {
 }
 
 #[test]
-fn a_late_witness_is_put_after_what_was_told_before() {
+fn touches_reported_late_are_placed_after_earlier_ones() {
     let run = run(&[(1, 100), (2, 40), (3, 120)]);
     let at: Vec<_> = run.touches().iter().map(|touch| touch.at.as_millis()).collect();
     assert_eq!(at, [100, 100, 120]);
@@ -57,7 +57,7 @@ fn long_pauses_count_as_a_second() {
 }
 
 #[test]
-fn what_most_runs_touch_comes_before_what_one_did_at_that_time() {
+fn groups_of_most_runs_come_before_groups_of_one_run_at_that_time() {
     let mut profile = empty();
     profile.merge(&run(&[(1, 0), (9, 100), (2, 101), (3, 5000)]));
     profile.merge(&run(&[(1, 0), (2, 101), (3, 5000)]));
@@ -101,7 +101,7 @@ fn one_odd_run_does_little_and_a_change_shows() {
 }
 
 #[test]
-fn what_is_not_used_any_more_is_forgotten_and_what_is_new_gets_its_time() {
+fn groups_no_longer_touched_are_forgotten_and_new_ones_are_kept_for_a_while() {
     let mut profile = empty();
     (0..20).for_each(|_| profile.merge(&run(&[(1, 0), (2, 10)])));
     assert_eq!(profile.runs(), RUNS_MAX);
@@ -216,7 +216,7 @@ fn contradictions_are_refused_though_the_digest_is_right() {
 }
 
 #[test]
-fn what_unpacks_to_something_else_is_refused() {
+fn profiles_with_wrong_counts_or_trailing_bytes_are_refused() {
     let mut profile = empty();
     profile.merge(&Run::in_order((0..1000).map(GroupIdx)));
     let bytes = profile.encode();

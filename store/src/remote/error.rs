@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_damaged_is_of_one_object() {
+    fn a_truncated_object_is_damage_of_one_object() {
         let failed = |cause| StoreError::Failed {
             operation: Operation::Get,
             object: "blobs/x".to_owned(),

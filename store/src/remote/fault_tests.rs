@@ -104,7 +104,7 @@ async fn bytes_that_are_wrong_are_still_as_many_as_asked_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_will_not_pass_is_asked_once() {
+async fn permanent_errors_are_not_retried() {
     let (store, remote) = faulty().await;
     for status in [401, 403, 404, 501] {
         store.set_faults(vec![fault(On::Get, Times::Always, What::Status(status))]);

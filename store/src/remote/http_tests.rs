@@ -95,7 +95,7 @@ async fn another_range_than_the_one_asked_for_is_never_returned() {
 }
 
 #[tokio::test]
-async fn what_will_not_pass_fails_at_once_and_says_why() {
+async fn permanent_errors_fail_at_once_with_the_reason() {
     for (reply, text) in [
         (Reply::s3_error(403, "AccessDenied"), "AccessDenied"),
         (Reply::s3_error(404, "NoSuchBucket"), "create the bucket"),

@@ -57,7 +57,7 @@ async fn damage_is_replaced() {
 }
 
 #[tokio::test]
-async fn what_is_no_file_is_replaced() {
+async fn non_regular_files_are_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let remote = Remote::open(&StoreConfig::new(dir.path().to_str().unwrap())).unwrap();
     let file = key().file(dir.path());

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_leave_the_store_or_be_mistaken_is_no_name() {
+    fn names_that_could_escape_the_store_or_be_ambiguous_are_refused() {
         let long = "a".repeat(129);
         for name in [
             "", "/", "a/", "/a", "a//b", ".", "..", "a/..", "a/../b", "./a", "-rf", "a b", "a,b",

@@ -62,7 +62,7 @@ fn name() -> Name {
 }
 
 #[tokio::test]
-async fn what_is_near_is_read_as_if_the_store_had_it() {
+async fn objects_in_the_outbox_are_read_as_if_stored() {
     let both = Both::new();
     let (sealing, usual) = (both.sealing(), both.usual());
     let (outbox_dir, far) = (blob(b"near"), blob(b"far"));
@@ -81,7 +81,7 @@ async fn what_is_near_is_read_as_if_the_store_had_it() {
 }
 
 #[tokio::test]
-async fn what_is_written_to_the_store_is_in_the_store() {
+async fn writes_to_the_store_are_not_satisfied_by_the_outbox() {
     let both = Both::new();
     let (sealing, usual) = (both.sealing(), both.usual());
     let key = blob(b"blob");
@@ -110,7 +110,7 @@ async fn snapshots_of_both_are_listed_once() {
 }
 
 #[tokio::test]
-async fn a_name_is_what_was_said_last() {
+async fn the_latest_value_of_a_name_wins() {
     let both = Both::new();
     let (sealing, usual) = (both.sealing(), both.usual());
     let found = async |remote: &Remote| remote.name(&name()).await.unwrap().map(|found| found.id);
@@ -135,7 +135,7 @@ async fn a_name_is_what_was_said_last() {
 }
 
 #[tokio::test]
-async fn what_a_name_stood_for_is_noted() {
+async fn the_last_seen_value_of_a_name_is_recorded() {
     let both = Both::new();
     let (sealing, usual) = (both.sealing(), both.usual());
     let seen = || both.outbox_dir.seen(&name());

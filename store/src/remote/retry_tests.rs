@@ -136,7 +136,7 @@ async fn many_bytes_get_more_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nothing_can_help_is_not_repeated() {
+async fn permanent_failures_are_not_retried() {
     let lasting = [
         Failure::NotFound,
         Failure::Denied(String::new()),

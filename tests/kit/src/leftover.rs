@@ -78,7 +78,7 @@ impl Leftover {
 const GONE_WITHIN: Duration = Duration::from_mins(1);
 
 /// What `look` still finds after a minute in which it was to go; nothing as soon as nothing is found.
-pub fn what_stays<T>(mut look: impl FnMut() -> Vec<T>) -> Vec<T> {
+pub fn remaining_after_wait<T>(mut look: impl FnMut() -> Vec<T>) -> Vec<T> {
     let deadline = Instant::now() + GONE_WITHIN;
     loop {
         let found = look();
@@ -95,7 +95,7 @@ pub fn what_stays<T>(mut look: impl FnMut() -> Vec<T>) -> Vec<T> {
 /// beside this one made in the meantime has one: its container's runtime, before it leaves the host's
 /// root, or a program that it runs in a namespace of its own.
 pub fn loop_devices(dir: &Path) -> Vec<PathBuf> {
-    what_stays(|| {
+    remaining_after_wait(|| {
         let devices = fs::read_dir("/sys/block").into_iter().flatten().flatten();
         let files = devices
             .filter_map(|device| fs::read_to_string(device.path().join("loop/backing_file")).ok());

@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_gone_is_no_error() {
+    fn warming_a_missing_path_is_no_error() {
         let dir = scratch().unwrap();
         assert_eq!(warm(&dir.path().join("gone")).unwrap(), 0);
     }

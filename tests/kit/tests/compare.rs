@@ -161,7 +161,7 @@ fn each_kind_of_difference_is_found() {
 }
 
 #[test]
-fn what_was_not_asked_for_is_not_compared() {
+fn ignored_properties_are_not_compared() {
     let scratch = scratch().unwrap();
     let (left, right) = (scratch.path().join("left"), scratch.path().join("right"));
     for root in [&left, &right] {

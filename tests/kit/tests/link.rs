@@ -159,7 +159,7 @@ fn ended(proxy: &Proxy) -> Vec<Seen> {
 }
 
 #[test]
-fn what_passes_a_shape_is_counted_exactly() {
+fn bytes_through_a_shaped_link_are_counted_exactly() {
     let upstream = Upstream::start();
     let proxy = Proxy::start(upstream.address).unwrap();
     proxy.shape(link(5 * MS, 20_000_000));
@@ -252,7 +252,7 @@ fn directions_do_not_share() {
 }
 
 #[test]
-fn who_leaves_holds_nobody_up() {
+fn a_disconnected_client_does_not_delay_others() {
     let upstream = Upstream::start();
     let proxy = Proxy::start(upstream.address).unwrap();
     proxy.shape(link(Duration::ZERO, 1));

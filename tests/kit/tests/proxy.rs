@@ -70,7 +70,7 @@ const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(300);
 
 #[test]
-fn what_is_not_broken_passes_and_is_counted() {
+fn requests_without_faults_pass_and_are_counted() {
     let upstream = Upstream::start();
     let proxy = Proxy::start(upstream.address).unwrap();
     let (status, body) = get(proxy.address(), "/bucket/key?x=1", LONG);

@@ -58,7 +58,7 @@ fn has(listing: &Listing, name: &str) -> bool {
 }
 
 #[test]
-fn whiteouts_of_both_forms_and_opaque_directories_hide_what_is_below() {
+fn whiteouts_of_both_forms_and_opaque_directories_hide_lower_entries() {
     let (world, _dir, lower) = lower_world();
     let upper = Upper::new();
     upper.whiteout("zero");
@@ -155,7 +155,7 @@ fn nothing_below_is_read_or_stored_again() {
 }
 
 #[test]
-fn what_did_not_change_is_not_read_and_stores_nothing() {
+fn unchanged_files_are_neither_read_nor_stored_again() {
     let (world, _dir, lower) = lower_world();
     let upper = Upper::new();
     for n in 0..50 {
@@ -184,7 +184,7 @@ fn what_did_not_change_is_not_read_and_stores_nothing() {
 }
 
 #[test]
-fn a_damaged_memory_of_what_was_seen_does_no_harm() {
+fn a_damaged_list_of_seen_files_is_harmless() {
     let (world, _dir, lower) = lower_world();
     let upper = Upper::new();
     fs::write(upper.path("file"), vec![1; 3000]).unwrap();
@@ -214,7 +214,7 @@ fn a_damaged_memory_of_what_was_seen_does_no_harm() {
 }
 
 #[test]
-fn grafts_show_what_is_mounted_and_what_is_left_out_stays_empty() {
+fn grafts_show_mounted_trees_and_left_out_paths_stay_empty() {
     let (world, dir, lower) = lower_world();
     let upper = Upper::new();
     fs::create_dir_all(upper.path("run/secrets")).unwrap();

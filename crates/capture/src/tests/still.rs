@@ -139,7 +139,7 @@ fn digest(bytes: &[u8]) -> inlay_store::ids::Digest {
 }
 
 #[test]
-fn what_is_written_until_the_last_moment_is_in_the_snapshot() {
+fn writes_until_the_freeze_are_in_the_snapshot() {
     let world = World::new();
     // The small ones are set aside in memory, the large one as a file.
     let dir = upper(&[("d/changed", 5000), ("d/same", 5000), ("large", 3_000_000), ("gone", 400)]);
@@ -202,7 +202,7 @@ fn a_writer_is_caught_between_two_steps_of_its_work() {
 }
 
 #[test]
-fn what_did_not_stand_still_is_tried_again_and_not_for_ever() {
+fn interrupted_freezes_are_retried_a_limited_number_of_times() {
     let world = World::new();
     let dir = upper(&[("file", 5000)]);
     let lock = Mutex::new(());
@@ -280,7 +280,7 @@ fn whatever_fails_the_subject_goes_on_and_nothing_is_visible() {
 }
 
 #[test]
-fn who_writes_though_it_is_frozen_is_told_of() {
+fn a_file_written_despite_the_freeze_is_reported() {
     let world = World::new();
     let dir = upper(&[("d/a", 5000), ("d/b", 5_000_000)]);
     let lock = Mutex::new(());

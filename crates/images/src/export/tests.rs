@@ -103,7 +103,7 @@ fn a_socket_is_left_out_of_an_archive_and_said_so() {
 }
 
 #[test]
-fn what_is_there_is_not_written_over() {
+fn existing_files_are_not_overwritten() {
     let scratch = scratch().unwrap();
     let snapshot = every_kind().finish(b"{}");
     fs::write(scratch.path().join("mine"), "x").unwrap();

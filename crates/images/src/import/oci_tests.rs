@@ -116,7 +116,7 @@ fn a_blob_with_other_bytes_is_refused_wherever_it_is() {
 }
 
 #[test]
-fn what_is_no_layout_says_what_is_missing() {
+fn invalid_layouts_are_refused_with_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     assert!(failure(dir.path(), None).contains("it has no oci-layout"));
     fs::write(dir.path().join("oci-layout"), r#"{"imageLayoutVersion":"2.0.0"}"#).unwrap();

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_mounted_is_seen() {
+    fn only_cgroups_below_the_mounted_root_are_visible() {
         let line = b"33 26 0:31 /docker/x /cg rw - cgroup2 cgroup2 rw";
         let found = parse(line);
         assert_eq!(found[0].dir_of(Path::new("/docker/x/y")).unwrap(), Path::new("/cg/y"));

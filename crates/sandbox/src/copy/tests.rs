@@ -112,7 +112,7 @@ fn a_name_that_is_not_there_is_the_copys_name() {
 }
 
 #[test]
-fn what_is_in_a_directory_is_copied_without_it() {
+fn a_trailing_dot_copies_only_the_contents_of_a_directory() {
     let root = tree();
     let (sum, bytes) = packed(root.path(), "/src/.");
     assert_eq!(sum.objects, 8);

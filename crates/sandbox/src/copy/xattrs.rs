@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_belongs_to_the_system_is_not_copied() {
+    fn system_xattrs_are_not_copied() {
         for name in [
             &b"user.note"[..],
             b"user.overlay.opaque",
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_set_is_counted_and_what_is_dropped_is_not() {
+    fn xattrs_that_cannot_be_set_are_counted_but_dropped_ones_are_not() {
         let xattrs: Vec<Xattr> = [&b"user.a"[..], b"trusted.b", b"security.capability"]
             .map(|name| (name.into(), b"v"[..].into()))
             .into();

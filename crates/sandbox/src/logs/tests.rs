@@ -29,7 +29,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn what_was_written_is_read_whatever_it_is(
+    fn arbitrary_output_round_trips_through_the_log(
         pieces in prop::collection::vec(
             (any::<bool>(), prop::collection::vec(prop_oneof![any::<u8>(), Just(b'\n')], 0..200)),
             0..20,

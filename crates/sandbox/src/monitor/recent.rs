@@ -74,7 +74,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whoever_comes_back_gets_what_it_has_not_seen(
+        fn reconnecting_clients_get_exactly_the_output_they_missed(
             pieces in prop::collection::vec((any::<bool>(), prop::collection::vec(any::<u8>(), 1..40)), 0..30),
             seen in (0_usize..700, 0_usize..700),
         ) {
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_kept_is_counted() {
+    fn output_dropped_from_the_buffer_is_counted() {
         let mut recent = Recent::default();
         let piece = vec![b'x'; 32 << 10];
         for _ in 0..100 {

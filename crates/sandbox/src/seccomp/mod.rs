@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_opens_much_of_the_kernel_needs_a_capability_or_is_refused() {
+    fn dangerous_syscalls_need_a_capability_or_are_refused() {
         let plain = allowed(&[]);
         for name in [
             "keyctl",
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_profile_gives_enosys_it_names_what_is_refused() {
+    fn profiles_that_default_to_enosys_list_refused_syscalls() {
         for admin in [&[][..], &[ADMIN.to_owned()]] {
             let (plain, newer) =
                 (profile(admin, Newer::ByRuntime), profile(admin, Newer::ByProfile));

@@ -155,7 +155,7 @@ fn the_kernels_adapter_waits_only_when_it_has_to() {
 }
 
 #[test]
-fn export_copies_what_is_there() {
+fn copies_contain_the_requested_range_and_fail_past_the_end() {
     let (snapshot, files) = snapshot();
     let mounted = Mounted::new(&snapshot);
     for (place, range) in [(3, 0..9000), (4, 0..3 * MIB + 5), (5, 4096..MIB), (4, 7..2 * MIB)] {
@@ -213,7 +213,7 @@ fn blob_file(store: &Path) -> std::path::PathBuf {
 }
 
 #[test]
-fn what_is_no_file_has_no_bytes() {
+fn reading_anything_but_a_file_fails() {
     let (snapshot, _) = snapshot();
     let mounted = Mounted::new(&snapshot);
     assert!(mounted.read(InodeIdx::ROOT, 0, 10).is_err());

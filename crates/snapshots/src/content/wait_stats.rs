@@ -67,7 +67,7 @@ mod tests {
     /// `cargo test --release -p inlay-snapshots --lib content::wait_stats -- --ignored --nocapture`
     #[test]
     #[ignore = "prints what timing costs"]
-    fn what_timing_costs() {
+    fn timing_overhead() {
         const READS: u32 = 1_000_000;
         let (waits, always) = (CacheWaits::default(), Histogram::default());
         let nanos = |work: &dyn Fn()| {

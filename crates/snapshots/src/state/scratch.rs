@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_dead_process_left_is_removed_and_what_lives_stays() {
+    fn scratch_of_dead_processes_is_removed_and_of_live_ones_is_kept() {
         let parent = tempfile::tempdir().unwrap();
         let living = Scratch::new(parent.path()).unwrap();
         // Left by a killed process: its directory and its unlocked lock file.

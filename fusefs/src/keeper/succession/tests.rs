@@ -35,7 +35,7 @@ fn the_next_has_its_turn_when_the_process_before_it_has_ended() {
 }
 
 #[test]
-fn who_takes_over_goes_first_and_who_stays_is_killed() {
+fn a_takeover_goes_first_and_a_server_that_does_not_leave_is_killed() {
     let (mut turns, now) = turns();
     turns.claim(A, Claim::WhenFree, now);
     turns.claim(B, Claim::WhenFree, now);
@@ -88,7 +88,7 @@ fn a_server_is_started_again_a_few_times_with_longer_and_longer_pauses() {
 }
 
 #[test]
-fn who_has_said_goodbye_is_not_started_again() {
+fn a_server_that_said_goodbye_is_not_restarted() {
     let (mut turns, now) = turns();
     turns.claim(A, Claim::WhenFree, now);
     turns.goodbye(A, now);

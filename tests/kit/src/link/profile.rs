@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_profile_is_refused() {
+    fn malformed_link_profiles_are_refused() {
         let refused = |text: &str| text.parse::<LinkProfile>().unwrap_err();
         for text in ["", "WAN", "5ms", "1ms,1mbit,1ms,1ms"] {
             assert_eq!(refused(text), ProfileError::Form(text.into()));
@@ -317,7 +317,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(profile in profiles()) {
+        fn link_profiles_round_trip_through_their_text(profile in profiles()) {
             prop_assert_eq!(profile.to_string().parse(), Ok(profile));
         }
 

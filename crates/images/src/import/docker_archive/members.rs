@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_or_no_archive_is_refused() {
+    fn truncated_or_invalid_archives_are_refused() {
         let bytes = archive(&[("a", EntryType::Regular, &"x".repeat(2000))]);
         for len in 512..2512 {
             assert!(Members::scan(&mut Cursor::new(&bytes[..len])).is_err(), "{len}");

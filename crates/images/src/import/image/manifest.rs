@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_image_says_so() {
+    fn manifests_of_other_kinds_are_refused_with_the_reason() {
         let config = "application/vnd.oci.image.config.v1+json";
         let layer = "application/vnd.oci.image.layer.v1.tar";
         for (text, part) in [

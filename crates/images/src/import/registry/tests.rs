@@ -357,7 +357,7 @@ fn plain_http_does_not_leave_this_machine() {
 }
 
 #[test]
-fn what_names_no_image_is_said_before_anything_is_asked() {
+fn invalid_references_are_refused_before_any_request() {
     let setup = Setup::new();
     for name in ["", "UPPER", "a b", "host/", "a@sha256:zz", "-x", "a@sha384:00"] {
         let error = setup.failure(name);

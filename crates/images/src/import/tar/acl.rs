@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_number_or_no_sense_is_refused() {
+    fn acls_without_numeric_ids_or_with_invalid_entries_are_refused() {
         for text in
             ["user:lisa:rwx", "x::rwx", "user::rwz", "user", "user:4294967295:r", "mask:5:r"]
         {

@@ -77,7 +77,7 @@ fn compression_is_told_by_the_bytes() {
 }
 
 #[test]
-fn what_follows_the_end_is_ignored() {
+fn data_after_the_end_of_an_archive_is_ignored() {
     let mut archive = sample();
     let expected = import(&archive).unwrap();
     archive.extend([7; 5000]);

@@ -49,7 +49,7 @@ fn copies_into_one_directory_at_the_same_time_do_not_mix() {
 }
 
 #[test]
-fn what_takes_a_files_place_is_never_opened() {
+fn a_fifo_swapped_in_for_a_file_is_never_opened() {
     let root = TempDir::new().unwrap();
     let dir = root.path().join("dir");
     fs::create_dir(&dir).unwrap();

@@ -280,7 +280,7 @@ fn frames_pass_in_turn_and_none_early_while_another_waits() {
 }
 
 #[test]
-fn what_is_given_up_holds_nobody_up() {
+fn cancelled_waits_do_not_delay_others() {
     let mut clock = LinkClock::new();
     let tickets: Vec<_> = (0..3)
         .map(|_| match clock.reserve(SLOW, 2000, micros(0), None).1 {
