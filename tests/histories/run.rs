@@ -102,13 +102,14 @@ impl Play<'_> {
     }
 
     /// Repeats removals and stops whose clients were killed: the daemon may carry them out at any
-    /// time from now on, and nothing reports when.
+    /// time from now on, and nothing reports when. Repeats mounts, too: the daemon may undo them,
+    /// and another mount at the same place waits for that.
     fn repeat(&self, fault: Fault, planned: &[(usize, Op)], outcomes: &[Outcome]) {
         if fault != Fault::KillClients {
             return;
         }
         for ((client, op), outcome) in planned.iter().zip(outcomes) {
-            if matches!(op, Op::Remove | Op::Stop) && outcome.result.is_err() {
+            if matches!(op, Op::Remove | Op::Stop | Op::Mount(..)) && outcome.result.is_err() {
                 // Fails if it has happened; what is there is looked up next.
                 drop(action::act(self, *client, *op));
             }
