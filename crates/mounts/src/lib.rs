@@ -16,6 +16,8 @@ mod moves_tests;
 mod namespace;
 mod overlay;
 mod owned;
+#[cfg(test)]
+mod owned_tests;
 mod path;
 mod process;
 mod record;

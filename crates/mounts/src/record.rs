@@ -165,6 +165,8 @@ mod tests {
         let read: MountRecord = serde_json::from_str(&json).unwrap();
         assert_eq!(read, record);
         assert_eq!(read.mountpoint.to_path(), odd);
+        assert_eq!(read.upper(), Some(odd));
+        assert_eq!(MountRecord { view: View::ReadOnly, ..read }.upper(), None);
         // As written by an earlier version.
         let mut earlier = serde_json::to_value(&record).unwrap();
         earlier
