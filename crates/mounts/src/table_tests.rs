@@ -6,6 +6,7 @@ use std::cell::Cell;
 use std::fs;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::mount_id::BEFORE_QUERY;
 use super::target_tests::{Host, Sandbox, names};
@@ -97,10 +98,44 @@ fn the_table_is_free_while_the_kernel_is_queried() {
     }
     assert!(!host.mounts.is_empty() && host.mounts.list().is_empty());
     drop(used);
-    let deadline = std::time::Instant::now() + std::time::Duration::from_mins(1);
-    while !host.mounts.is_empty() && std::time::Instant::now() < deadline {
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while !host.mounts.is_empty() && Instant::now() < deadline {
         host.mounts.sweep();
     }
     assert!(host.mounts.is_empty());
     BEFORE_QUERY.set(None);
+}
+
+#[test]
+fn an_overlay_in_use_is_polled_less_and_less_often() {
+    let (host, sandbox) = (Host::new(), Sandbox::new());
+    host.mount(&sandbox, "/a", SCRATCH).unwrap();
+    let used = fs::File::open(sandbox.inside("/a/file")).unwrap();
+    host.umount(&sandbox, "/a", Umount::Lazily).unwrap();
+    let (ms, began) = (Duration::from_millis, Instant::now());
+    // Each pause is twice as long as the one before, so all before it took nearly as long.
+    for longest in [20, 40, 80] {
+        while host.mounts.sweep().unwrap() <= ms(longest) {
+            let pause = host.mounts.sweep().unwrap();
+            assert!(pause <= ms(20) + began.elapsed(), "{pause:?}");
+            assert!(began.elapsed() < Duration::from_mins(1), "polled every {pause:?}");
+        }
+    }
+    drop(used);
+    while !host.mounts.is_empty() {
+        std::thread::sleep(host.mounts.sweep().unwrap_or_default().min(ms(100)));
+    }
+}
+
+#[test]
+fn upper_directories_of_recovered_mounts_are_locked() {
+    let (mut host, sandbox) = (Host::new(), Sandbox::new());
+    host.mount(&sandbox, "/a", host.kept("one")).unwrap();
+    host.reopen();
+    let other = Host::new();
+    let refused = other.mount(&sandbox, "/b", host.kept("one")).unwrap_err();
+    assert!(matches!(refused, MountError::UpperInUse(_)), "{refused}");
+    host.mounts.end_owned_by("sb-1").unwrap();
+    other.mount(&sandbox, "/b", host.kept("one")).unwrap();
+    other.mounts.end_owned_by("sb-1").unwrap();
 }
