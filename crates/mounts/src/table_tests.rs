@@ -4,9 +4,12 @@
 
 use std::cell::Cell;
 use std::fs;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use inlay_base::boot::LastServed;
 
 use super::mount_id::BEFORE_QUERY;
 use super::target_tests::{Host, Sandbox, names};
@@ -138,4 +141,99 @@ fn upper_directories_of_recovered_mounts_are_locked() {
     host.mounts.end_owned_by("sb-1").unwrap();
     other.mount(&sandbox, "/b", host.kept("one")).unwrap();
     other.mounts.end_owned_by("sb-1").unwrap();
+}
+
+/// A hold, and whether it is still kept.
+fn hold() -> (Hold, impl Fn() -> bool) {
+    let kept = Arc::new(());
+    let weak = Arc::downgrade(&kept);
+    (Box::new(kept), move || weak.strong_count() > 0)
+}
+
+#[test]
+fn damaged_records_count_as_mounted_and_keep_snapshots_until_they_are_removed() {
+    let host = Host::new();
+    let (state, (unused, is_kept)) = (host.dir.path().join("state"), hold());
+    host.mounts.hold_unclaimed(unused);
+    assert!(!is_kept(), "no record is damaged");
+    let [record, note] = ["mounts/1.json", "mounts/1-1.made"].map(|name| state.join(name));
+    for path in [&record, &note] {
+        fs::write(path, "{").unwrap();
+    }
+    let open = || Mounts::open(&state, "session", LastServed::ThisBoot, |_| None).unwrap();
+    let mounts = open();
+    assert_eq!((mounts.damaged().len(), mounts.damaged_records().len()), (1, 2));
+    assert!(!mounts.is_empty() && record.exists() && note.exists());
+    let (unclaimed, is_kept) = hold();
+    mounts.hold_unclaimed(unclaimed);
+    mounts.sweep();
+    assert!(is_kept());
+    fs::remove_file(&record).unwrap();
+    mounts.sweep();
+    assert!(!is_kept() && mounts.is_empty());
+    assert_eq!((mounts.damaged().len(), mounts.damaged_records().len()), (0, 1));
+}
+
+#[test]
+fn an_unmount_tells_whether_the_overlay_is_in_use_and_its_changes_are_gone() {
+    let (host, sandbox) = (Host::new(), Sandbox::new());
+    let beside = host.dir.path().join("state/upper/one");
+    let elsewhere = host.dir.path().join("uppers/two");
+    let kept = |at: &Path| WantedView::Writable(UpperPlace::Kept(at.into()));
+    let unmount = |how, changes| {
+        let unmounted = host.mounts.unmount(&sandbox.caller(), "/a".as_ref(), how, changes);
+        unmounted.map(|unmounted| (unmounted.in_use, unmounted.discarded)).unwrap()
+    };
+    for (view, changes, outcome) in [
+        (WantedView::ReadOnly, Changes::Discard, (false, false)),
+        (kept(&beside), Changes::Stay, (false, false)),
+        (kept(&elsewhere), Changes::Discard, (false, false)),
+        (kept(&beside), Changes::Discard, (false, true)),
+    ] {
+        host.mount(&sandbox, "/a", view).unwrap();
+        assert_eq!(unmount(Umount::IfFree, changes), outcome);
+    }
+    assert!(elsewhere.exists() && !beside.exists());
+    let claim =
+        host.mounts.claim(&sandbox.caller(), "/dir/sub".as_ref(), MakePath::OwnedBy(Owner::ROOT));
+    let claim = claim.unwrap();
+    assert!(claim.is_there() && !host.mounts.is_empty());
+    fs::rename(sandbox.beneath("/dir"), sandbox.beneath("/moved")).unwrap();
+    assert!(!claim.is_there());
+    drop(claim);
+    host.mount(&sandbox, "/a", kept(&beside)).unwrap();
+    let used = fs::File::open(sandbox.inside("/a/file")).unwrap();
+    assert_eq!(unmount(Umount::Lazily, Changes::Discard), (true, false));
+    drop(used);
+    host.mounts.end_owned_by("sb-1").unwrap();
+}
+
+#[test]
+fn a_new_session_removes_the_mounts_of_the_last_one() {
+    let (host, sandbox) = (Host::new(), Sandbox::new());
+    let create = |path: &str, owner: Option<&str>| {
+        let make = MakePath::OwnedBy(Owner::ROOT);
+        let claim = host.mounts.claim(&sandbox.caller(), path.as_ref(), make).unwrap();
+        let owner = owner.map(str::to_owned);
+        host.mounts.create(claim, Wanted { owner, ..host.wanted(SCRATCH) }).unwrap()
+    };
+    create("/host/made", None);
+    create("/sandbox/made", Some("sb-1"));
+    let state = host.dir.path().join("state");
+    for name in ["scratch-left", "kept"] {
+        fs::create_dir_all(state.join("upper").join(name)).unwrap();
+    }
+    host.mounts.forget_all();
+    assert!(host.mounts.list().is_empty());
+    assert!(sandbox.inside("/host/made/file").exists(), "it is forgotten, not unmounted");
+
+    let record = create("/third", None);
+    let Host { mounts, dir } = host;
+    drop(mounts);
+    let mounts = Mounts::open(&state, "next", LastServed::ThisBoot, |_| None).unwrap();
+    assert!(mounts.is_empty() && !record.seen.is_mounted().unwrap());
+    assert_eq!(names(&sandbox.beneath("/")), ["host", "old", "sandbox"]);
+    assert_eq!(names(&state.join("upper")), ["kept"]);
+    assert_eq!(names(&state.join("mounts")), [""; 0]);
+    drop(dir);
 }
