@@ -13,7 +13,7 @@ use super::error::DaemonError;
 use super::idempotency::Once;
 use super::keeper_client;
 use super::listener::Listener;
-use super::memory;
+use super::memory::{self, HeapTrimmer};
 use super::metrics::{Metrics, Scrapes};
 use super::notify::{Notification, notify};
 use super::routes::router;
@@ -74,6 +74,7 @@ impl Daemon {
     async fn live(&mut self) -> Result<End, DaemonError> {
         let mut idle_since = Instant::now();
         let mut looked = Instant::now();
+        let mut heap = HeapTrimmer::new();
         loop {
             let service = self.service.clone();
             let next = spawn_blocking(move || service.sweep());
@@ -96,6 +97,11 @@ impl Daemon {
                 if memory::file_pages().is_some_and(|bytes| bytes > memory::FILE_PAGES_MAX) {
                     self.service.snapshots().release_pages();
                 }
+                let trimmed = spawn_blocking(move || {
+                    heap.trim();
+                    heap
+                });
+                heap = trimmed.await.map_err(|_| DaemonError::Panicked)?;
             }
             // A request in flight or a mount keeps an idle daemon alive; then there is no idle
             // deadline to wait for.

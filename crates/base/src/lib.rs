@@ -6,7 +6,8 @@
 //! their file names. [`descriptors`] and [`signals`] reset inherited process state; [`programs`]
 //! finds executables of the host; [`mountinfo`] parses the kernel's mount table, [`bytes`] checks
 //! partial reads. [`peer`] identifies the process behind a socket, and [`dying`] recognizes one that
-//! was killed and can't exit. [`inject`] arms faults for tests.
+//! was killed and can't exit. [`heap`] returns freed memory. [`inject`] arms faults for
+//! tests.
 
 pub mod boot;
 pub mod bytes;
@@ -15,6 +16,7 @@ pub mod descriptors;
 pub mod durable;
 pub mod duration;
 pub mod dying;
+pub mod heap;
 pub mod held;
 pub mod in_root;
 pub mod inject;

@@ -77,7 +77,7 @@ pub enum CaptureError {
         what: &'static str,
     },
     /// A limit was exceeded.
-    #[error("{what} has more than {limit} {of}, the limit; exclude some, or raise the limit")]
+    #[error("{what} has more than {limit} {of}, the limit; exclude some")]
     Limit {
         /// The object that is too large.
         what: String,
