@@ -18,6 +18,9 @@ pub fn begin(filter: EnvFilter) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // It would report that an event can't be written with `eprintln`, which panics if that
+        // can't be written either: the log is on the disk that is full.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .fmt_fields(fields())
         .init();

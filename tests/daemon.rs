@@ -254,3 +254,21 @@ fn a_keeper_that_learns_of_a_clean_exit_late_starts_no_daemon() {
     let log = inlay.daemon_log();
     assert!(!log.contains("started another"), "{log}");
 }
+
+#[test]
+fn a_log_that_can_not_be_written_stops_nothing() {
+    let inlay = local();
+    let _dir = base(&inlay);
+    let mut daemon = inlay.command();
+    daemon.args(["--log", "debug", "daemon", "--state"]).arg(inlay.state());
+    // As on a full disk.
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut daemon = Running(daemon.stdout(Stdio::null()).stderr(full).spawn().unwrap());
+    inlay.wait_for_daemon().unwrap();
+    let mount = inlay.mount("base", &[]).unwrap();
+    assert_eq!(inlay.daemon_pids().unwrap().0.as_raw_nonzero().get().unsigned_abs(), daemon.0.id());
+    mount.unmount().unwrap();
+    inlay.succeed(["daemon", "stop"]).unwrap();
+    assert!(daemon.0.wait().unwrap().success());
+    inlay.wait_until_quiet().unwrap();
+}

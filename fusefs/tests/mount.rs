@@ -103,7 +103,9 @@ fn a_snapshot_without_attributes_and_large_files_is_used_without_a_request() {
     attributes();
     let before = counts(&mount);
     // Unsupported operations are answered once; attributes are requested each time.
-    assert_eq!((before.open, before.opendir, before.getxattr, before.flush), (1, 1, 1, 1));
+    assert_eq!((before.open, before.opendir, before.getxattr), (1, 1, 1));
+    // Another test may fork while the file is open: then two processes close it at the same time.
+    assert!(before.flush >= 1);
     assert_eq!(use_it(&mount.dir), first);
     attributes();
     let new = fs::read(mount.dir.join("sizes/third")).unwrap();
