@@ -114,8 +114,8 @@ fn an_overlay_in_use_is_polled_less_and_less_often() {
     let (host, sandbox) = (Host::new(), Sandbox::new());
     host.mount(&sandbox, "/a", SCRATCH).unwrap();
     let used = fs::File::open(sandbox.inside("/a/file")).unwrap();
-    host.umount(&sandbox, "/a", Umount::Lazily).unwrap();
     let (ms, began) = (Duration::from_millis, Instant::now());
+    host.umount(&sandbox, "/a", Umount::Lazily).unwrap();
     // Each pause is twice as long as the one before, so all before it took nearly as long.
     for longest in [20, 40, 80] {
         while host.mounts.sweep().unwrap() <= ms(longest) {
