@@ -3,8 +3,8 @@
 
 /// Returns the allocator's free pages to the kernel. Blocks for milliseconds with a large heap.
 ///
-/// glibc returns by itself only what is free at the end of an arena. After a capture of millions of
-/// files, a few small allocations would keep hundreds of megabytes. A no-op with other C libraries.
+/// glibc itself trims only the top of an arena, so after a capture of millions of files a few small
+/// allocations would pin hundreds of megabytes. A no-op with other C libraries.
 pub fn trim() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes the locks of the allocator and has no other preconditions.

@@ -23,7 +23,7 @@ pub const REGION: &str = "us-east-1";
 /// A running server. Dropping it ends the process and removes its files.
 #[derive(Debug)]
 pub struct Weed {
-    // Dropped before what it has made.
+    // Dropped before its sockets and its directory.
     server: Server,
     _sockets: Sockets,
     s3: SocketAddr,
@@ -117,7 +117,7 @@ impl Weed {
     }
 }
 
-/// The unix sockets that a server makes beside its ports, in a directory that can't be chosen.
+/// The unix sockets of a server, one per port. Their directory is not configurable.
 /// Dropping it removes them.
 #[derive(Debug)]
 struct Sockets([u16; 8]);
