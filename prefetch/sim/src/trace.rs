@@ -96,10 +96,10 @@ impl Trace {
     }
 
     fn checked(self) -> Result<Self, TraceError> {
-        let count = u32::try_from(self.groups.len()).unwrap();
+        let is_known = |group: u32| usize::try_from(group).is_ok_and(|at| at < self.groups.len());
         let touched = self.touches.iter().map(|(_, group)| *group);
         let filed = self.files.iter().map(|file| file.end.saturating_sub(1));
-        match touched.chain(filed).find(|group| *group >= count) {
+        match touched.chain(filed).find(|group| !is_known(*group)) {
             Some(group) => Err(TraceError::Group(group)),
             None => Ok(self),
         }
@@ -151,6 +151,7 @@ impl Trace {
 
     /// Formats as the compact format.
     pub fn to_text(&self) -> String {
+        // Writing to a `String` never fails.
         let mut text = format!("{HEADER}\n");
         let mut at = None;
         let mut in_line = 0;
