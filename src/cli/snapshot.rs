@@ -223,7 +223,7 @@ pub(super) fn report(out: &mut dyn Write, taken: &SnapshotTaken) -> io::Result<(
     }
     writeln!(
         out,
-        "{} files, {}; {} read, {} stored; stood still for {:.1} ms of {:.2} s",
+        "{} files, {} in total; {} read, {} stored; frozen for {:.1} ms of {:.2} s",
         record.counts.files,
         output::bytes(record.content_bytes),
         output::bytes(taken.read_bytes),

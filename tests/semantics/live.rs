@@ -408,7 +408,7 @@ fn one_process_that_waits_for_a_store_does_not_hold_up_the_others() {
     let ran = host.run(&["snapshot", "a:/p"]);
     assert!(!ran.status.success(), "{ran:?}");
     assert!(ran.stderr.contains("could not be frozen") && ran.stderr.contains("(cat)"), "{ran:?}");
-    // It stood still for a part of the time only, and goes on.
+    // It was frozen for a part of the time only, and goes on.
     assert!(lines() > before + 20, "{before} lines before, {} after", lines());
     remote.proxy.heal();
     host.sh("a", "cat /big/one > /dev/null");
