@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::{UnmountFlags, unmount};
 
-use super::namespace::Namespace;
 use super::target_tests::{Host, Sandbox, names};
 use super::*;
 
@@ -15,12 +14,11 @@ const SCRATCH: WantedView = WantedView::Writable(UpperPlace::Scratch);
 
 impl Sandbox {
     /// Unmounts `path` from inside, unknown to inlay, even if it is in use.
-    fn unmount_inside(&self, path: &str) {
-        let Caller::Process(process) = self.caller() else { unreachable!() };
+    pub(super) fn unmount_inside(&self, path: &str) {
         let detach = || {
             unmount(path, UnmountFlags::DETACH).map_err(MountError::io("unmount", path.as_ref()))
         };
-        Namespace::of(&process).unwrap().apart(detach).unwrap();
+        self.namespace().apart(detach).unwrap();
     }
 }
 

@@ -119,6 +119,7 @@ fn an_overlay_in_use_is_polled_less_and_less_often() {
     // Each pause is twice as long as the one before, so all before it took nearly as long.
     for longest in [20, 40, 80] {
         while host.mounts.sweep().unwrap() <= ms(longest) {
+            assert!(host.mounts.sweep().unwrap() <= ms(2 * longest), "polled before it was due");
             let pause = host.mounts.sweep().unwrap();
             assert!(pause <= ms(20) + began.elapsed(), "{pause:?}");
             assert!(began.elapsed() < Duration::from_mins(1), "polled every {pause:?}");
@@ -228,12 +229,154 @@ fn a_new_session_removes_the_mounts_of_the_last_one() {
     assert!(sandbox.inside("/host/made/file").exists(), "it is forgotten, not unmounted");
 
     let record = create("/third", None);
+    let owned = create("/fourth/made", Some("sb-1"));
     let Host { mounts, dir } = host;
     drop(mounts);
     let mounts = Mounts::open(&state, "next", LastServed::ThisBoot, |_| None).unwrap();
-    assert!(mounts.is_empty() && !record.seen.is_mounted().unwrap());
-    assert_eq!(names(&sandbox.beneath("/")), ["host", "old", "sandbox"]);
+    assert!(mounts.is_empty());
+    assert!(!record.seen.is_mounted().unwrap() && !owned.seen.is_mounted().unwrap());
+    assert_eq!(names(&sandbox.beneath("/")), ["fourth", "host", "old", "sandbox"]);
+    assert_eq!(names(&sandbox.beneath("/fourth")), ["made"], "the sandbox ends with them");
     assert_eq!(names(&state.join("upper")), ["kept"]);
     assert_eq!(names(&state.join("mounts")), [""; 0]);
     drop(dir);
+}
+
+/// Counts the queries of the kernel that `act` makes.
+fn queries_of(act: impl FnOnce()) -> usize {
+    let queries = Rc::new(Cell::new(0));
+    let count = Rc::clone(&queries);
+    BEFORE_QUERY.set(Some(Box::new(move || count.set(count.get() + 1))));
+    act();
+    BEFORE_QUERY.set(None);
+    queries.get()
+}
+
+#[test]
+fn ending_one_mount_queries_no_other() {
+    let (host, sandbox) = (Host::new(), Sandbox::new());
+    let first = host.mount(&sandbox, "/first", WantedView::ReadOnly).unwrap();
+    let alone = queries_of(|| host.mounts.undo(&first).unwrap());
+    let paths = ["/a", "/b", "/c", "/d"];
+    let records = paths.map(|path| host.mount(&sandbox, path, WantedView::ReadOnly).unwrap());
+    let [one, ..] = &records;
+    assert_eq!(queries_of(|| host.mounts.undo(one).unwrap()), alone);
+    host.mounts.end_owned_by("sb-1").unwrap();
+}
+
+#[test]
+fn a_mount_that_moved_ends_at_its_new_path() {
+    let (host, sandbox) = (Host::new(), Sandbox::new());
+    let [undone, unmounted] = ["/undone/m", "/unmounted/m"].map(|path| {
+        let record = host.mount(&sandbox, path, SCRATCH).unwrap();
+        let dir = Path::new(path).parent().unwrap().to_str().unwrap();
+        fs::rename(sandbox.inside(dir), sandbox.inside(&format!("{dir}-2"))).unwrap();
+        record
+    });
+    host.mounts.undo(&undone).unwrap();
+    let ended = host.mounts.unmount_recorded(&unmounted, Umount::IfFree, Changes::Stay).unwrap();
+    assert_eq!(ended.record.mountpoint.to_path(), Path::new("/unmounted-2/m"));
+    assert_eq!(names(&sandbox.beneath("/")), ["old", "undone-2", "unmounted-2"]);
+    for dir in ["/undone-2", "/unmounted-2"] {
+        assert_eq!(names(&sandbox.beneath(dir)), [""; 0], "{dir}");
+    }
+}
+
+#[test]
+fn directories_of_a_mount_that_ended_by_itself_are_removed() {
+    let (host, sandbox) = (Host::new(), Sandbox::new());
+    host.mount(&sandbox, "/x/y", SCRATCH).unwrap();
+    sandbox.unmount_inside("/x/y");
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while !host.mounts.is_empty() && Instant::now() < deadline {
+        host.mounts.sweep();
+    }
+    assert_eq!(names(&sandbox.beneath("/")), ["old"]);
+}
+
+#[test]
+fn all_mounts_end_at_once() {
+    let (host, sandbox) = (Host::new(), Sandbox::new());
+    let records = ["/a", "/b"].map(|path| host.mount(&sandbox, path, SCRATCH).unwrap());
+    host.mounts.unmount_all();
+    assert!(host.mounts.list().is_empty());
+    assert!(records.iter().all(|record| !record.seen.is_mounted().unwrap()));
+}
+
+#[test]
+fn a_restart_undoes_unconfirmed_mounts_and_locks_the_changes_of_others() {
+    let (mut host, sandbox) = (Host::new(), Sandbox::new());
+    let unconfirmed = host.unconfirmed(&sandbox, "/a");
+    let kept = host.mount(&sandbox, "/b", host.kept("one")).unwrap();
+    host.reopen();
+    assert!(!unconfirmed.seen.is_mounted().unwrap() && kept.seen.is_mounted().unwrap());
+    let locked = |live: &table::Live| live.upper.is_some();
+    assert!(host.mounts.table.lock().live.iter().all(locked));
+    assert_eq!(host.mounts.list(), [kept]);
+    host.mounts.end_owned_by("sb-1").unwrap();
+}
+
+#[test]
+fn a_place_being_cleaned_up_can_not_be_claimed_until_it_is_done() {
+    let (host, sandbox) = (Host::new(), Sandbox::new());
+    let claim = |path: &str| {
+        host.mounts.claim(&sandbox.caller(), path.as_ref(), MakePath::OwnedBy(Owner::ROOT))
+    };
+    let is_being_mounted = |claim: Result<Claim, MountError>| {
+        let refused = claim.map(drop).unwrap_err();
+        assert!(matches!(refused, MountError::BeingMounted(_)), "{refused}");
+    };
+    let namespace = claim("/a").unwrap().target().namespace();
+    host.mounts.table.lock().finishing.insert(1, (namespace, "/a".into()));
+    is_being_mounted(claim("/a"));
+    let mut settled = std::pin::pin!(host.mounts.settled().notified());
+    settled.as_mut().enable();
+    let other = claim("/b").unwrap();
+    is_being_mounted(claim("/b"));
+    assert!(!settled.as_mut().enable());
+    drop(other);
+    assert!(settled.enable(), "a released claim wakes the waiters");
+    host.mounts.table.lock().finishing.clear();
+    claim("/a").unwrap();
+}
+
+#[test]
+fn a_mount_on_the_root_of_a_foreign_mount_is_not_taken_for_ours() {
+    let (host, sandbox) = (Host::new(), Sandbox::new());
+    fs::create_dir(sandbox.beneath("/foreign")).unwrap();
+    host.mount(&sandbox, "/a", WantedView::ReadOnly).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    let tmpfs = || {
+        rustix::mount::mount("none", "/foreign", "tmpfs", flags, None)
+            .map_err(MountError::io("mount on", "/foreign".as_ref()))
+    };
+    sandbox.namespace().apart(tmpfs).unwrap();
+    host.mount(&sandbox, "/foreign", WantedView::ReadOnly).unwrap();
+    assert_eq!(names(&sandbox.inside("/foreign")), ["file"]);
+    host.mounts.end_owned_by("sb-1").unwrap();
+}
+
+#[test]
+fn mounts_of_this_namespace_are_watched_rather_than_polled() {
+    let (host, own) = (Host::new(), tempfile::tempdir().unwrap());
+    let caller = Caller::Process(Process::hold(std::process::id()).unwrap().unwrap());
+    let claim = host.mounts.claim(&caller, own.path(), MakePath::Never).unwrap();
+    assert_eq!(claim.target().root_mount(), target::mount_number(root()).unwrap());
+    let record = host.mounts.create(claim, host.wanted(WantedView::ReadOnly)).unwrap();
+    let polled = host.mounts.sweep();
+    let recorded = serde_json::to_value(&record.seen).unwrap();
+    host.mounts.undo(&record).unwrap();
+    assert_eq!(polled, None);
+    assert_eq!(recorded.get("member"), None);
+
+    let sandbox = Sandbox::new();
+    let record = host.mount(&sandbox, "/a", WantedView::ReadOnly).unwrap();
+    assert!(host.mounts.sweep().is_some() && record.seen.process_inside().is_some());
+    let recorded = serde_json::to_value(&record.seen).unwrap();
+    host.mounts.undo(&record).unwrap();
+    assert!(recorded.get("member").is_some(), "finds the namespace without a scan of /proc");
+}
+
+fn root() -> fs::File {
+    fs::File::open("/").unwrap()
 }

@@ -300,3 +300,27 @@ pub(super) fn mount_number_at(path: &Path) -> Result<u64, Errno> {
     let flags = QUIET | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     statx(CWD, path, flags, MOUNT_NUMBER).map(|stat| stat.stx_mnt_id)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_mount_number_is_that_of_the_symlink_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        symlink("/proc", &link).unwrap();
+        let of = |path: &Path| mount_number_at(path).unwrap();
+        assert_eq!(of(&link), of(dir.path()));
+        assert_ne!(of(&link), of("/proc".as_ref()));
+    }
+
+    #[test]
+    fn an_ordinary_directory_is_not_an_automount() {
+        let open = |path| OwnedFd::from(std::fs::File::open(path).unwrap());
+        assert!(!is_automount(&open("/")) && !is_automount(&open("/proc")));
+    }
+}

@@ -43,7 +43,7 @@ impl Sandbox {
         shell.args(["--mount", "--propagation", "private", "sh", "-c", ENTER, "sh"]);
         let sandbox = Self::start(shell.arg(root.path()), root);
         // From here on it has nothing but its root.
-        let namespace = Namespace::of(&sandbox.process()).unwrap();
+        let namespace = sandbox.namespace();
         let away = || {
             rustix::mount::unmount("/old", rustix::mount::UnmountFlags::DETACH)
                 .map_err(MountError::io("unmount", "/old".as_ref()))
@@ -64,6 +64,10 @@ impl Sandbox {
 
     fn process(&self) -> Process {
         Process::hold(self.shell.id()).unwrap().unwrap()
+    }
+
+    pub(super) fn namespace(&self) -> Namespace {
+        Namespace::of(&self.process()).unwrap()
     }
 
     pub(super) fn caller(&self) -> Caller {
