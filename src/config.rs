@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn files_give_what_variables_do_not() {
+    fn the_file_supplies_options_without_a_variable() {
         let options = gathered(&[("HOME", "/home/a"), ("PATH", "/bin")]);
         assert_eq!(options["AWS_ACCESS_KEY_ID"], "file-key");
         assert_eq!(options["AWS_SECRET_ACCESS_KEY"], "file-secret");

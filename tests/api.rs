@@ -108,7 +108,7 @@ impl Daemon {
 }
 
 #[test]
-fn the_daemon_answers_what_it_says_that_it_does() {
+fn the_daemon_answers_as_its_openapi_document_says() {
     let daemon = Daemon::with_base();
     let ask = |method: &str, path: &str| {
         send(daemon.inlay.state(), method, path, &[], &Value::Null).unwrap().answer().unwrap()

@@ -140,7 +140,7 @@ fn cat_ls_and_stat_show_the_imported_files() {
 }
 
 #[test]
-fn failures_say_what_and_where_in_one_line() {
+fn failures_name_the_action_and_the_object_in_one_line() {
     let (inlay, _source) = with_base();
     let scratch = scratch().unwrap();
     let path = |name: &str| scratch.path().join(name).display().to_string();

@@ -382,7 +382,7 @@ fn a_mount_is_made_where_its_caller_is() {
 }
 
 #[test]
-fn a_mount_whose_caller_gave_up_does_not_stay() {
+fn a_mount_of_a_gone_caller_does_not_stay() {
     use inlay_mounts::{MountFlags, WantedView};
     use inlay_testkit::faults::{Fault, Rule};
     use inlay_testkit::proxy::Proxy;

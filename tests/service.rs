@@ -61,7 +61,7 @@ fn unit_words() -> Vec<&'static str> {
 }
 
 #[test]
-fn the_unit_starts_a_daemon_whose_descriptors_are_kept() {
+fn the_unit_keeps_the_daemons_descriptors() {
     let words = unit_words();
     assert_eq!(words[0], "daemon");
     Cli::try_parse_from([&["inlay"], &words[..]].concat()).unwrap();

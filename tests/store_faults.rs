@@ -141,7 +141,7 @@ fn a_process_that_waits_for_a_stalled_store_can_be_killed() {
 }
 
 #[test]
-fn an_import_survives_what_passes() {
+fn an_import_survives_transient_errors() {
     let setup = Setup::new();
     let host = setup.host();
     for fault in [Fault::Status(500), Fault::Status(503)] {

@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_user_who_counts_for_files_is_the_fourth() {
+    fn the_fourth_uid_is_that_of_file_access() {
         let status = "Name:\tUid: 1\nUmask:\t0022\nUid:\t1\t2\t3\t4\nGid:\t0\t0\t0\t0\n";
         assert_eq!(file_system_user(status), Some(4));
         assert_eq!(file_system_user("Uid:\t1\n"), None);

@@ -192,7 +192,7 @@ fn setuid_and_devices_work() {
 }
 
 #[test]
-fn nothing_can_be_written() {
+fn writes_fail() {
     let place = Place::new();
     fs::write(place.tree().join("file"), "x").unwrap();
     let snapshot = Snapshot::of(&place.tree());

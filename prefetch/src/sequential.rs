@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_asked_past_the_end() {
+    fn no_request_goes_past_the_end() {
         let mut reads = SequentialReads::new(limits());
         assert_eq!(reads.read(FILE, 0, 4096, 10_000), None);
         assert_eq!(reads.read(FILE, 4096, 4096, 10_000), Some(8192..10_000));

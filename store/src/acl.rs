@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_of_one_number_permit_what_any_did() {
+    fn entries_of_one_id_are_merged() {
         let before = list(&[(2, 4, 0), (2, 1, 7), (2, 2, 1000), (8, 4, 0), (8, 1, 1000)]);
         let after = list(&[(2, 6, 1000), (2, 1, 7), (8, 5, 1000)]);
         let other = |of| if of == 0 { 1000 } else { of };

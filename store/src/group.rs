@@ -123,7 +123,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_comes_gives_bytes_or_an_error(
+        fn arbitrary_input_gives_bytes_or_an_error(
             stored in proptest::collection::vec(any::<u8>(), 0..300),
             raw_len in 0usize..10_000,
         ) {

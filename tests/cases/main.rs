@@ -128,6 +128,6 @@ fn sandboxes_behave_as_their_users_expect() {
 
 #[test]
 #[ignore = "needs a root file system with PostgreSQL: scripts/cases"]
-fn databases_survive_what_their_users_do() {
+fn databases_survive_snapshots_under_load() {
     all_pass("long", Fixture::Postgres);
 }

@@ -212,7 +212,7 @@ fn a_daemon_killed_in_a_mount_is_followed_by_one_that_finishes_it() {
 
 #[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to fail at")]
 #[test]
-fn a_mount_whose_client_gave_up_is_undone_unless_confirmed() {
+fn an_unconfirmed_mount_of_a_gone_client_is_undone() {
     steps_of(Scene::Mount).for_each(mount_is_given_up);
 }
 

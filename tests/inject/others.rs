@@ -39,7 +39,7 @@ fn kill_caller((boxes, dir): &(Boxes, tempfile::TempDir), words: &[&str]) {
 
 #[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to wait at")]
 #[test]
-fn a_sandbox_whose_caller_is_gone_is_cleared_away() {
+fn a_sandbox_of_a_gone_caller_is_removed() {
     for step in [Step::SandboxPrepared, Step::SandboxRootMounted, Step::SandboxContainerMade] {
         let host = slow(step);
         let boxes = &host.0;
@@ -57,7 +57,7 @@ fn a_sandbox_whose_caller_is_gone_is_cleared_away() {
 
 #[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to wait at")]
 #[test]
-fn a_live_mount_whose_caller_is_gone_is_undone() {
+fn a_live_mount_of_a_gone_caller_is_undone() {
     for step in [Step::MountClaimed, Step::LiveMountNoted, Step::MountAttached] {
         let host = slow(step);
         let boxes = &host.0;
@@ -77,7 +77,7 @@ fn a_live_mount_whose_caller_is_gone_is_undone() {
 
 #[cfg_attr(not(debug_assertions), ignore = "release builds have no steps to wait at")]
 #[test]
-fn a_sandbox_goes_on_when_who_wanted_its_snapshot_is_gone() {
+fn a_sandbox_goes_on_when_the_snapshots_caller_is_gone() {
     let host = slow(Step::SandboxFrozen);
     let boxes = &host.0;
     boxes.create("a", &[]);

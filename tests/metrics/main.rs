@@ -30,7 +30,7 @@ const STILL: [(&str, &str); 3] = [
 ];
 
 #[test]
-fn every_metric_moves_when_what_it_counts_happens() {
+fn every_metric_moves_with_its_event() {
     let weed = Weed::start().unwrap();
     let proxy = Proxy::start(weed.address()).unwrap();
     let mut moved = BTreeSet::new();

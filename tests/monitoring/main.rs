@@ -80,7 +80,7 @@ fn panels_are_told_apart_and_do_not_overlap() {
 }
 
 #[test]
-fn each_panel_says_what_it_shows_in_what_unit_and_asks_the_chosen_source() {
+fn each_panel_has_a_title_a_unit_and_the_chosen_source() {
     let dashboard = dashboard();
     let variables = dashboard["templating"]["list"].as_array().unwrap();
     assert!(variables.iter().any(|of| of["type"] == "datasource" && of["query"] == "prometheus"));
@@ -98,7 +98,7 @@ fn each_panel_says_what_it_shows_in_what_unit_and_asks_the_chosen_source() {
 }
 
 #[test]
-fn queries_use_metrics_as_what_they_are() {
+fn queries_match_the_types_of_their_metrics() {
     let all = expressions(&dashboard());
     assert!(all.len() > 30);
     for query in &all {

@@ -59,7 +59,7 @@ fn concluded(report: Value) -> Report {
 }
 
 #[test]
-fn a_report_shows_each_sample_and_no_number_of_what_failed() {
+fn a_report_shows_each_sample_and_no_number_for_failures() {
     let report = concluded(report());
     let browser = Browser::start(1280, 1000);
     for scheme in ["light", "dark"] {

@@ -106,7 +106,7 @@ fn wheel_drag_and_keys_change_the_range() {
 }
 
 #[test]
-fn search_counts_what_there_is_and_goes_to_it() {
+fn search_counts_matches_and_jumps_to_them() {
     let trace = start::python();
     let browser = Browser::start(1280, 800);
     show(&browser, &trace, "light");
@@ -155,7 +155,7 @@ fn search_counts_what_there_is_and_goes_to_it() {
 }
 
 #[test]
-fn filters_hide_what_they_name() {
+fn filters_hide_their_category() {
     let trace = start::python();
     let browser = Browser::start(1280, 800);
     show(&browser, &trace, "light");
@@ -196,7 +196,7 @@ fn filters_hide_what_they_name() {
 }
 
 #[test]
-fn pointing_shows_figures_and_a_click_shows_what_belongs_together() {
+fn hover_shows_figures_and_a_click_shows_related_events() {
     let browser = Browser::start(1280, 800);
     show(&browser, &small(), "light");
     browser.point(place(&browser, "touch", 2));

@@ -45,7 +45,7 @@ fn record(remote: &Remote, image: &Snapshot) {
 }
 
 #[test]
-fn a_recorded_start_costs_what_it_did() {
+fn a_recorded_start_costs_no_more_than_before() {
     let remote = Remote::start();
     let image = remote.import("image", "image", FILES);
     record(&remote, &image);

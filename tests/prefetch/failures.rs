@@ -26,7 +26,7 @@ fn assert_quiet(host: &Inlay) {
 }
 
 #[test]
-fn loading_gives_up_quietly_what_the_store_fails_and_readers_go_on() {
+fn prefetch_gives_up_on_store_errors_and_reads_go_on() {
     let remote = Remote::start();
     let broken = remote.import("broken", "directory", 100);
     let well = remote.import("well", "image", 40);
@@ -48,7 +48,7 @@ fn loading_gives_up_quietly_what_the_store_fails_and_readers_go_on() {
 }
 
 #[test]
-fn nothing_is_written_to_a_store_that_is_only_read() {
+fn a_store_that_is_only_read_is_not_written_to() {
     let remote = Remote::start();
     let image = remote.import("image", "image", 40);
     let proxy = Proxy::start(remote.weed.filer()).unwrap();

@@ -49,7 +49,7 @@ fn unsupported_hosts_are_refused_in_one_line() {
 
 /// Nothing is installed or built before.
 #[test]
-fn both_commands_check_first_what_readme_names() {
+fn both_commands_check_the_supported_systems_first() {
     let section = section("Two commands");
     for supported in ["Linux 5.15 and later", "Debian 12 (bookworm)", "Debian 13 (trixie)"] {
         assert!(section.contains(supported), "{supported} is not in README");

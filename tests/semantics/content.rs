@@ -377,7 +377,7 @@ fn only_regular_files_are_objects() {
 }
 
 #[test]
-fn a_changed_tree_costs_what_changed() {
+fn a_changed_tree_costs_only_its_changes() {
     let place = Place::new();
     for number in 0..10 {
         place.write(&format!("file-{number}"), content::random(&number.to_string(), 400_000));

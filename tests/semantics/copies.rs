@@ -22,7 +22,7 @@ fn set_time(path: &Path, secs: i64) {
 }
 
 #[test]
-fn copies_keep_what_the_originals_have() {
+fn copies_keep_contents_and_attributes() {
     let host = Host::new();
     host.create("a", &[]);
     let tree = host.0.path("tree");

@@ -45,7 +45,7 @@ fn doctor_names_the_fallbacks_for_missing_features() {
 }
 
 #[test]
-fn doctor_fails_only_without_what_everything_needs() {
+fn doctor_fails_only_without_a_required_feature() {
     let inlay = local();
     assert!(checks(&inlay).iter().any(|check| check["name"] == "fuse" && check["health"] == "ok"));
     // In a mount namespace of its own, without the device.

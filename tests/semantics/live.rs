@@ -318,7 +318,7 @@ fn uploading(host: &Boxes, remote: &Remote, target: &str) -> Beside {
 }
 
 #[test]
-fn nothing_waits_for_a_snapshot_that_is_on_its_way() {
+fn no_command_waits_for_a_snapshot_in_flight() {
     let remote = Remote::start();
     let host = Boxes::new(remote.host());
     host.create("a", &[]);

@@ -195,7 +195,7 @@ fn a_wrong_profile_only_costs_time() {
 }
 
 #[test]
-fn nothing_is_prefetched_for_unmounted_snapshots() {
+fn unmounted_snapshots_are_not_prefetched() {
     let remote = Remote::start();
     let image = remote.import("image", "image", 200);
     let other = remote.import("other", "directory", 2);

@@ -54,7 +54,7 @@ fn traced_start(host: &Inlay, file: &Path) -> Trace {
 }
 
 #[test]
-fn a_trace_tells_who_answered() {
+fn a_trace_names_the_source_of_each_read() {
     let remote = Remote::start();
     let image = remote.import("image", "image", 3);
     let host = remote.host();
@@ -136,7 +136,7 @@ fn a_page_needs_nothing_but_a_browser() {
     host.succeed([&words[..], &[page.to_str().unwrap()]].concat()).unwrap();
     self_contained(&fs::read_to_string(&page).unwrap());
     let report = scratch().unwrap();
-    bench_what_fails(report.path());
+    bench_a_failure(report.path());
     self_contained(&fs::read_to_string(report.path().join("report.html")).unwrap());
 }
 
@@ -151,7 +151,7 @@ fn self_contained(page: &str) {
 }
 
 /// Leaves the report of a start that fails in `dir`.
-fn bench_what_fails(dir: &Path) {
+fn bench_a_failure(dir: &Path) {
     let host = Inlay::new(env!("CARGO_BIN_EXE_inlay")).unwrap();
     fs::create_dir(dir.join("root")).unwrap();
     let scenario = dir.join("bad.toml");
@@ -167,9 +167,9 @@ fn bench_what_fails(dir: &Path) {
 }
 
 #[test]
-fn a_benchmark_has_no_number_for_what_failed() {
+fn a_benchmark_has_no_number_for_a_failure() {
     let dir = scratch().unwrap();
-    bench_what_fails(dir.path());
+    bench_a_failure(dir.path());
     let report = fs::read(dir.path().join("report.json")).unwrap();
     let report: Value = serde_json::from_slice(&report).unwrap();
     let failures = report["failures"].as_array().unwrap();

@@ -185,7 +185,7 @@ fn a_filesystem_snapshot_starts_sandboxes_and_a_directory_snapshot_does_not() {
 }
 
 #[test]
-fn a_snapshot_of_what_did_not_change_is_the_same() {
+fn a_snapshot_of_an_unchanged_directory_is_the_same() {
     let host = Host::new();
     host.create("a", &[]);
     host.sh(

@@ -111,7 +111,7 @@ fn events_that_find_no_room_are_counted() {
 }
 
 #[test]
-fn a_daemon_that_ends_says_so_to_who_records() {
+fn a_daemon_tells_its_recorders_that_it_ends() {
     let remote = Remote::start();
     remote.import("image", "image", 1);
     let host = remote.host();

@@ -42,7 +42,7 @@ impl Cold {
         self.host.run([&["trace", "run"], words].concat()).unwrap()
     }
 
-    fn nothing_stays(&self) {
+    fn no_file_or_mount_is_left(&self) {
         let ran = self.host.succeed(["sandbox", "ls", "--json"]).unwrap();
         let listed: Value = serde_json::from_slice(&ran.stdout).unwrap();
         assert_eq!(listed.as_array().unwrap().len(), 0);
@@ -101,7 +101,7 @@ fn the_critical_path_is_the_start() {
     assert!(page.contains("inlay-trace") && page.contains("/bin/busybox"));
     let text = ran.text();
     assert!(text.contains("CRITICAL PATH") && text.contains("/bin/busybox"), "{text}");
-    cold.nothing_stays();
+    cold.no_file_or_mount_is_left();
     shown(&cold.host, &json);
 }
 
@@ -139,7 +139,7 @@ fn a_port_that_answers_and_an_end_count_as_ready() {
     let ran = cold.run(&["--ready-port", "9", "--timeout", "2s", "base", "sleep", "60"]);
     assert_eq!(ran.status.code(), Some(1), "{ran:?}");
     assert!(ran.stderr.contains("not ready (port 9) after 2s"), "{ran:?}");
-    cold.nothing_stays();
+    cold.no_file_or_mount_is_left();
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn a_failed_start_is_reported_and_its_recording_is_kept() {
     );
     failed(&["base", "/no/such/program"], "/no/such/program");
     failed(&["nothing"], "no snapshot 'nothing'");
-    cold.nothing_stays();
+    cold.no_file_or_mount_is_left();
     // The store is down.
     let Cold { remote, host, _boxes } = cold;
     host.wait_until_quiet().unwrap();

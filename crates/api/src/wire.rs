@@ -551,7 +551,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_is_what_happened_and_what_to_do() {
+    fn a_message_has_an_event_and_advice() {
         let answer = ErrorAnswer::new(ErrorKind::Conflict, "/mnt is in use; unmount lazily");
         assert_eq!(answer.error, "/mnt is in use");
         assert_eq!(answer.hint.as_deref(), Some("unmount lazily"));

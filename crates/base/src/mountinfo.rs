@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_whose_directory_was_moved_below_an_older_one_is_hidden() {
+    fn a_mount_moved_below_an_older_one_is_hidden() {
         // 6 was mounted after 5, in a directory that was then renamed into one that 5 hides.
         let table = b"4 1 0:5 / / rw - overlay inlay rw\n\
             5 4 0:6 / /b rw - overlay inlay rw\n\

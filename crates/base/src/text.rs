@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_acts_on_a_terminal_or_breaks_a_line() {
+    fn escapes_and_line_breaks_are_neutralized() {
         for (text, shown) in [
             ("", ""),
             ("grün 漢字 👩‍👩", "grün 漢字 👩‍👩"),

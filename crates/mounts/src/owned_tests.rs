@@ -91,7 +91,7 @@ fn directories_that_hold_another_mount_are_handed_to_it() {
 }
 
 #[test]
-fn a_mount_removes_what_an_ended_one_left_at_its_place_and_nothing_else() {
+fn a_mount_removes_only_leftovers_at_its_own_place() {
     let (host, sandbox, other) = (Host::new(), Sandbox::new(), Sandbox::new());
     let mut used = Vec::new();
     for one in [&sandbox, &other] {

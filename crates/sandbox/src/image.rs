@@ -351,7 +351,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_an_image_brings_is_read_or_refused(json in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_image_configs_are_read_or_refused(json in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = ImageConfig::parse(&json);
         }
     }

@@ -403,7 +403,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_comes_is_a_frame_or_an_error(wire in prop::collection::vec(any::<u8>(), 0..64)) {
+        fn arbitrary_bytes_decode_to_a_frame_or_an_error(wire in prop::collection::vec(any::<u8>(), 0..64)) {
             let mut from = wire.as_slice();
             while let Ok(Some(frame)) = Frame::read_from(&mut from) {
                 prop_assert!(frame.bytes.len() <= FRAME_LEN_MAX);

@@ -353,7 +353,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_error_is_what_the_runtime_complains_of() {
+    fn the_last_error_line_is_the_runtimes_complaint() {
         let log = NamedTempFile::new().unwrap();
         let text = "{\"level\":\"warning\",\"msg\":\"odd\",\"time\":\"\"}\nnot json\n\
             {\"level\":\"error\",\"msg\":\"first\",\"time\":\"\"}\n\

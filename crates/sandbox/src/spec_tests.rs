@@ -102,7 +102,7 @@ fn a_sandbox_is_confined_as_docker_confines_it() {
 }
 
 #[test]
-fn options_change_what_they_say() {
+fn each_option_changes_its_own_part_of_the_spec() {
     let options = SandboxOptions {
         terminal: Terminal::Pty,
         network: Network::Host,

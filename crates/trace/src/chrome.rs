@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_what_the_format_demands() {
+    fn the_output_follows_the_trace_event_format() {
         let mut trace = small();
         check(&chrome(&trace));
         let rows = [(0, 10), (5, 10), (6, 1), (12, 0), (15, 5)];

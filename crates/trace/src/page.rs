@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_a_trace_holds_stays_data() {
+    fn trace_contents_are_never_interpreted_as_markup() {
         let hostile = r#"{"title":"</script><script>alert(1)</script><!--<script>@@style@@"}"#;
         let page = page(hostile);
         let (_, rest) = page.split_once("<script type=\"application/json\" id=\"trace\">").unwrap();
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_left_to_fill_in() {
+    fn every_placeholder_is_filled_in() {
         for (place, name) in PAGE.split("@@").enumerate() {
             assert!(place % 2 == 0 || !filled(name, "script", "trace").is_empty(), "{name}");
         }

@@ -430,7 +430,7 @@ fn reads_longer_than_agreed_on_are_refused_and_not_cut() {
 }
 
 #[test]
-fn an_error_in_the_middle_of_a_listing_comes_after_what_precedes_it() {
+fn an_error_within_a_listing_follows_the_entries_before_it() {
     let entries =
         (0..4u8).map(|n| (vec![b'a' + n], (Meta::default(), Node::Special(NodeKind::Fifo))));
     let fs = SnapshotFs::new(build(&entries.collect()), Arc::new(Refuses));

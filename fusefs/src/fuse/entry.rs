@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_takes_what_it_has_room_for() {
+    fn a_listing_fills_its_buffer_and_no_more() {
         let attr = super::super::root::ATTR;
         let introduced = Introduced { node: INodeNo(5), attr: &attr };
         let asked = std::cell::Cell::new(0);
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn the_room_is_found_in_what_fuser_shows() {
+    fn the_buffer_size_is_read_from_fusers_debug_output() {
         let number_in = |text: &str| {
             let mut seen = NumberAfter { marker: b"max_size: ", matched: 0, digits: String::new() };
             let _ = seen.write_str(text);

@@ -99,7 +99,7 @@ fn everything_is_shown_where_there_is_room() {
 }
 
 #[test]
-fn narrow_and_low_terminals_show_what_fits() {
+fn small_terminals_show_as_much_as_fits() {
     for (width, height) in [(1, 1), (5, 40), (20, 8), (34, 12), (200, 3), (400, 100)] {
         drawn(&full(), &ViewState { help: true, ..ViewState::default() }, width, height);
         let lines = drawn(&full(), &ViewState::default(), width, height);
@@ -112,7 +112,7 @@ fn narrow_and_low_terminals_show_what_fits() {
 }
 
 #[test]
-fn nothing_is_shown_as_nothing() {
+fn missing_values_are_shown_as_missing() {
     let lines = text(&View::default(), 80);
     assert_eq!(lines.iter().filter(|line| *line == "none").count(), 2, "{lines:?}");
     assert!(lines.iter().any(|line| line.contains("nothing was read")));
@@ -147,7 +147,7 @@ fn a_daemon_that_is_gone_is_said_so() {
 }
 
 #[test]
-fn keys_do_what_the_help_says() {
+fn keys_match_the_help() {
     let view = full();
     let mut state = ViewState::default();
     let press =

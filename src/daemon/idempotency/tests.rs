@@ -252,7 +252,7 @@ fn effects_that_end_with_the_boot_are_told_apart() {
 }
 
 #[tokio::test]
-async fn a_request_whose_answer_is_too_long_is_not_carried_out_again() {
+async fn a_request_with_too_long_an_answer_does_not_run_again() {
     let of = Fixture::new();
     for _ in 0..2 {
         let (status, text, _) = of.ask("k", "/long", "").await;

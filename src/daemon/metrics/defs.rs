@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_lists_what_there_is() {
+    fn the_page_lists_each_metric_once() {
         let page = include_str!("../../../docs/METRICS.md");
         let listed: Vec<&str> = page.lines().filter(|line| line.starts_with("| `inlay_")).collect();
         let there: Vec<String> = METRICS.iter().map(row).collect();

@@ -151,7 +151,7 @@ fn a_directory_that_can_not_be_read_is_not_empty() {
 }
 
 #[test]
-fn a_name_is_moved_from_what_it_stood_for() {
+fn a_name_is_moved_only_from_its_expected_target() {
     let mut of = Fixture::new();
     let one = of.push("b", claim("n", stands_for("a")), 100);
     assert!(of.permits(one, Some(&record("a", 5_000))));

@@ -226,7 +226,7 @@ fn sealing_makes_no_request_and_shipping_stores_everything() {
 }
 
 #[test]
-fn nothing_is_removed_while_a_snapshot_is_written() {
+fn a_snapshot_being_written_blocks_removal() {
     let world = World::new();
     world.seal("one", None);
     let (sealing, two) = world.write("two", &[]);

@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn tools_find_what_they_need() {
+    fn tools_find_operation_ids_and_schemas() {
         let document: serde_json::Value =
             serde_json::from_str(&document().to_pretty_json().unwrap()).unwrap();
         let mut ids = std::collections::BTreeSet::new();

@@ -192,7 +192,7 @@ fn a_part_that_found_no_room_at_first_is_counted_in_full() {
 }
 
 #[test]
-fn a_recount_keeps_what_another_process_has_reserved_and_not_yet_written() {
+fn a_recount_keeps_the_reservations_of_other_processes() {
     let dir = tempfile::tempdir().unwrap();
     let disk = Arc::new(GatedDisk::default());
     let writer = Cache::on_disk(dir.path(), CacheOptions::default(), disk.clone()).unwrap();

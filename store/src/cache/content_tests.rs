@@ -413,7 +413,7 @@ proptest! {
     /// Under any sequence of steps, reads are correct and the count matches the disk. Files 0 and 1
     /// have the same contents in different groups.
     #[test]
-    fn whatever_happens_no_byte_is_wrong(steps in steps()) {
+    fn no_byte_is_wrong_under_faults(steps in steps()) {
         let dir = tempfile::tempdir().unwrap();
         let files = [File::new(1, 100_000, 20_000), File::new(1, 100_000, 17_000), File::new(2, 60_001, 20_000)];
         let mut cache = open(dir.path());

@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_can_be_is_a_placement() {
+    fn only_valid_combinations_are_a_placement() {
         let content = ContentId { digest: Digest::of(b""), size: 1000 };
         let piece = |file_offset, group_offset, len| Piece { file_offset, group_offset, len };
         assert!(Placement::new(content, &[]).is_none());

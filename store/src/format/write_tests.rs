@@ -245,7 +245,7 @@ fn a_wrong_number_of_links_is_found() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
-    fn an_index_says_what_the_tree_held(ops in prop::collection::vec(op(), 0..60)) {
+    fn an_index_describes_its_tree(ops in prop::collection::vec(op(), 0..60)) {
         let (tree, model) = build(&ops);
         let index = written(&tree);
         compare(&index, &model);

@@ -216,7 +216,7 @@ async fn a_name_is_set_where_nothing_is_conditional() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_name_whose_record_is_damaged_can_be_set_again() {
+async fn a_name_with_a_damaged_record_can_be_set_again() {
     let (_, remote) = faulty().await;
     let key = ObjectKey::Name("base".parse().unwrap());
     for damage in [Bytes::from_static(b"{"), Bytes::from(vec![b'x'; 70_000])] {

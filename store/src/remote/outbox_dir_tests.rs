@@ -160,7 +160,7 @@ async fn the_last_seen_value_of_a_name_is_recorded() {
 }
 
 #[tokio::test]
-async fn nothing_is_noted_of_a_store_that_nothing_is_sealed_for() {
+async fn a_store_without_sealed_snapshots_has_no_note() {
     let dir = TempDir::new().unwrap();
     let outbox_dir = OutboxDir::new(dir.path().join("outbox/objects"));
     outbox_dir.note(&name(), Some(id("a")));

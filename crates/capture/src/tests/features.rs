@@ -138,7 +138,7 @@ fn only_attributes_of_a_metacopy_are_its_own() {
 }
 
 #[test]
-fn nothing_below_is_read_or_stored_again() {
+fn lower_layers_are_neither_read_nor_stored_again() {
     let (world, dir, lower) = lower_world();
     let upper = Upper::new();
     fs::create_dir(upper.path("g")).unwrap();
@@ -305,7 +305,7 @@ fn a_filesystem_keeps_its_images_configuration_and_is_its_child() {
 }
 
 #[test]
-fn a_name_is_given_also_to_what_did_not_change() {
+fn an_unchanged_directory_gets_its_name_too() {
     let (world, _dir, lower) = lower_world();
     let upper = Upper::new();
     let first = world.capture(&upper.subject(Some(lower.clone()))).unwrap();

@@ -297,7 +297,7 @@ thread_local! {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
     #[test]
-    fn a_capture_is_what_the_kernel_shows(
+    fn a_capture_equals_the_kernels_view(
         rounds in prop::collection::vec(prop::collection::vec(op(), 0..14), 1..4),
         sub in any::<u16>(),
     ) {

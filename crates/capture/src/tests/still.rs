@@ -233,7 +233,7 @@ fn interrupted_freezes_are_retried_a_limited_number_of_times() {
 }
 
 #[test]
-fn whatever_fails_the_subject_goes_on_and_nothing_is_visible() {
+fn any_failure_thaws_the_subject_and_publishes_no_snapshot() {
     let world = World::new();
     let dir = upper(&[("file", 5000)]);
     let lock = Mutex::new(());

@@ -48,7 +48,7 @@ fn gnu_tar_and_the_directory_give_the_same_tree() {
 }
 
 #[test]
-fn a_directory_has_what_the_snapshot_says() {
+fn an_exported_directory_equals_the_snapshot() {
     let scratch = scratch().unwrap();
     let root = scratch.path().join("new");
     let mut builder = every_kind();

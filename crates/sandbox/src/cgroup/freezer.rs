@@ -158,7 +158,7 @@ mod tests {
     use std::process::Command;
 
     #[test]
-    fn a_frozen_thread_is_not_what_keeps_others_from_freezing() {
+    fn a_frozen_thread_is_not_blamed_for_a_failed_freeze() {
         let waits = b"7 (a) b) D 1 7 7 0";
         for place in ["__refrigerator", "refrigerator"] {
             assert_eq!(stuck(7, waits, place), None);

@@ -79,3 +79,75 @@ impl Read for PieceReader {
         Ok(len)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn written(writes: &[Vec<u8>]) -> Vec<Bytes> {
+        let (sender, mut pieces) = mpsc::channel(100);
+        let mut writer = PieceWriter::new(sender);
+        for bytes in writes {
+            writer.write_all(bytes).unwrap();
+            writer.flush().unwrap();
+        }
+        writer.finish().unwrap();
+        std::iter::from_fn(|| pieces.blocking_recv()).map(Result::unwrap).collect()
+    }
+
+    #[test]
+    fn small_writes_are_joined_into_pieces_and_the_rest_is_sent_at_the_end() {
+        let writes: Vec<_> =
+            (0..1000_u32).map(|i| vec![u8::try_from(i % 251).unwrap(); 1000]).collect();
+        let pieces = written(&writes);
+        assert_eq!(pieces.concat(), writes.concat());
+        let (last, full) = pieces.split_last().unwrap();
+        assert!(full.iter().all(|piece| (131_072..132_072).contains(&piece.len())));
+        assert!(
+            full.len() == 7 && last.len() < 131_072,
+            "{} full, {} left",
+            full.len(),
+            last.len()
+        );
+    }
+
+    #[test]
+    fn a_stream_arrives_whole_however_it_is_cut() {
+        let (sender, pieces) = mpsc::channel(PIECES);
+        let bytes: Vec<u8> = (0..1_000_003_u32).map(|i| (i % 253) as u8).collect();
+        let expected = bytes.clone();
+        let writing = thread::spawn(move || {
+            let mut writer = PieceWriter::new(sender);
+            bytes.chunks(70_001).for_each(|part| writer.write_all(part).unwrap());
+            writer.finish().unwrap();
+        });
+        let (mut reader, mut read, mut buffer) =
+            (PieceReader::new(pieces), Vec::new(), [0; 30_011]);
+        loop {
+            match reader.read(&mut buffer).unwrap() {
+                0 => break,
+                len => read.extend_from_slice(buffer.get(..len).unwrap()),
+            }
+        }
+        writing.join().unwrap();
+        assert!(read == expected);
+    }
+
+    #[test]
+    fn an_error_ends_a_stream_and_a_closed_channel_fails_a_write() {
+        let (sender, pieces) = mpsc::channel(PIECES);
+        sender.blocking_send(Ok(Bytes::from_static(b"ab"))).unwrap();
+        sender.blocking_send(Err(io::ErrorKind::TimedOut.into())).unwrap();
+        let mut reader = PieceReader::new(pieces);
+        let mut read = Vec::new();
+        let error = reader.read_to_end(&mut read).unwrap_err();
+        assert_eq!((read.as_slice(), error.kind()), (b"ab".as_slice(), io::ErrorKind::TimedOut));
+        drop(reader);
+        let mut writer = PieceWriter::new(sender);
+        writer.write_all(b"fits into no full piece").unwrap();
+        assert_eq!(writer.finish().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+}

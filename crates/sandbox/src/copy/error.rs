@@ -133,3 +133,23 @@ impl From<ImportError> for CopyError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_missing_object_is_not_found() {
+        let io = |kind: io::ErrorKind| CopyError::io("open", "/x".as_ref())(io::Error::from(kind));
+        assert!(io(io::ErrorKind::NotFound).is_not_found());
+        assert!(!io(io::ErrorKind::PermissionDenied).is_not_found());
+        assert!(!CopyError::TooMany { limit: 1 }.is_not_found());
+    }
+
+    #[test]
+    fn a_long_path_is_shortened_between_characters() {
+        assert_eq!(shortened("/short".as_ref()), "/short");
+        let long = "é".repeat(2000);
+        assert_eq!(shortened(long.as_ref()), format!("{}…", "é".repeat(1024)));
+    }
+}

@@ -318,3 +318,17 @@ fn finish_held(held: &Held, meta: &Meta, keep: Keep, shown: &Path) -> Result<u64
         .map_err(CopyError::io("set the time of", shown))?;
     Ok(left_out)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_can_always_change_an_owner() {
+        assert!(owned(Ok(())).unwrap());
+        assert_eq!(owned(Err(Errno::NOSPC)), Err(Errno::NOSPC));
+        let refused = owned(Err(Errno::PERM));
+        assert_eq!(refused.is_err(), rustix::process::geteuid().is_root());
+    }
+}

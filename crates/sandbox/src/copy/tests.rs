@@ -215,7 +215,7 @@ fn hostile_archives_stay_below_their_target() {
 }
 
 #[test]
-fn hard_links_lead_only_to_what_the_archive_brought() {
+fn hard_links_lead_only_to_files_of_the_archive() {
     let root = tree();
     fs::write(root.path().join("into/secret"), "s").unwrap();
     for (target, refused) in [
@@ -494,4 +494,53 @@ fn a_file_that_is_a_mount_point_gets_its_contents_and_stays_one() {
     assert_eq!(fs::metadata(&mounted).unwrap().mode() & 0o7777, 0o751);
     assert_eq!(fs::read(&target).unwrap(), b"below");
     assert_eq!(names(&root.path().join("into")), ["a"]);
+}
+
+#[test]
+fn files_without_holes_are_regular_entries() {
+    let root = tree();
+    let (_, bytes) = packed(root.path(), "/src");
+    let mut archive = tar::Archive::new(Cursor::new(bytes));
+    let entries = archive.entries().unwrap().raw(true).map(Result::unwrap);
+    let headers: Vec<_> = entries.filter(|entry| entry.header().entry_type().is_file()).collect();
+    assert_eq!(headers.len(), 2);
+    assert!(headers.iter().all(|entry| !entry.path_bytes().windows(9).any(|w| w == b"GNUSparse")));
+}
+
+#[test]
+fn the_id_that_means_no_change_is_replaced_by_the_largest_one() {
+    let root = tree();
+    let (_, bytes) = packed(root.path(), "/src/a");
+    let owners = Owners::Given { uid: u32::MAX, gid: u32::MAX };
+    let keep = Keep { owners, privileges: FilePrivileges::Dropped };
+    unpacked_as(root.path(), "/copy", &bytes, keep).unwrap();
+    let found = fs::metadata(root.path().join("copy")).unwrap();
+    assert_eq!((found.uid(), found.gid()), (u32::MAX - 1, u32::MAX - 1));
+}
+
+#[test]
+fn hard_links_are_kept_for_as_many_files_as_there_are() {
+    let root = TempDir::new().unwrap();
+    let at = |name: &str| root.path().join(name);
+    for dir in ["from/a", "from/b", "from/c"] {
+        fs::create_dir_all(at(dir)).unwrap();
+    }
+    for file in 0..50 {
+        fs::write(at(&format!("from/a/{file}")), file.to_string()).unwrap();
+        for dir in ["b", "c"] {
+            fs::hard_link(at(&format!("from/a/{file}")), at(&format!("from/{dir}/{file}")))
+                .unwrap();
+        }
+    }
+    let (sum, bytes) = packed(root.path(), "/from");
+    assert_eq!((sum.objects, sum.left_out), (154, 0));
+    unpacked(root.path(), "/to", &bytes).unwrap();
+    for file in 0..50 {
+        let ids = ["a", "b", "c"].map(|dir| {
+            let path = at(&format!("to/{dir}/{file}"));
+            assert_eq!(fs::read(&path).unwrap(), file.to_string().into_bytes());
+            fs::metadata(&path).unwrap().ino()
+        });
+        assert!(ids.iter().all(|id| id == ids.first().unwrap()), "{file}: {ids:?}");
+    }
 }

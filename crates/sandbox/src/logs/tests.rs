@@ -81,7 +81,7 @@ fn the_log_is_bounded_and_the_last_is_kept() {
 }
 
 #[test]
-fn a_line_without_end_is_cut_and_what_a_killed_writer_left_is_left_out() {
+fn endless_lines_are_cut_and_partial_records_skipped() {
     let dir = tempfile::tempdir().unwrap();
     let layout = layout(dir.path());
     let mut writer = LogWriter::open(&layout, LogLimits::default()).unwrap();

@@ -143,7 +143,7 @@ mod tests {
     use inlay_store::tree::NodeId;
 
     #[test]
-    fn loaders_the_program_and_what_they_read_come_first() {
+    fn loaders_and_the_program_come_first() {
         let mut builder = Builder::new();
         let mut dirs = Vec::new();
         for name in [&b"lib64"[..], b"opt", b"etc"] {

@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_link_without_a_shape_passes_what_comes() {
+    async fn a_link_without_a_shape_passes_bytes_unchanged() {
         let mut body = paced(300_000, LinkProfile::NONE);
         let frame = body.frame().await.unwrap().unwrap();
         assert_eq!(frame.into_data().unwrap().len(), 300_000);

@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn names_stand_for_what_they_say() {
+    fn each_name_selects_its_profile() {
         let texts = LinkProfile::NAMED.map(|(_, profile)| {
             let bandwidth = profile.bandwidth().map_or(0, Bandwidth::get);
             (profile.latency.as_millis(), profile.jitter.as_micros(), bandwidth)

@@ -73,7 +73,7 @@ fn a_hidden_file_with_a_visible_link_is_read_in_a_second_pass() {
 }
 
 #[test]
-fn nothing_hidden_is_packed() {
+fn hidden_files_are_not_packed() {
     let options = ImportOptions::default();
     let mut sink = MemorySink::default();
     let mut flattener = Flattener::new(&options, Markers::Apply, &mut sink, &NoProgress);
@@ -85,7 +85,7 @@ fn nothing_hidden_is_packed() {
 }
 
 #[test]
-fn a_lower_file_cuts_what_lies_further_down() {
+fn a_file_hides_directories_of_lower_layers() {
     let listing = flatten(vec![
         layer(&["f a/top"]),
         layer(&["f a", "f b", "d b"]),

@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_configured_is_anonymous_and_a_broken_file_is_said() {
+    fn no_credentials_is_anonymous_and_a_broken_file_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(find(Some(dir.path()), "example.org").unwrap(), RegistryAuth::Anonymous);
         assert_eq!(find(None, "example.org").unwrap(), RegistryAuth::Anonymous);
