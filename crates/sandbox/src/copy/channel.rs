@@ -125,7 +125,7 @@ mod tests {
             writer.finish().unwrap();
         });
         let (mut reader, mut read, mut buffer) =
-            (PieceReader::new(pieces), Vec::new(), [0; 30_011]);
+            (PieceReader::new(pieces), Vec::new(), vec![0; 30_011]);
         loop {
             match reader.read(&mut buffer).unwrap() {
                 0 => break,
