@@ -116,7 +116,7 @@ const fn formats() -> [FormatVersion; 10] {
     [
         same("snapshot index", layout::INDEX_VERSION),
         same("packed index", packed::PACKED_VERSION),
-        same("blob table", pack::TOC_VERSION),
+        from_first("blob table", pack::TOC_VERSION),
         same("store records", RECORD_VERSION),
         same("profiles", profile::VERSION),
         same("cache", cache::VERSION),

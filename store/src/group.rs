@@ -4,7 +4,7 @@ use zstd::zstd_safe;
 
 use crate::format::layout::{GROUP_RAW_LEN_MAX, GROUP_STORED_LEN_MAX};
 use crate::format::{FormatError, Group};
-use crate::ids::{Digest, GroupDigest};
+use crate::ids::{DecodedDigest, Digest, GroupDigest};
 
 /// Verifies the stored bytes of `group` against its digest and decodes them.
 ///
@@ -51,6 +51,24 @@ pub fn decode_group(stored: &[u8], group: &Group) -> Result<Vec<u8>, FormatError
     Ok(raw)
 }
 
+/// Checks the bytes of `group` that [`decode_group`] returned against the digest that its index
+/// has for them. Readers need not: a wrong one only makes the units of the group unusable.
+pub fn check_decoded(
+    decoded: &[u8],
+    group: &Group,
+    expected: DecodedDigest,
+) -> Result<(), FormatError> {
+    let found = DecodedDigest(Digest::of(decoded));
+    if found == expected {
+        return Ok(());
+    }
+    Err(FormatError::Digest {
+        what: format!("the contents of {}", name(group.digest)),
+        expected: expected.to_string(),
+        found: found.to_string(),
+    })
+}
+
 fn name(digest: GroupDigest) -> String {
     format!("group {digest}")
 }
@@ -79,6 +97,16 @@ mod tests {
         let raw = b"neighbouring chunks ".repeat(1000);
         let stored = zstd::bulk::compress(&raw, 3).unwrap();
         assert_eq!(decode_group(&stored, &group_of(&stored, raw.len())).unwrap(), raw);
+    }
+
+    #[test]
+    fn decoded_bytes_with_another_digest_are_reported() {
+        let (raw, stored) = (b"raw", b"stored");
+        let group = group_of(stored, raw.len());
+        let expected = DecodedDigest(Digest::of(raw));
+        check_decoded(raw, &group, expected).unwrap();
+        let error = check_decoded(b"row", &group, expected).unwrap_err().to_string();
+        assert!(error.contains("the contents of group"), "{error}");
     }
 
     #[test]

@@ -141,6 +141,10 @@ digest_id!(
     GroupDigest
 );
 digest_id!(
+    /// Identifies a group by its contents: the BLAKE3 of its decoded bytes.
+    DecodedDigest
+);
+digest_id!(
     /// Identifies a chunk by its content: the BLAKE3 of its decoded bytes.
     ChunkDigest
 );

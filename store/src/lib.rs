@@ -2,6 +2,7 @@
 //! profiles.
 
 pub mod acl;
+mod blake3_tree;
 pub mod cache;
 pub mod format;
 pub mod group;
@@ -10,4 +11,5 @@ pub mod pack;
 pub mod profile;
 pub mod remote;
 pub mod tree;
+pub mod unit;
 pub mod units;

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use inlay_testkit::content;
 use rustix::io::Errno;
@@ -390,4 +391,34 @@ fn a_changed_tree_costs_only_its_changes() {
     assert!((400_000..500_000).contains(&stored), "{stored}");
     assert_eq!(changed["known_bytes"], 9 * 400_000);
     place.run(["verify", "base"]);
+}
+
+#[test]
+fn snapshots_of_older_versions_stay_readable() {
+    let place = Place::new();
+    let older = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let older = older.join("store-before-decoded-digests");
+    let store = place.inlay.state().join("store");
+    let copied = Command::new("cp").arg("-rT").args([&older, &store]).status().unwrap();
+    assert!(copied.success());
+    let lines: Vec<_> = (0..20_000).map(|line| format!("line {line} of a large file\n")).collect();
+    let large = lines.concat();
+    let small = "small contents, longer than what is inline: ".repeat(20);
+    let mounted = place.mount("old", &["--no-cache"]);
+    for (name, contents) in
+        [("dir/large", &*large), ("dir/small", &small), ("tiny", "tiny"), ("link", &small)]
+    {
+        assert!(fs::read_to_string(mounted.path(name)).unwrap() == contents, "{name}");
+    }
+    drop(mounted);
+    place.run(["verify", "old"]);
+
+    // The next snapshot refers to its groups.
+    place.write("dir/large", &large);
+    place.write("dir/small", small + "changed");
+    let tree = source("dir", &place.tree());
+    let next = place.json(["import", &tree, "--name", "old"]);
+    assert_eq!(next["known_bytes"], large.len());
+    place.run(["verify", "old"]);
+    assert!(place.cat("old:/dir/large") == large.as_bytes());
 }

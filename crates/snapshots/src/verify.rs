@@ -6,8 +6,8 @@ use futures::stream::{self, StreamExt};
 use inlay_store::format::check::check_index;
 use inlay_store::format::packed::unpack_index;
 use inlay_store::format::{Blob, BlobIdx, FormatError, Group, GroupIdx, Index};
-use inlay_store::group::decode_group;
-use inlay_store::ids::SnapshotId;
+use inlay_store::group::{check_decoded, decode_group};
+use inlay_store::ids::{DecodedDigest, SnapshotId};
 use inlay_store::pack::{TOC_LEN_MAX, read_toc};
 use inlay_store::remote::{ObjectKey, Remote, StoreError};
 use serde::Serialize;
@@ -59,9 +59,26 @@ impl Report {
     }
 }
 
+/// A group, and the digest of its decoded bytes if the index has it.
+struct VerifyGroup {
+    group: Group,
+    decoded: Option<DecodedDigest>,
+}
+
+impl VerifyGroup {
+    fn end(&self) -> u64 {
+        self.group.offset + u64::from(self.group.stored_len)
+    }
+
+    fn check(&self, stored: &[u8]) -> Result<(), FormatError> {
+        let raw = decode_group(stored, &self.group)?;
+        self.decoded.map_or(Ok(()), |expected| check_decoded(&raw, &self.group, expected))
+    }
+}
+
 /// Neighbouring groups of one blob, or its chunk table.
 enum VerifyPart {
-    Groups { blob: Blob, groups: Vec<Group> },
+    Groups { blob: Blob, groups: Vec<VerifyGroup> },
     Toc { blob: Blob },
 }
 
@@ -76,8 +93,8 @@ impl VerifyPart {
         match self {
             Self::Toc { blob } => blob.toc_offset..blob.size,
             Self::Groups { groups, .. } => {
-                let start = groups.first().map_or(0, |group| group.offset);
-                let end = groups.iter().map(|g| g.offset + u64::from(g.stored_len)).max();
+                let start = groups.first().map_or(0, |first| first.group.offset);
+                let end = groups.iter().map(VerifyGroup::end).max();
                 start..end.unwrap_or(start)
             }
         }
@@ -110,16 +127,16 @@ impl VerifyPart {
                 .collect(),
             Self::Groups { blob, groups } => {
                 let start = self.range().start;
-                let wrong = |group: &Group| {
-                    let from = usize::try_from(group.offset - start).ok()?;
-                    let stored = bytes.get(from..from.checked_add(group.stored_len as usize)?)?;
-                    decode_group(stored, group).err()
+                let wrong = |of: &VerifyGroup| {
+                    let from = usize::try_from(of.group.offset - start).ok()?;
+                    let len = of.group.stored_len as usize;
+                    of.check(bytes.get(from..from.checked_add(len)?)?).err()
                 };
                 groups
                     .iter()
-                    .filter_map(|group| {
-                        let error = wrong(group)?;
-                        Some(format!("blob {} at byte {}: {error}", blob.id, group.offset))
+                    .filter_map(|of| {
+                        let error = wrong(of)?;
+                        Some(format!("blob {} at byte {}: {error}", blob.id, of.group.offset))
                     })
                     .collect()
             }
@@ -198,24 +215,26 @@ fn parts_of(index: &Index) -> Result<Vec<VerifyPart>, FormatError> {
     for blob in (0..index.blob_count()).map(BlobIdx) {
         parts.push(VerifyPart::Toc { blob: index.blob(blob)? });
     }
-    let mut open: Option<(BlobIdx, Vec<Group>)> = None;
-    let close = |open: Option<(BlobIdx, Vec<Group>)>, parts: &mut Vec<VerifyPart>| {
+    let mut open: Option<(BlobIdx, Vec<VerifyGroup>)> = None;
+    let close = |open: Option<(BlobIdx, Vec<VerifyGroup>)>, parts: &mut Vec<VerifyPart>| {
         let Some((blob, groups)) = open else { return Ok(()) };
         parts.push(VerifyPart::Groups { blob: index.blob(blob)?, groups });
         Ok::<_, FormatError>(())
     };
     for group in (0..index.group_count()).map(GroupIdx) {
-        let group = index.group(group)?;
-        let end = group.offset + u64::from(group.stored_len);
+        let decoded = index.decoded(group)?;
+        let of = VerifyGroup { group: index.group(group)?, decoded };
         match &mut open {
             Some((blob, groups))
-                if *blob == group.blob
-                    && groups.last().is_some_and(|last| last.offset <= group.offset)
-                    && groups.first().is_some_and(|first| end - first.offset <= REQUEST_LEN) =>
+                if *blob == of.group.blob
+                    && groups.last().is_some_and(|last| last.group.offset <= of.group.offset)
+                    && groups
+                        .first()
+                        .is_some_and(|first| of.end() - first.group.offset <= REQUEST_LEN) =>
             {
-                groups.push(group);
+                groups.push(of);
             }
-            _ => close(open.replace((group.blob, vec![group])), &mut parts)?,
+            _ => close(open.replace((of.group.blob, vec![of])), &mut parts)?,
         }
     }
     close(open, &mut parts)?;
@@ -275,6 +294,20 @@ mod tests {
             verify(&self.host, id, &mut |_| {}).unwrap()
         }
 
+        /// Stores a snapshot that differs from the fixture's only in its index.
+        fn put(&self, index: &Index) -> SnapshotId {
+            let mut packed = Vec::new();
+            pack_index(index.bytes(), Effort::Quick, &mut packed).unwrap();
+            let id = SnapshotId { index: index.digest(), ..self.record.id };
+            self.host.wait(async {
+                let remote = self.host.remote();
+                let key = ObjectKey::Index(id.index);
+                remote.put_checked(&key, packed.into(), Existing::Compared).await.unwrap();
+                remote.put_snapshot(&SnapshotRecord { id, ..self.record.clone() }).await.unwrap();
+            });
+            id
+        }
+
         fn blob_file(&self) -> PathBuf {
             let blob = self.index().blob(BlobIdx(0)).unwrap();
             ObjectKey::Blob(blob.id).file(&self.dir.path().join("store"))
@@ -298,20 +331,27 @@ mod tests {
         let size = blob.toc_offset + TOC_LEN_MAX + 1;
         bytes[at..at + 8].copy_from_slice(&size.to_le_bytes());
         let index = Index::from_bytes(bytes).unwrap();
-        let mut packed = Vec::new();
-        pack_index(index.bytes(), Effort::Quick, &mut packed).unwrap();
-        let id = SnapshotId { index: index.digest(), ..of.record.id };
-        of.host.wait(async {
-            let remote = of.host.remote();
-            let key = ObjectKey::Index(id.index);
-            remote.put_checked(&key, packed.into(), Existing::Compared).await.unwrap();
-            remote.put_snapshot(&SnapshotRecord { id, ..of.record.clone() }).await.unwrap();
-        });
+        let id = of.put(&index);
         let report = of.verify(id);
         let [line] = &report.damage[..] else { panic!("{report:?}") };
         let name = blob.id.to_string();
         assert!(line.contains(&name) && line.contains("table of chunks"), "{line}");
         assert_eq!(report.groups, u64::from(index.group_count()));
+    }
+
+    #[test]
+    fn a_wrong_digest_of_decoded_bytes_is_damage() {
+        let of = Fixture::new();
+        let index = of.index();
+        let decoded = index.decoded(GroupIdx(0)).unwrap().unwrap();
+        let mut bytes = index.bytes().to_vec();
+        let digest = decoded.0.as_bytes();
+        let at = bytes.windows(32).position(|window| window == digest).unwrap();
+        bytes[at] ^= 1;
+        let id = of.put(&Index::from_bytes(bytes).unwrap());
+        let report = of.verify(id);
+        let [line] = &report.damage[..] else { panic!("{report:?}") };
+        assert!(line.contains("the contents of group"), "{line}");
     }
 
     #[test]

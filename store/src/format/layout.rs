@@ -10,7 +10,9 @@ pub const INDEX_MAGIC: [u8; 8] = *b"INLAYIDX";
 /// The layout version that this code reads and writes.
 pub const INDEX_VERSION: u32 = 1;
 /// Feature bits that this code supports. Readers reject an index with any other bit set.
-pub const KNOWN_FEATURES: u64 = 0;
+pub const KNOWN_FEATURES: u64 = FEATURE_DECODED;
+/// The index has the section [`Section::Decoded`].
+pub const FEATURE_DECODED: u64 = 1;
 /// The maximum decoded size of a group, in bytes. Bounds every decoding buffer.
 pub const GROUP_RAW_LEN_MAX: u32 = 4 << 20;
 /// The maximum stored size of a group, in bytes: zstd's worst case for `GROUP_RAW_LEN_MAX`.
@@ -55,10 +57,13 @@ pub enum Section {
     Contents,
     /// The image configuration, JSON.
     Config,
+    /// BLAKE3 of the decoded bytes of each group, in the order of the groups; zero if unknown. Only
+    /// with [`FEATURE_DECODED`].
+    Decoded,
 }
 
 /// The number of sections.
-pub const SECTIONS: usize = 10;
+pub const SECTIONS: usize = 11;
 
 impl Section {
     /// Every section, in file order.
@@ -73,6 +78,7 @@ impl Section {
         Self::Inline,
         Self::Contents,
         Self::Config,
+        Self::Decoded,
     ];
 
     /// Returns the name of the section in error messages and in the documentation.
@@ -88,6 +94,7 @@ impl Section {
             Self::Inline => "inline",
             Self::Contents => "contents",
             Self::Config => "config",
+            Self::Decoded => "decoded",
         }
     }
 
@@ -99,7 +106,7 @@ impl Section {
             Self::Extents => size_of::<RawExtent>() as u64,
             Self::Groups => size_of::<RawGroup>() as u64,
             Self::Blobs => size_of::<RawBlob>() as u64,
-            Self::Contents => 32,
+            Self::Contents | Self::Decoded => 32,
             Self::Names | Self::Xattrs | Self::Inline | Self::Config => 1,
         }
     }
@@ -132,7 +139,7 @@ pub struct RawHeader {
     /// One per `Section`, in order.
     pub sections: [RawSection; SECTIONS],
     /// Must be zero.
-    pub reserved: [u8; 64],
+    pub reserved: [u8; 48],
 }
 
 /// The meaning of the fields `a`, `b` and `c` of a `RawInode`, stored in `RawInode::data`.

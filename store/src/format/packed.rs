@@ -3,18 +3,17 @@
 //! The id of a snapshot is the plain BLAKE3 of its index. BLAKE3 is a tree: the chaining values of
 //! aligned segments merge into exactly that hash. The packed form starts with a list of these
 //! chaining values. A reader checks the list against the id once, and then each segment against the
-//! list as it arrives: in any order, in parallel, or only the segments it needs. (BLAKE3
-//! specification, sections 2.1 and 5.5; the crate's `hazmat` module.)
+//! list as it arrives: in any order, in parallel, or only the segments it needs.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use blake3::hazmat::{self, HasherExt, Mode};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::error::FormatError;
+use crate::blake3_tree::{self, ChainingValue};
 use crate::ids::{Digest, IndexDigest};
 
 /// The magic number at the start of every packed index.
@@ -80,7 +79,7 @@ pub struct PackedIndex {
 #[derive(Debug)]
 pub struct SegmentTable {
     raw_len: u64,
-    segments: Vec<(hazmat::ChainingValue, u32)>,
+    segments: Vec<(ChainingValue, u32)>,
 }
 
 /// Packs the index `raw` and appends it to `out`. Uses all cores.
@@ -117,7 +116,7 @@ pub fn pack_index(raw: &[u8], effort: Effort, out: &mut Vec<u8>) -> io::Result<P
     })
 }
 
-type PackedSegment = (hazmat::ChainingValue, Vec<u8>);
+type PackedSegment = (ChainingValue, Vec<u8>);
 
 /// Compresses and hashes each segment. Each thread repeatedly claims the next unclaimed segment.
 fn pack_segments(segments: &[&[u8]], effort: Effort) -> io::Result<Vec<PackedSegment>> {
@@ -129,7 +128,7 @@ fn pack_segments(segments: &[&[u8]], effort: Effort) -> io::Result<Vec<PackedSeg
         loop {
             let place = next.fetch_add(1, Ordering::Relaxed);
             let Some(segment) = segments.get(place) else { return Ok(done) };
-            let value = chaining_value(place as u64, segments.len() as u64, segment);
+            let value = chaining_value(place, segments.len(), segment);
             done.push((place, (value, compressor.compress(segment)?)));
         }
     };
@@ -247,7 +246,7 @@ impl SegmentTable {
         let len = usize::try_from((self.raw_len - start).min(u64::from(SEGMENT_LEN))).unwrap_or(0);
         let raw = zstd::bulk::decompress(stored, len)
             .map_err(|error| FormatError::Decode { what: what(), why: error.to_string() })?;
-        let found = chaining_value(place as u64, self.segments.len() as u64, &raw);
+        let found = chaining_value(place, self.segments.len(), &raw);
         if raw.len() != len || found != *expected {
             return Err(FormatError::Digest {
                 what: what(),
@@ -298,54 +297,14 @@ pub fn digest_of(file: &mut (impl Read + Seek)) -> io::Result<IndexDigest> {
     Ok(IndexDigest(Digest::from_bytes(*hasher.finalize().as_bytes())))
 }
 
-/// Returns the value for the list: the chaining value of a subtree, or the root hash if the index
-/// has a single segment.
-fn chaining_value(place: u64, count: u64, segment: &[u8]) -> hazmat::ChainingValue {
-    if count == 1 {
-        return *blake3::hash(segment).as_bytes();
-    }
-    let mut hasher = blake3::Hasher::new();
-    hasher.set_input_offset(place * u64::from(SEGMENT_LEN));
-    hasher.update(segment);
-    hasher.finalize_non_root()
+fn chaining_value(place: usize, count: usize, segment: &[u8]) -> ChainingValue {
+    blake3_tree::chaining_value(place as u64, count as u64, SEGMENT_LEN, segment)
 }
 
-/// Merges the chaining values of all segments into the root hash. Requires at least two segments.
-fn root_of(raw_len: u64, table: &[(hazmat::ChainingValue, u32)]) -> Digest {
-    let (left, right) = split(raw_len, table);
-    let hash = hazmat::merge_subtrees_root(
-        &subtree(left.0, left.1),
-        &subtree(right.0, right.1),
-        Mode::Hash,
-    );
-    Digest::from_bytes(*hash.as_bytes())
-}
-
-type Subtree<'a> = (u64, &'a [(hazmat::ChainingValue, u32)]);
-
-/// Merges the chaining values of a subtree. Recursion depth is the logarithm of the number of
-/// segments: at most 17.
-fn subtree(raw_len: u64, table: &[(hazmat::ChainingValue, u32)]) -> hazmat::ChainingValue {
-    match table {
-        [] => [0; 32],
-        [(only, _)] => *only,
-        _ => {
-            let (left, right) = split(raw_len, table);
-            hazmat::merge_subtrees_non_root(
-                &subtree(left.0, left.1),
-                &subtree(right.0, right.1),
-                Mode::Hash,
-            )
-        }
-    }
-}
-
-/// Splits a subtree as BLAKE3 does.
-fn split(raw_len: u64, table: &[(hazmat::ChainingValue, u32)]) -> (Subtree<'_>, Subtree<'_>) {
-    let left_len = hazmat::left_subtree_len(raw_len);
-    let left_count = usize::try_from(left_len / u64::from(SEGMENT_LEN)).unwrap_or(usize::MAX);
-    let (left, right) = table.split_at_checked(left_count).unwrap_or((table, &[]));
-    ((left_len, left), (raw_len - left_len, right))
+/// Merges the chaining values of all segments into the hash of the index.
+fn root_of(raw_len: u64, table: &[(ChainingValue, u32)]) -> Digest {
+    let values: Vec<ChainingValue> = table.iter().map(|(value, _)| *value).collect();
+    blake3_tree::root(raw_len, SEGMENT_LEN, &values)
 }
 
 fn check(id: IndexDigest, found: Digest) -> Result<(), FormatError> {

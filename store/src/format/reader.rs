@@ -14,16 +14,16 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::error::FormatError;
 use super::layout::{
-    CONFIG_LEN_MAX, DataTag, FILE_LEN_MAX, GROUP_RAW_LEN_MAX, GROUP_STORED_LEN_MAX, INDEX_MAGIC,
-    INDEX_VERSION, INODES_MAX, KNOWN_FEATURES, RawBlob, RawDirent, RawExtent, RawGroup, RawHeader,
-    RawInode, SECTIONS, SYMLINK_LEN_MAX, Section,
+    CONFIG_LEN_MAX, DataTag, FEATURE_DECODED, FILE_LEN_MAX, GROUP_RAW_LEN_MAX,
+    GROUP_STORED_LEN_MAX, INDEX_MAGIC, INDEX_VERSION, INODES_MAX, KNOWN_FEATURES, RawBlob,
+    RawDirent, RawExtent, RawGroup, RawHeader, RawInode, SECTIONS, SYMLINK_LEN_MAX, Section,
 };
 use super::map::Backing;
 use super::model::{
     Attr, Blob, BlobIdx, Device, DirEntry, Extent, FileKind, Group, GroupIdx, InodeIdx, Timestamp,
 };
 use super::xattrs::{XattrSet, Xattrs};
-use crate::ids::{BlobId, Digest, GroupDigest, IndexDigest, Kind};
+use crate::ids::{BlobId, DecodedDigest, Digest, GroupDigest, IndexDigest, Kind};
 
 /// An open index. Cheap to clone: clones share the mapping.
 #[derive(Clone, Debug)]
@@ -340,6 +340,16 @@ impl Index {
         })
     }
 
+    /// Returns the digest of the decoded bytes of a group; `None` if the group was packed before
+    /// this was recorded.
+    pub fn decoded(&self, group: GroupIdx) -> Result<Option<DecodedDigest>, FormatError> {
+        if self.section(Section::Decoded).is_empty() {
+            return Ok(None);
+        }
+        let digest = *self.record::<Digest>(Section::Decoded, group.0)?;
+        Ok(Some(digest).filter(|digest| *digest.as_bytes() != [0; 32]).map(DecodedDigest))
+    }
+
     /// Returns a blob.
     pub fn blob(&self, blob: BlobIdx) -> Result<Blob, FormatError> {
         let raw = self.record::<RawBlob>(Section::Blobs, blob.0)?;
@@ -417,6 +427,7 @@ fn out_of_range(section: Section) -> &'static str {
         Section::Groups => "group out of range",
         Section::Blobs => "blob out of range",
         Section::Contents => "content digest out of range",
+        Section::Decoded => "digest of a group out of range",
         Section::Names | Section::Xattrs | Section::Inline | Section::Config => {
             "bytes out of range"
         }
@@ -430,8 +441,12 @@ fn section_table(
 ) -> Result<[(usize, usize); SECTIONS], FormatError> {
     let mut table = [(0usize, 0usize); SECTIONS];
     let mut floor = size_of::<RawHeader>();
+    let mut groups = 0;
     for ((place, raw), section) in table.iter_mut().zip(&header.sections).zip(Section::ALL) {
         let wrong = || FormatError::corrupt("section table", section as usize);
+        if section == Section::Decoded && header.features.get() & FEATURE_DECODED == 0 {
+            continue;
+        }
         let start = usize::try_from(raw.offset.get()).map_err(|_| wrong())?;
         let len = usize::try_from(raw.len.get()).map_err(|_| wrong())?;
         let end = start.checked_add(len).ok_or_else(wrong)?;
@@ -448,6 +463,12 @@ fn section_table(
             || (section == Section::Config && raw.len.get() > CONFIG_LEN_MAX)
         {
             return Err(wrong());
+        }
+        if section == Section::Decoded && records != groups {
+            return Err(wrong());
+        }
+        if section == Section::Groups {
+            groups = records;
         }
         *place = (start, len);
         floor = end;

@@ -13,8 +13,8 @@ use std::hash::{BuildHasher, RandomState};
 use zerocopy::IntoBytes;
 
 use super::layout::{
-    CONFIG_LEN_MAX, DataTag, INDEX_MAGIC, INDEX_VERSION, RawBlob, RawDirent, RawExtent, RawGroup,
-    RawHeader, RawInode, RawSection, SECTIONS, Section,
+    CONFIG_LEN_MAX, DataTag, FEATURE_DECODED, INDEX_MAGIC, INDEX_VERSION, RawBlob, RawDirent,
+    RawExtent, RawGroup, RawHeader, RawInode, RawSection, SECTIONS, Section,
 };
 use super::model::{Blob, FileKind, InodeIdx};
 use crate::ids::{Digest, Kind};
@@ -116,19 +116,27 @@ fn write_header<W: Write>(
     out: &mut Counted<W>,
 ) -> io::Result<u64> {
     let mut offset = size_of::<RawHeader>() as u64;
-    let sections = lens.map(|len| {
+    let mut sections = lens.map(|len| {
         let section = RawSection { offset: offset.into(), len: len.into() };
         offset = (offset + len).next_multiple_of(8);
         section
     });
+    // Without the section, the index is that of a version that does not know it.
+    let mut features = FEATURE_DECODED;
+    if let Some(decoded) = sections.get_mut(Section::Decoded as usize)
+        && decoded.len.get() == 0
+    {
+        *decoded = RawSection { offset: 0.into(), len: 0.into() };
+        features = 0;
+    }
     let header = RawHeader {
         magic: INDEX_MAGIC,
         version: INDEX_VERSION.into(),
         kind: kind.code().into(),
-        features: 0.into(),
+        features: features.into(),
         total_len: offset.into(),
         sections,
-        reserved: [0; 64],
+        reserved: [0; 48],
     };
     out.put(header.as_bytes())?;
     Ok(offset)
@@ -162,6 +170,8 @@ struct Plan {
     /// Maps the packer's group numbers to the final ones. Contains only groups in use.
     group_of: HashMap<u32, u32>,
     groups: Vec<RawGroup>,
+    /// For each of `groups`; zero if unknown. Empty if all are.
+    decoded: Vec<Digest>,
     blobs: Vec<RawBlob>,
 }
 
@@ -180,6 +190,7 @@ impl Plan {
             contents: 0,
             group_of: HashMap::new(),
             groups: Vec::new(),
+            decoded: Vec::new(),
             blobs: Vec::new(),
         };
         if let Some(place) = plan.inode_of.first_mut() {
@@ -292,6 +303,7 @@ impl Plan {
             }
         }
         used.sort_unstable();
+        let unknown = Digest::from_bytes([0; 32]);
         for (blob, ordinal, number, owner) in used {
             let final_number = count("groups", self.groups.len())?;
             self.group_of.insert(number, final_number);
@@ -306,6 +318,10 @@ impl Plan {
                 reserved: 0.into(),
                 digest: group.digest.0,
             });
+            self.decoded.push(group.decoded.map_or(unknown, |decoded| decoded.0));
+        }
+        if self.decoded.iter().all(|decoded| *decoded == unknown) {
+            self.decoded.clear();
         }
         Ok(())
     }
@@ -324,6 +340,7 @@ impl Plan {
                     Section::Inline => self.inline,
                     Section::Contents => self.contents,
                     Section::Config => parts.config.len() as u64,
+                    Section::Decoded => self.decoded.len() as u64,
                 }
         })
     }
@@ -359,6 +376,7 @@ impl Plan {
                 }
             }
             Section::Config => out.put(parts.config)?,
+            Section::Decoded => out.put(self.decoded.as_bytes())?,
         }
         Ok(())
     }

@@ -45,6 +45,7 @@ impl Adopter {
             raw_len: found.raw_len,
             exclusive: found.owner.is_some(),
             digest: found.digest,
+            decoded: self.index.decoded(group)?,
             number: None,
         };
         let foreign = packer.known.group_place(foreign);

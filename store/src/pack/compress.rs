@@ -14,7 +14,7 @@ use super::options::PackOptions;
 use super::toc::{TocChunk, TocGroup, write_toc};
 use super::{BlobStore, PackError};
 use crate::format::Blob;
-use crate::ids::{BlobId, Digest, GroupDigest};
+use crate::ids::{BlobId, DecodedDigest, Digest, GroupDigest};
 
 /// A closed group.
 pub(crate) struct CompressJob {
@@ -36,6 +36,7 @@ struct Done {
     chunks: Vec<TocChunk>,
     stored: Vec<u8>,
     digest: GroupDigest,
+    decoded: DecodedDigest,
 }
 
 /// The position of a packed group.
@@ -55,6 +56,8 @@ pub struct PackedGroup {
     pub exclusive: bool,
     /// BLAKE3 of the compressed bytes.
     pub digest: GroupDigest,
+    /// BLAKE3 of the decoded bytes; `None` if the blob's table does not have it.
+    pub decoded: Option<DecodedDigest>,
 }
 
 /// The groups and blobs that the threads produced.
@@ -163,6 +166,7 @@ fn compress(
             exclusive: job.exclusive,
             chunks: job.chunks,
             digest: GroupDigest(Digest::of(&stored)),
+            decoded: DecodedDigest(Digest::of(&job.raw)),
             stored,
         };
         match spare.try_send(job.raw) {
@@ -221,6 +225,7 @@ impl Assembler {
             raw_len: done.raw_len,
             exclusive: done.exclusive,
             digest: done.digest,
+            decoded: Some(done.decoded),
         };
         self.result.groups.push((done.number, group));
         self.toc.push(TocGroup {
@@ -229,6 +234,7 @@ impl Assembler {
             raw_len: done.raw_len,
             exclusive: done.exclusive,
             digest: done.digest,
+            decoded: Some(done.decoded),
             chunks: done.chunks,
         });
         self.open.extend_from_slice(&done.stored);

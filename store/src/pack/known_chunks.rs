@@ -44,6 +44,7 @@ pub(crate) struct ForeignGroup {
     pub(crate) raw_len: u32,
     pub(crate) exclusive: bool,
     pub(crate) digest: crate::ids::GroupDigest,
+    pub(crate) decoded: Option<crate::ids::DecodedDigest>,
     /// The packer's number of the group, assigned on first use.
     pub(crate) number: Option<u32>,
 }
@@ -53,6 +54,7 @@ impl ForeignGroup {
     fn is(&self, other: &Self) -> bool {
         (self.offset, self.stored_len, self.raw_len, self.digest)
             == (other.offset, other.stored_len, other.raw_len, other.digest)
+            && self.decoded == other.decoded
     }
 }
 
@@ -117,6 +119,7 @@ impl KnownChunks {
                 raw_len: group.raw_len,
                 exclusive: group.exclusive,
                 digest: group.digest,
+                decoded: group.decoded,
                 number: None,
             });
             for chunk in &group.chunks {

@@ -141,6 +141,7 @@ impl Packer {
                 raw_len: group.raw_len,
                 exclusive: group.exclusive,
                 digest: group.digest,
+                decoded: group.decoded,
             });
         }
         blobs.extend_from_slice(&self.known.blobs);

@@ -4,21 +4,26 @@
 //! A mount never reads it. The packer reads it to learn which chunks a blob already holds. The
 //! index contains its digest, so that a forged table is detected.
 
+use std::borrow::Cow;
+
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::format::FormatError;
 use crate::format::layout::{GROUP_RAW_LEN_MAX, GROUP_STORED_LEN_MAX};
-use crate::ids::{ChunkDigest, Digest, GroupDigest};
+use crate::ids::{ChunkDigest, DecodedDigest, Digest, GroupDigest};
 
 /// The magic number, at the start of a table and at the end of a blob.
 const TOC_MAGIC: [u8; 8] = *b"INLAYTOC";
-/// The table version that this code reads and writes.
-pub const TOC_VERSION: u32 = 1;
+/// The table version that this code writes. It also reads [`TOC_WITHOUT_DECODED`].
+pub const TOC_VERSION: u32 = 2;
+/// The table version whose groups have no digest of their decoded bytes.
+const TOC_WITHOUT_DECODED: u32 = 1;
 /// The maximum size of a table that is accepted, in bytes.
 pub const TOC_LEN_MAX: u64 = 256 << 20;
 
 const EXCLUSIVE: u32 = 1;
+const UNKNOWN: Digest = Digest::from_bytes([0; 32]);
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -38,6 +43,15 @@ struct RawTocGroup {
     flags: U32,
     chunks: U32,
     digest: Digest,
+}
+
+/// A group since version 2.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawDecodedTocGroup {
+    group: RawTocGroup,
+    /// Zero if unknown.
+    decoded: Digest,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -68,6 +82,8 @@ pub struct TocGroup {
     pub exclusive: bool,
     /// BLAKE3 of the compressed bytes.
     pub digest: GroupDigest,
+    /// BLAKE3 of the decoded bytes; `None` in a table of version 1.
+    pub decoded: Option<DecodedDigest>,
     /// Its chunks, in order.
     pub chunks: Vec<TocChunk>,
 }
@@ -86,7 +102,7 @@ pub struct TocChunk {
 /// Encodes the table for `groups`.
 pub fn write_toc(groups: &[TocGroup]) -> Vec<u8> {
     let chunks: usize = groups.iter().map(|group| group.chunks.len()).sum();
-    let mut out = Vec::with_capacity(40 + 56 * groups.len() + 40 * chunks);
+    let mut out = Vec::with_capacity(40 + 88 * groups.len() + 40 * chunks);
     let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let header = RawTocHeader {
         magic: TOC_MAGIC,
@@ -104,7 +120,8 @@ pub fn write_toc(groups: &[TocGroup]) -> Vec<u8> {
             chunks: number(group.chunks.len()).into(),
             digest: group.digest.0,
         };
-        out.extend_from_slice(raw.as_bytes());
+        let decoded = group.decoded.map_or(UNKNOWN, |decoded| decoded.0);
+        out.extend_from_slice(RawDecodedTocGroup { group: raw, decoded }.as_bytes());
     }
     for chunk in groups.iter().flat_map(|group| &group.chunks) {
         let raw = RawTocChunk {
@@ -139,26 +156,49 @@ pub fn read_toc(
     if header.magic != TOC_MAGIC {
         return Err(corrupt(0));
     }
-    if header.version.get() != TOC_VERSION {
-        return Err(FormatError::Version { found: header.version.get(), known: TOC_VERSION });
-    }
-    let (raw_groups, rest) =
-        <[RawTocGroup]>::ref_from_prefix_with_elems(rest, header.groups.get() as usize)
-            .map_err(|_| corrupt(1))?;
+    let (raw_groups, rest) = raw_groups(header, rest)?;
     let chunk_count = usize::try_from(header.chunks.get()).map_err(|_| corrupt(2))?;
     let (mut raw_chunks, _) =
         <[RawTocChunk]>::ref_from_prefix_with_elems(rest, chunk_count).map_err(|_| corrupt(2))?;
     let mut groups = Vec::with_capacity(raw_groups.len());
     for (place, raw) in raw_groups.iter().enumerate() {
-        let (own, after) =
-            raw_chunks.split_at_checked(raw.chunks.get() as usize).ok_or_else(|| corrupt(place))?;
+        let count = raw.group.chunks.get() as usize;
+        let (own, after) = raw_chunks.split_at_checked(count).ok_or_else(|| corrupt(place))?;
         raw_chunks = after;
         groups.push(checked_group(raw, own, toc_offset).ok_or_else(|| corrupt(place))?);
     }
     Ok(groups)
 }
 
-fn checked_group(raw: &RawTocGroup, chunks: &[RawTocChunk], toc_offset: u64) -> Option<TocGroup> {
+/// Reads the groups of either version, and returns the bytes that follow.
+fn raw_groups<'a>(
+    header: &RawTocHeader,
+    bytes: &'a [u8],
+) -> Result<(Cow<'a, [RawDecodedTocGroup]>, &'a [u8]), FormatError> {
+    let count = header.groups.get() as usize;
+    let short = || FormatError::corrupt("a blob's table of chunks", 1);
+    match header.version.get() {
+        TOC_VERSION => {
+            let (groups, rest) = <[RawDecodedTocGroup]>::ref_from_prefix_with_elems(bytes, count)
+                .map_err(|_| short())?;
+            Ok((Cow::Borrowed(groups), rest))
+        }
+        TOC_WITHOUT_DECODED => {
+            let (groups, rest) =
+                <[RawTocGroup]>::ref_from_prefix_with_elems(bytes, count).map_err(|_| short())?;
+            let groups = groups.iter().map(|&group| RawDecodedTocGroup { group, decoded: UNKNOWN });
+            Ok((Cow::Owned(groups.collect()), rest))
+        }
+        found => Err(FormatError::Version { found, known: TOC_VERSION }),
+    }
+}
+
+fn checked_group(
+    raw: &RawDecodedTocGroup,
+    chunks: &[RawTocChunk],
+    toc_offset: u64,
+) -> Option<TocGroup> {
+    let RawDecodedTocGroup { group: raw, decoded } = raw;
     let (stored_len, raw_len) = (raw.stored_len.get(), raw.raw_len.get());
     let end = raw.offset.get().checked_add(stored_len.into())?;
     let sizes = (1..=GROUP_STORED_LEN_MAX).contains(&stored_len)
@@ -180,6 +220,7 @@ fn checked_group(raw: &RawTocGroup, chunks: &[RawTocChunk], toc_offset: u64) -> 
         raw_len,
         exclusive: raw.flags.get() & EXCLUSIVE != 0,
         digest: GroupDigest(raw.digest),
+        decoded: Some(*decoded).filter(|found| *found != UNKNOWN).map(DecodedDigest),
         chunks,
     })
 }
@@ -198,6 +239,7 @@ mod tests {
                 raw_len: 30,
                 exclusive: false,
                 digest: GroupDigest(Digest::of(b"a")),
+                decoded: Some(DecodedDigest(Digest::of(b"decoded"))),
                 chunks: vec![chunk(1, 0, 10), chunk(2, 10, 20)],
             },
             TocGroup {
@@ -206,6 +248,7 @@ mod tests {
                 raw_len: 7,
                 exclusive: true,
                 digest: GroupDigest(Digest::of(b"b")),
+                decoded: None,
                 chunks: vec![chunk(3, 0, 7)],
             },
         ]
@@ -215,6 +258,33 @@ mod tests {
     fn a_table_comes_back() {
         let bytes = write_toc(&sample());
         assert_eq!(read_toc(&bytes, 15, Digest::of(&bytes)).unwrap(), sample());
+    }
+
+    /// Encodes the table as version 1 did.
+    fn write_first_version(groups: &[TocGroup]) -> Vec<u8> {
+        let mut bytes = write_toc(groups);
+        bytes[8] = 1;
+        for place in (0..groups.len()).rev() {
+            let at = size_of::<RawTocHeader>() + place * size_of::<RawDecodedTocGroup>();
+            bytes.drain(at + size_of::<RawTocGroup>()..at + size_of::<RawDecodedTocGroup>());
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_table_of_the_first_version_lacks_only_the_digests_of_decoded_bytes() {
+        let bytes = write_first_version(&sample());
+        let mut expected = sample();
+        for group in &mut expected {
+            group.decoded = None;
+        }
+        assert_eq!(read_toc(&bytes, 15, Digest::of(&bytes)).unwrap(), expected);
+        for version in [0, 3] {
+            let mut bytes = bytes.clone();
+            bytes[8] = version;
+            let error = read_toc(&bytes, 15, Digest::of(&bytes)).unwrap_err();
+            assert!(matches!(error, FormatError::Version { known: 2, .. }), "{error}");
+        }
     }
 
     #[test]
