@@ -118,7 +118,7 @@ const fn formats() -> [FormatVersion; 10] {
         same("packed index", packed::PACKED_VERSION),
         from_first("blob table", pack::TOC_VERSION),
         same("store records", RECORD_VERSION),
-        same("profiles", profile::VERSION),
+        from_first("profiles", profile::VERSION),
         same("cache", cache::VERSION),
         from_first("sandbox records", SandboxRecord::VERSION),
         from_first("mount records", MountRecord::VERSION),

@@ -260,10 +260,13 @@ fn a_profile_is_shown_in_order_and_comes_back() {
 
     let shown = json(&inlay, &["profile", "show", "base"]);
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(keys(&shown), ["groups", "label", "raw_bytes", "runs", "snapshot", "stored_bytes"]);
+    let known =
+        ["groups", "label", "raw_bytes", "runs", "snapshot", "stored_bytes", "touched_bytes"];
+    assert_eq!(keys(&shown), known);
     let groups = shown["groups"].as_array().unwrap();
     assert_eq!(made["groups"], groups.len());
-    assert_eq!(keys(&groups[0]), ["at_ms", "files", "group", "raw_len", "seen", "stored_len"]);
+    let known = ["at_ms", "files", "group", "raw_len", "seen", "stored_len", "touched_len"];
+    assert_eq!(keys(&groups[0]), known);
     assert!(groups.iter().all(|group| group["files"].as_array().unwrap().len() <= 3));
     let files = |place: usize| groups[place]["files"].to_string();
     assert!(files(0).contains("/large/random-shifted"), "{shown}");
@@ -271,6 +274,9 @@ fn a_profile_is_shown_in_order_and_comes_back() {
     let sum = |key: &str| groups.iter().map(|group| group[key].as_u64().unwrap()).sum::<u64>();
     assert_eq!(shown["stored_bytes"], sum("stored_len"));
     assert_eq!(shown["raw_bytes"], sum("raw_len"));
+    assert_eq!(shown["touched_bytes"], sum("touched_len"));
+    // Of the paths of a list, everything is wanted.
+    assert_eq!(sum("touched_len"), sum("raw_len"));
 
     let text = inlay.succeed(["profile", "show", "base"]).unwrap().text();
     assert_eq!(text.lines().count(), groups.len() + 2, "{text}");

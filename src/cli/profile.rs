@@ -14,7 +14,7 @@ use inlay_snapshots::{
 };
 use inlay_store::format::{FormatError, GroupIdx, Index};
 use inlay_store::ids::SnapshotId;
-use inlay_store::profile::{ENCODED_LEN_MAX, Profile, ProfileLabel, Run};
+use inlay_store::profile::{ENCODED_LEN_MAX, Entry, Profile, ProfileLabel, Run, UnitSet};
 use inlay_store::remote::ObjectKey;
 use serde::Serialize;
 
@@ -54,7 +54,8 @@ enum ProfileCommand {
 /// Show the groups of a profile, in order.
 ///
 /// MS is the mean time of the first touch, measured from the first touch of a run, with long pauses cut
-/// short. SEEN is the number of recorded runs that touched the group.
+/// short. SEEN is the number of recorded runs that touched the group. TOUCHED is how much of it was read, in
+/// units of 64 KiB of decoded data.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -194,6 +195,7 @@ struct ProfileDetails {
     runs: u32,
     stored_bytes: u64,
     raw_bytes: u64,
+    touched_bytes: u64,
     groups: Vec<GroupJson>,
 }
 
@@ -204,6 +206,8 @@ struct GroupJson {
     seen: u32,
     stored_len: u32,
     raw_len: u32,
+    /// Decoded bytes of the touched units.
+    touched_len: u32,
     /// The first [`PATHS_SHOWN`] paths.
     files: Vec<String>,
     #[serde(skip)]
@@ -229,7 +233,7 @@ fn show(global: &Global, args: &ProfileShowArgs) -> Result<(), CliError> {
 
 fn shown_profile(index: &Index, profile: &Profile) -> Result<ProfileDetails, FormatError> {
     let files = files_of_groups(index, profile.groups(), Keep::First(PATHS_SHOWN))?;
-    let group = |entry: &inlay_store::profile::Entry| {
+    let group = |entry: &Entry| {
         let group = index.group(entry.group)?;
         let files = files.get(&entry.group);
         Ok(GroupJson {
@@ -238,6 +242,7 @@ fn shown_profile(index: &Index, profile: &Profile) -> Result<ProfileDetails, For
             seen: entry.seen.count(),
             stored_len: group.stored_len,
             raw_len: group.raw_len,
+            touched_len: touched_len(entry.units, group.raw_len),
             files: files
                 .map(|files| files.first.iter().map(|part| escaped(&part.path)).collect())
                 .unwrap_or_default(),
@@ -251,12 +256,18 @@ fn shown_profile(index: &Index, profile: &Profile) -> Result<ProfileDetails, For
         runs: profile.runs(),
         stored_bytes: groups.iter().map(|group| u64::from(group.stored_len)).sum(),
         raw_bytes: groups.iter().map(|group| u64::from(group.raw_len)).sum(),
+        touched_bytes: groups.iter().map(|group| u64::from(group.touched_len)).sum(),
         groups,
     })
 }
 
+fn touched_len(units: UnitSet, raw_len: u32) -> u32 {
+    let ranges = units.units(raw_len).filter_map(|unit| unit.range(raw_len));
+    ranges.map(|range| range.end - range.start).sum()
+}
+
 fn write_shown(it: &ProfileDetails, out: &mut dyn Write) -> io::Result<()> {
-    let head = ["ORDER", "GROUP", "MS", "SEEN", "STORED", "DECODED", "FILES"];
+    let head = ["ORDER", "GROUP", "MS", "SEEN", "STORED", "DECODED", "TOUCHED", "FILES"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     rows.extend((1..).zip(&it.groups).map(|(order, group): (u64, _)| {
         let files = match (group.files.first(), group.files_count) {
@@ -271,16 +282,18 @@ fn write_shown(it: &ProfileDetails, out: &mut dyn Write) -> io::Result<()> {
             format!("{}/{}", group.seen, it.runs),
             output::bytes(group.stored_len.into()),
             output::bytes(group.raw_len.into()),
+            output::bytes(group.touched_len.into()),
             files,
         ]
     }));
     output::table(out, &rows)?;
     writeln!(
         out,
-        "{} groups, {} stored, {} decoded; profile '{}' of {}, runs: {}",
+        "{} groups, {} stored, {} decoded, {} touched; profile '{}' of {}, runs: {}",
         it.groups.len(),
         output::bytes(it.stored_bytes),
         output::bytes(it.raw_bytes),
+        output::bytes(it.touched_bytes),
         it.label,
         it.snapshot,
         it.runs,

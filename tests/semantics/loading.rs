@@ -107,6 +107,8 @@ fn data_read_by_earlier_starts_is_prefetched_first() {
     let recorded: Vec<u64> = recorded.map(|group| group["group"].as_u64().unwrap()).collect();
     let expected: Vec<u64> = groups.iter().copied().map(u64::from).collect();
     assert_eq!(recorded, expected, "{shown}\n{:#?}", remote.proxy.seen());
+    let [touched, decoded] = ["touched_bytes", "raw_bytes"].map(|key| shown[key].as_u64().unwrap());
+    assert!(touched > 0 && touched <= decoded, "{shown}");
 
     let second = remote.host();
     remote.proxy.forget();

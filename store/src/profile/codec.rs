@@ -8,14 +8,16 @@ use zstd::zstd_safe;
 
 use super::error::ProfileError;
 use super::label::ProfileLabel;
-use super::model::{ENTRIES_MAX, Entry, Profile, RUNS_MAX, Seen};
+use super::model::{ENTRIES_MAX, Entry, Profile, RUNS_MAX, Seen, UnitSet};
 use crate::format::GroupIdx;
 use crate::ids::{Digest, IndexDigest, Kind, SnapshotId};
 
 /// The maximum size of an encoded profile, in bytes.
 pub const ENCODED_LEN_MAX: u64 = 1 << 20;
-/// The version that this code reads and writes.
-pub const VERSION: u32 = 1;
+/// The version that this code writes. It also reads [`VERSION_WITHOUT_UNITS`].
+pub const VERSION: u32 = 2;
+/// The version whose entries have no units: each stands for its whole group.
+const VERSION_WITHOUT_UNITS: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"INLAYPRF";
 const LEVEL: i32 = 3;
@@ -36,8 +38,8 @@ struct RawProfileHeader {
     entries: U32,
     /// `PLAIN` or `ZSTD`.
     stored: U32,
-    /// Must be zero.
-    reserved: U32,
+    /// The number of all runs merged so far, modulo 2³²; zero in version 1.
+    merged: U32,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -46,8 +48,8 @@ struct RawEntry {
     group: U32,
     at_ms: U32,
     seen: U16,
-    /// Must be zero.
-    reserved: U16,
+    /// `UnitSet::bits`; zero in version 1.
+    units: U16,
 }
 
 const _: () = {
@@ -67,7 +69,7 @@ impl Profile {
                 group: entry.group.0.into(),
                 at_ms: entry.at_ms.into(),
                 seen: entry.seen.0.into(),
-                reserved: 0.into(),
+                units: entry.units.bits().into(),
             };
             entries.extend_from_slice(raw.as_bytes());
         }
@@ -89,7 +91,7 @@ impl Profile {
             runs: self.runs.into(),
             entries: u32::try_from(self.entries.len()).unwrap_or(u32::MAX).into(),
             stored: stored.into(),
-            reserved: 0.into(),
+            merged: self.merged.into(),
         };
         let mut out = [header.as_bytes(), &body].concat();
         out.extend_from_slice(Digest::of(&out).as_bytes());
@@ -112,7 +114,7 @@ impl Profile {
         // Check the version before the digest, because the position of the digest depends on it.
         let version = bytes.get(MAGIC.len()..).map(U32::read_from_prefix);
         let Some(Ok((version, _))) = version else { return Err(short) };
-        if version.get() != VERSION {
+        if !(VERSION_WITHOUT_UNITS..=VERSION).contains(&version.get()) {
             return Err(ProfileError::Version { found: version.get() });
         }
         let Ok((content, digest)) = Digest::ref_from_suffix(bytes) else { return Err(short) };
@@ -128,12 +130,13 @@ impl Profile {
         if runs > RUNS_MAX {
             return Err(damaged("more runs than are remembered"));
         }
-        if header.reserved.get() != 0 {
+        let merged = header.merged.get();
+        if version.get() == VERSION_WITHOUT_UNITS && merged != 0 {
             return Err(damaged("a field that has to be zero"));
         }
         let entries = entries(header, body)?;
         let snapshot = SnapshotId { kind, index: IndexDigest(header.index) };
-        Ok(Self { snapshot, label, runs, entries })
+        Ok(Self { snapshot, label, runs, merged, entries })
     }
 }
 
@@ -173,13 +176,17 @@ fn entries(header: &RawProfileHeader, body: &[u8]) -> Result<Vec<Entry>, Profile
             if seen == 0 || seen & !known != 0 {
                 return Err(damaged("a group that was touched in no run, or before the first"));
             }
-            if raw.reserved.get() != 0 {
-                return Err(damaged("a field that has to be zero"));
-            }
+            let units = UnitSet::from_bits(raw.units.get());
+            let units = match header.version.get() {
+                VERSION_WITHOUT_UNITS if units.is_empty() => UnitSet::ALL,
+                VERSION_WITHOUT_UNITS => return Err(damaged("a field that has to be zero")),
+                _ if units.is_empty() => return Err(damaged("a group without a touched unit")),
+                _ => units,
+            };
             if !met.insert(group) {
                 return Err(damaged("a group stands in it twice"));
             }
-            Ok(Entry { group, at_ms: raw.at_ms.get(), seen: Seen(seen) })
+            Ok(Entry { group, at_ms: raw.at_ms.get(), seen: Seen(seen), units })
         })
         .collect()
 }

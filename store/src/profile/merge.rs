@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::model::{ENTRIES_MAX, Entry, Profile, RUNS_MAX, Seen, Touched};
+use super::model::{ENTRIES_MAX, Entry, Profile, RUNS_MAX, Seen, Touched, UnitSet};
 use super::run::Run;
 use crate::format::GroupIdx;
 
@@ -19,6 +19,8 @@ const ROUND_TRIP_MS: u64 = 50;
 const FORGET_BELOW_ONE_IN: u32 = 8;
 /// …and none of the last `FORGET_AFTER` runs did.
 const FORGET_AFTER: u32 = 8;
+/// Every run of this number forgets the units that only earlier runs touched.
+const UNITS_OF: u32 = 8;
 
 impl Profile {
     /// Merges a run. A run without touches is a no-op.
@@ -29,22 +31,34 @@ impl Profile {
             return;
         }
         let paced = paced(run);
-        let touched: HashMap<GroupIdx, u32> = paced.iter().copied().collect();
+        let touched: HashMap<GroupIdx, u32> =
+            paced.iter().map(|touch| (touch.group, touch.at_ms)).collect();
+        let units: HashMap<GroupIdx, UnitSet> =
+            paced.iter().map(|touch| (touch.group, touch.units)).collect();
         self.runs = (self.runs + 1).min(RUNS_MAX);
+        self.merged = self.merged.wrapping_add(1);
+        let forget_units = self.merged.is_multiple_of(UNITS_OF);
         let clocks = Clocks::compare(&self.entries, &touched, self.runs);
         for entry in &mut self.entries {
             let (at_ms, touched) = match touched.get(&entry.group) {
                 Some(&at) => (clocks.mean(entry.at_ms, at), Touched::Yes),
                 None => (clocks.moved(entry.at_ms), Touched::No),
             };
-            *entry = Entry { at_ms, seen: entry.seen.then(touched), ..*entry };
+            let seen = entry.seen.then(touched);
+            let units = match units.get(&entry.group) {
+                None => entry.units,
+                Some(units) if forget_units => *units,
+                Some(units) => entry.units.with(*units),
+            };
+            *entry = Entry { at_ms, seen, units, ..*entry };
         }
         let known: HashSet<GroupIdx> = self.groups().collect();
-        let new = paced.iter().filter(|(group, _)| !known.contains(group));
-        self.entries.extend(new.map(|&(group, at)| Entry {
-            group,
-            at_ms: clocks.taken(at),
+        let new = paced.iter().filter(|touch| !known.contains(&touch.group));
+        self.entries.extend(new.map(|touch| Entry {
+            group: touch.group,
+            at_ms: clocks.taken(touch.at_ms),
             seen: Seen::ONCE,
+            units: touch.units,
         }));
         let runs = self.runs;
         self.entries.retain(|entry| {
@@ -57,16 +71,24 @@ impl Profile {
     }
 }
 
+/// A touch with its time since the first touch.
+struct Paced {
+    group: GroupIdx,
+    units: UnitSet,
+    at_ms: u32,
+}
+
 /// Returns each touch with its time in milliseconds since the first touch, with long pauses cut to
 /// `PAUSE_MAX`.
-fn paced(run: &Run) -> Vec<(GroupIdx, u32)> {
+fn paced(run: &Run) -> Vec<Paced> {
     let mut clock = Duration::ZERO;
     let mut last = None;
     let touches = run.touches().iter().map(|touch| {
         let pause = touch.at.saturating_sub(last.unwrap_or(touch.at));
         last = Some(touch.at);
         clock = clock.saturating_add(pause.min(PAUSE_MAX));
-        (touch.group, u32::try_from(clock.as_millis()).unwrap_or(u32::MAX))
+        let at_ms = u32::try_from(clock.as_millis()).unwrap_or(u32::MAX);
+        Paced { group: touch.group, units: touch.units, at_ms }
     });
     touches.collect()
 }

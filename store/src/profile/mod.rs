@@ -40,6 +40,10 @@
 //! For each group, sixteen bits record which of the last sixteen runs touched it. A group is
 //! forgotten when fewer than one in eight runs touched it, and none of the last eight: a new group
 //! has eight runs to prove itself, and a profile of an older use is replaced within sixteen.
+//!
+//! For each group, sixteen more bits record which of its units were touched. A unit that a run
+//! touches is added; every eighth run, those that it does not touch are
+//! forgotten.
 
 mod codec;
 mod error;
@@ -51,7 +55,7 @@ mod run;
 pub use codec::{ENCODED_LEN_MAX, VERSION};
 pub use error::ProfileError;
 pub use label::{LabelError, ProfileLabel};
-pub use model::{ENTRIES_MAX, Entry, Profile, RUNS_MAX, Seen};
+pub use model::{ENTRIES_MAX, Entry, Profile, RUNS_MAX, Seen, UnitSet};
 pub use run::{Run, Touch};
 
 #[cfg(test)]

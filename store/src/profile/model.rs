@@ -1,9 +1,12 @@
 //! A profile: the groups that earlier runs touched, in the order in which to fetch them.
 
+use std::ops::Range;
+
 use super::label::ProfileLabel;
 use super::run::Run;
 use crate::format::GroupIdx;
 use crate::ids::SnapshotId;
+use crate::unit::{UnitIdx, unit_count};
 
 /// The maximum number of groups in a profile or a run.
 pub const ENTRIES_MAX: usize = 65_536;
@@ -41,6 +44,58 @@ pub(super) enum Touched {
     No,
 }
 
+/// Units of a group, as a bit set. Bit 15 stands for all units from 15 on, which only groups of
+/// more than 960 KiB have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct UnitSet(pub(super) u16);
+
+impl UnitSet {
+    /// All units, whatever the length of the group.
+    pub const ALL: Self = Self(u16::MAX);
+
+    /// Returns the units that hold the decoded bytes `range` of a group; none if it is empty.
+    pub fn of(range: Range<u32>) -> Self {
+        if range.is_empty() {
+            return Self::default();
+        }
+        let bit = |offset| UnitIdx::at(offset).0.min(u16::BITS - 1);
+        let (first, last) = (bit(range.start), bit(range.end - 1));
+        Self(u16::MAX << first & u16::MAX >> (u16::BITS - 1 - last))
+    }
+
+    /// Returns the set with the bits of [`Self::bits`].
+    pub const fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
+    /// Returns the set as bits: bit 0 is the first unit.
+    pub const fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// Reports whether it has no units.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Reports whether it has all units of `other`.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Returns the units of both.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Returns its units in a group of `raw_len` decoded bytes, in order.
+    pub fn units(self, raw_len: u32) -> impl Iterator<Item = UnitIdx> {
+        let bit = move |unit: u32| self.0 & 1 << unit.min(u16::BITS - 1) != 0;
+        (0..unit_count(raw_len)).filter(move |unit| bit(*unit)).map(UnitIdx)
+    }
+}
+
 /// A group of a profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
@@ -51,6 +106,8 @@ pub struct Entry {
     pub at_ms: u32,
     /// The runs that touched it; never empty.
     pub seen: Seen,
+    /// The units that were touched; never empty.
+    pub units: UnitSet,
 }
 
 /// The order in which to fetch a snapshot's groups, learned from runs.
@@ -63,13 +120,15 @@ pub struct Profile {
     /// The use of the snapshot.
     pub label: ProfileLabel,
     pub(super) runs: u32,
+    /// The number of all runs merged so far, modulo 2³².
+    pub(super) merged: u32,
     pub(super) entries: Vec<Entry>,
 }
 
 impl Profile {
     /// Creates a profile without runs.
     pub fn new(snapshot: SnapshotId, label: ProfileLabel) -> Self {
-        Self { snapshot, label, runs: 0, entries: Vec::new() }
+        Self { snapshot, label, runs: 0, merged: 0, entries: Vec::new() }
     }
 
     /// Creates a profile from one run.

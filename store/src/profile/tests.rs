@@ -19,7 +19,11 @@ fn empty() -> Profile {
 
 /// Creates a run from touches: groups, and milliseconds since the snapshot was attached.
 fn run(touches: &[(u32, u64)]) -> Run {
-    let touch = |&(group, at)| Touch { group: GroupIdx(group), at: Duration::from_millis(at) };
+    let touch = |&(group, at)| Touch {
+        group: GroupIdx(group),
+        units: UnitSet::from_bits(1),
+        at: Duration::from_millis(at),
+    };
     touches.iter().map(touch).collect()
 }
 
@@ -158,10 +162,71 @@ fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
 #[test]
 fn other_versions_are_refused_by_number() {
     let mut bytes = empty().encode();
-    bytes[8] = 2;
-    assert_eq!(Profile::decode(&bytes), Err(ProfileError::Version { found: 2 }));
+    bytes[8] = 3;
+    assert_eq!(Profile::decode(&bytes), Err(ProfileError::Version { found: 3 }));
     bytes.truncate(12);
-    assert_eq!(Profile::decode(&bytes), Err(ProfileError::Version { found: 2 }));
+    assert_eq!(Profile::decode(&bytes), Err(ProfileError::Version { found: 3 }));
+}
+
+#[test]
+fn an_entry_of_the_first_version_stands_for_its_whole_group() {
+    let mut profile = empty();
+    profile.merge(&run(&[(5, 0), (9, 1)]));
+    let mut bytes = profile.encode();
+    bytes[8] = 1;
+    assert!(matches!(Profile::decode(&sealed(bytes.clone())), Err(ProfileError::Damaged(_))));
+    bytes[124] = 0;
+    for at in [138, 150] {
+        assert!(matches!(Profile::decode(&sealed(bytes.clone())), Err(ProfileError::Damaged(_))));
+        bytes[at] = 0;
+    }
+    let decoded = Profile::decode(&sealed(bytes)).unwrap();
+    assert_eq!(order(&decoded), [5, 9]);
+    assert!(decoded.entries().iter().all(|entry| entry.units == UnitSet::ALL));
+}
+
+#[test]
+fn a_set_of_units_is_that_of_a_range() {
+    let kib = |n: u32| n << 10;
+    let set = |from, to| UnitSet::of(from..to).bits();
+    assert_eq!([set(0, 1), set(0, kib(64)), set(kib(64) - 1, kib(64) + 1)], [1, 1, 0b11]);
+    assert_eq!([set(kib(128), kib(256)), set(5, 5)], [0b1100, 0]);
+    assert_eq!(set(0, u32::MAX), u16::MAX);
+    assert_eq!(set(kib(2000), kib(2001)), 1 << 15, "the rest of a large group shares a bit");
+    let units = |bits, len| -> Vec<u32> {
+        UnitSet::from_bits(bits).units(len).map(|unit| unit.0).collect()
+    };
+    assert_eq!(units(0b101, kib(512)), [0, 2]);
+    assert_eq!(units(u16::MAX, kib(512) + 1), (0..9).collect::<Vec<_>>());
+    assert_eq!(units(1 << 15, kib(1152)), [15, 16, 17]);
+    let (one, two) = (UnitSet::from_bits(1), UnitSet::from_bits(2));
+    assert!(one.with(two).contains(two) && !one.contains(two) && !one.is_empty());
+}
+
+#[test]
+fn units_of_later_reads_are_added_and_those_of_old_runs_forgotten() {
+    let touch = |group, bits, at| Touch {
+        group: GroupIdx(group),
+        units: UnitSet::from_bits(bits),
+        at: Duration::from_millis(at),
+    };
+    let mut run = Run::new();
+    assert!(run.record(touch(1, 0b1, 0)) && run.record(touch(2, 0b1, 5)));
+    assert!(run.record(touch(1, 0b100, 9)) && !run.record(touch(3, 0, 9)));
+    assert_eq!(run.touches(), [touch(1, 0b101, 0), touch(2, 0b1, 5)]);
+
+    let mut profile = empty();
+    profile.merge(&run);
+    let other = [touch(1, 0b10, 0)].into_iter().collect();
+    let units = |profile: &Profile, group| entry(profile, group).units.bits();
+    for _ in 1..7 {
+        profile.merge(&other);
+    }
+    assert_eq!((units(&profile, 1), units(&profile, 2)), (0b111, 0b1));
+    profile.merge(&other);
+    assert_eq!((units(&profile, 1), units(&profile, 2)), (0b10, 0b1), "the eighth run");
+    profile.merge(&run);
+    assert_eq!(units(&profile, 1), 0b111);
 }
 
 #[test]
@@ -200,11 +265,10 @@ fn contradictions_are_refused_though_the_digest_is_right() {
         ("far more entries", 116, &[0, 0, 0, 0xff]),
         ("compressed", 120, &[1]),
         ("stored in an unknown way", 120, &[2]),
-        ("not zero", 124, &[1]),
         ("a group twice", 140, &[5]),
         ("seen never", 136, &[0]),
         ("seen before the first run", 136, &[2]),
-        ("not zero either", 138, &[1]),
+        ("without a touched unit", 138, &[0, 0]),
     ];
     for (what, at, patch) in cases {
         let mut wrong = bytes.clone();
@@ -238,10 +302,14 @@ fn merge_all(profile: &mut Profile, runs: &[Run]) {
 }
 
 fn runs() -> impl Strategy<Value = Vec<Run>> {
-    let touch = (0u32..40, 0u64..3000);
+    let touch = (0u32..40, 1u16.., 0u64..3000).prop_map(|(group, bits, at)| Touch {
+        group: GroupIdx(group),
+        units: UnitSet::from_bits(bits),
+        at: Duration::from_millis(at),
+    });
     let touches = prop::collection::vec(touch, 1..60).prop_map(|mut touches| {
-        touches.sort_by_key(|(_, at)| *at);
-        run(&touches)
+        touches.sort_by_key(|touch| touch.at);
+        touches.into_iter().collect()
     });
     prop::collection::vec(touches, 0..40)
 }
@@ -294,7 +362,7 @@ proptest! {
 
     #[test]
     fn no_bytes_make_the_decoder_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-        let marked = [b"INLAYPRF\x01\0\0\0".as_slice(), &bytes, &[0; 32]].concat();
+        let marked = [b"INLAYPRF\x02\0\0\0".as_slice(), &bytes, &[0; 32]].concat();
         let _ = Profile::decode(&bytes);
         let _ = Profile::decode(&marked);
         let _ = Profile::decode(&sealed(marked));

@@ -10,7 +10,7 @@ use object_store::memory::InMemory;
 use super::records::tests::id;
 use super::*;
 use crate::format::GroupIdx;
-use crate::profile::{Profile, ProfileError, ProfileLabel, Run, Touch};
+use crate::profile::{Profile, ProfileError, ProfileLabel, Run, Touch, UnitSet};
 
 fn label(text: &str) -> ProfileLabel {
     text.parse().unwrap()
@@ -143,10 +143,10 @@ async fn a_profile_of_a_newer_inlay_is_left() {
     let (_, remote) = faulty();
     let default = ProfileLabel::default();
     let mut bytes = Profile::of_run(id(1), default.clone(), &run(&[1])).encode();
-    bytes[8] = 2;
+    bytes[8] = 3;
     remote.put(&key(&default), Bytes::from(bytes.clone())).await.unwrap();
     let error = remote.merge_profile(&id(1), &default, &run(&[5])).await.unwrap_err();
-    let reason = ProfileError::Version { found: 2 };
+    let reason = ProfileError::Version { found: 3 };
     assert!(matches!(&error, StoreError::Profile { reason: r, .. } if *r == reason), "{error}");
     assert_eq!(remote.get(&key(&default), 1 << 20).await.unwrap(), bytes);
 }
@@ -180,7 +180,7 @@ async fn a_run_is_merged_where_nothing_is_conditional() {
     let default = ProfileLabel::default();
     remote.merge_profile(&id(1), &default, &run(&[1])).await.unwrap();
     store.set_faults(vec![fault(On::Put, Times::Nth(1), What::Status(501))]);
-    let touch = Touch { group: GroupIdx(2), at: Duration::ZERO };
+    let touch = Touch { group: GroupIdx(2), units: UnitSet::ALL, at: Duration::ZERO };
     let merged = remote.merge_profile(&id(1), &default, &[touch].into_iter().collect()).await;
     assert_eq!(merged.unwrap().runs(), 2);
     assert_eq!(remote.profile(&id(1), &default).await.unwrap().unwrap().runs(), 2);

@@ -19,6 +19,7 @@ use inlay_fusefs::ContentError;
 use inlay_prefetch::{Fetcher, GroupRef, ReadAheadLimits, SequentialReads, StreamId};
 use inlay_store::cache::{Cache, ContentId, Lookup, WholeContent};
 use inlay_store::format::{GroupIdx, Index, InodeIdx};
+use inlay_store::profile::UnitSet;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -300,8 +301,11 @@ impl Inner {
     fn touch(&self, plan: &Plan) {
         let Some(tracker) = &self.tracker else { return };
         for piece in &plan.pieces {
-            if let Place::Group { number, group, .. } = &piece.from {
-                tracker.touch(&self.index, *number, group);
+            if let Place::Group { number, group, extent, skip, .. } = &piece.from {
+                let start = Place::group_offset(extent, *skip);
+                let len = u32::try_from(piece.to.len()).unwrap_or(u32::MAX);
+                let units = UnitSet::of(start..start.saturating_add(len));
+                tracker.touch(&self.index, *number, group, units);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Tests reading files of a packed snapshot.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -9,13 +10,14 @@ use inlay_images::export::FileBytes;
 use inlay_images::export::testing::{Builder, Snapshot, meta, noise};
 use inlay_prefetch::{FetchLimits, Fetcher};
 use inlay_store::cache::{Cache, CacheOptions};
-use inlay_store::format::InodeIdx;
+use inlay_store::format::{FileData, GroupIdx, InodeIdx};
+use inlay_store::profile::UnitSet;
 use inlay_store::remote::{ObjectKey, Remote, StoreConfig};
 use inlay_store::tree::NodeId;
 use proptest::prelude::*;
 use tokio::runtime::Runtime;
 
-use super::{ContentOptions, Now, SnapshotContent};
+use super::{ContentOptions, Now, Observers, SnapshotContent, Tracker};
 
 const MIB: u64 = 1 << 20;
 
@@ -30,6 +32,10 @@ struct Mounted {
 
 impl Mounted {
     fn new(snapshot: &Snapshot) -> Self {
+        Self::observed(snapshot, None)
+    }
+
+    fn observed(snapshot: &Snapshot, tracker: Option<Arc<Tracker>>) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -49,7 +55,10 @@ impl Mounted {
         let fetcher = Fetcher::new(remote, Some(cache.clone()), limits, handle.clone());
         let options = ContentOptions::default();
         let index = snapshot.index.clone();
-        let content = SnapshotContent::new(index, Some(cache), fetcher.clone(), options, handle);
+        let observers =
+            tracker.map(|tracker| Observers { tracker, waits: Arc::default(), source: None });
+        let (cache, fetching) = (Some(cache), fetcher.clone());
+        let content = SnapshotContent::observed(index, cache, fetching, options, handle, observers);
         Self { content, fetcher, runtime, store, cache: dir }
     }
 
@@ -199,6 +208,59 @@ fn a_lost_blob_and_a_damaged_one_are_errors_that_name_it() {
     // Errors are not cached.
     std::fs::write(&path, good).unwrap();
     assert_eq!(mounted.read(files[3].inode, 0, 100).unwrap(), files[3].bytes[..100]);
+}
+
+#[test]
+fn each_touched_unit_is_recorded_wherever_the_bytes_come_from() {
+    let (snapshot, files) = snapshot();
+    let (file, index) = (&files[4], snapshot.index.clone());
+    let extents = |range| match index.data(file.inode).unwrap() {
+        FileData::Extents(extents) => extents.within(range).map(Result::unwrap).collect::<Vec<_>>(),
+        _ => panic!("the file is not large"),
+    };
+    // The expected units, by group, of reads of these ranges.
+    let expected = |ranges: &[std::ops::Range<u64>]| {
+        let mut units: BTreeMap<GroupIdx, UnitSet> = BTreeMap::new();
+        for range in ranges {
+            for at in range.clone().step_by(4096).chain([range.end - 1]) {
+                let extent = extents(at..at + 1)[0];
+                let offset = extent.group_offset + u32::try_from(at - extent.file_offset).unwrap();
+                let known = units.entry(extent.group).or_default();
+                *known = known.with(UnitSet::of(offset..offset + 1));
+            }
+        }
+        units
+    };
+    // Of one group, of another unit of it, across groups, and a single byte.
+    let ranges = [100_000..100_010, 0..10, 300_000..1_600_000, 2 * MIB..2 * MIB + 1];
+    for is_cached in [false, true] {
+        let tracker = Arc::new(Tracker::new(index.group_count()));
+        let mounted = Mounted::observed(&snapshot, Some(Arc::clone(&tracker)));
+        let mut buf = vec![0; file.bytes.len()];
+        if is_cached {
+            let unobserved = SnapshotContent::new(
+                index.clone(),
+                Some(Cache::open(mounted.cache.path(), CacheOptions::default()).unwrap()),
+                mounted.fetcher.clone(),
+                ContentOptions::default(),
+                mounted.runtime.handle().clone(),
+            );
+            let all = u32::try_from(file.bytes.len()).unwrap();
+            mounted.runtime.block_on(unobserved.read(file.inode, 0, all)).unwrap();
+        }
+        for range in &ranges {
+            let len = usize::try_from(range.end - range.start).unwrap();
+            let now = mounted.content.read_now(file.inode, range.start, &mut buf[..len]).unwrap();
+            if is_cached {
+                assert!(matches!(now, Now::Filled(filled) if filled == len));
+            } else if matches!(now, Now::WouldWait) {
+                mounted.read(file.inode, range.start, u32::try_from(len).unwrap()).unwrap();
+            }
+        }
+        let run = tracker.finish(&index, None).unwrap();
+        let found = run.touches().iter().map(|touch| (touch.group, touch.units)).collect();
+        assert_eq!(expected(&ranges), found, "cached: {is_cached}");
+    }
 }
 
 /// Path of the store's only blob.

@@ -1,19 +1,19 @@
 //! Tracks the groups that readers touch in one attached snapshot: records them for the next start,
 //! and notifies the prefetch scheduler.
 //!
-//! The first touch of a group takes a lock; any other read tests one bit. The run ends when no new
+//! The first touch of a unit takes a lock; any other read tests its bit. The run ends when no new
 //! group was touched for a while, after which only the bits are maintained.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use inlay_prefetch::scheduler::{Touched, WorkProgress};
 use inlay_prefetch::{GroupList, GroupRef, Loading};
-use inlay_store::format::{FileData, Group, GroupIdx, Index, InodeIdx};
-use inlay_store::profile::{Profile, Run, Touch};
+use inlay_store::format::{Extent, FileData, Group, GroupIdx, Index, InodeIdx};
+use inlay_store::profile::{Entry, Profile, Run, Touch, UnitSet};
 use parking_lot::Mutex;
 
 use super::locate::{groups_of_file, whole_group};
@@ -32,7 +32,8 @@ const OPENED_GROUPS: usize = 16;
 /// Tracks the use of one attached snapshot.
 pub struct Tracker {
     began: Instant,
-    touched: Box<[AtomicU64]>,
+    /// The touched units of each group.
+    touched: Box<[AtomicU16]>,
     recording: AtomicBool,
     run: Mutex<Recorded>,
     loading: Mutex<Option<Arc<Loading>>>,
@@ -62,7 +63,7 @@ impl Tracker {
     pub fn new(groups: u32) -> Self {
         Self {
             began: Instant::now(),
-            touched: (0..groups.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            touched: (0..groups).map(|_| AtomicU16::new(0)).collect(),
             recording: AtomicBool::new(true),
             run: Mutex::default(),
             loading: Mutex::default(),
@@ -92,16 +93,19 @@ impl Tracker {
         self.recording.load(Ordering::Relaxed)
     }
 
-    /// Records that a reader touched a group of `index` with the number `group`.
-    pub(super) fn touch(&self, index: &Index, group: GroupIdx, what: &Group) {
-        let Some(word) = self.touched.get(group.0 as usize / 64) else { return };
-        let bit = 1u64 << (group.0 % 64);
-        if word.load(Ordering::Relaxed) & bit != 0
-            || word.fetch_or(bit, Ordering::Relaxed) & bit != 0
-        {
+    /// Records that a reader touched `units` of a group of `index` with the number `group`.
+    pub(super) fn touch(&self, index: &Index, group: GroupIdx, what: &Group, units: UnitSet) {
+        let Some(known) = self.touched.get(group.0 as usize) else { return };
+        if UnitSet::from_bits(known.load(Ordering::Relaxed)).contains(units) {
             return;
         }
-        if let Some(loading) = self.loading() {
+        let before = UnitSet::from_bits(known.fetch_or(units.bits(), Ordering::Relaxed));
+        if before.contains(units) {
+            return;
+        }
+        if before.is_empty()
+            && let Some(loading) = self.loading()
+        {
             let file = what.owner.and_then(|owner| groups_of_file(index, owner));
             loading.touched(&Touched {
                 group: group.0,
@@ -113,25 +117,28 @@ impl Tracker {
             let now = Instant::now();
             let mut recorded = self.run.lock();
             recorded.first.get_or_insert(now);
-            recorded.last = Some(now);
-            recorded.run.record(Touch { group, at: now - self.began });
+            if before.is_empty() {
+                recorded.last = Some(now);
+            }
+            recorded.run.record(Touch { group, units, at: now - self.began });
         }
     }
 
-    fn is_touched(&self, group: GroupIdx) -> bool {
-        let word = self.touched.get(group.0 as usize / 64);
-        word.is_some_and(|word| word.load(Ordering::Relaxed) & 1 << (group.0 % 64) != 0)
+    fn is_touched(&self, group: GroupIdx, units: UnitSet) -> bool {
+        let known = self.touched.get(group.0 as usize);
+        known.is_some_and(|known| UnitSet::from_bits(known.load(Ordering::Relaxed)).contains(units))
     }
 
     /// Records a read from a file that the cache has completely.
     pub(super) fn touch_file(&self, index: &Index, inode: InodeIdx, range: Range<u64>) {
         let Ok(FileData::Extents(extents)) = index.data(inode) else { return };
-        for extent in extents.within(range).flatten() {
+        for extent in extents.within(range.clone()).flatten() {
+            let units = units_of(&extent, &range);
             // Most reads need no lookup of the group.
-            if !self.is_touched(extent.group)
+            if !self.is_touched(extent.group, units)
                 && let Ok(group) = index.group(extent.group)
             {
-                self.touch(index, extent.group, &group);
+                self.touch(index, extent.group, &group, units);
             }
         }
     }
@@ -170,14 +177,15 @@ impl Tracker {
         for (inode, at) in opened {
             let Ok(FileData::Extents(extents)) = index.data(inode) else { continue };
             let own: BTreeSet<GroupIdx> = extents.iter().flatten().map(|e| e.group).collect();
-            let earlier: Vec<GroupIdx> = known
-                .into_iter()
-                .flat_map(Profile::groups)
-                .filter(|group| own.contains(group))
-                .collect();
-            let guessed = own.iter().copied().take(OPENED_GROUPS);
-            let groups = if earlier.is_empty() { guessed.collect() } else { earlier };
-            touches.extend(groups.into_iter().map(|group| Touch { group, at }));
+            let touch = |entry: &Entry| Touch { group: entry.group, units: entry.units, at };
+            let earlier = known.into_iter().flat_map(Profile::entries);
+            let earlier = earlier.filter(|entry| own.contains(&entry.group)).map(touch);
+            let mut of_file: Vec<Touch> = earlier.collect();
+            if of_file.is_empty() {
+                let guessed = own.iter().copied().take(OPENED_GROUPS);
+                of_file.extend(guessed.map(|group| Touch { group, units: UnitSet::ALL, at }));
+            }
+            touches.extend(of_file);
         }
         touches.sort_by_key(|touch| touch.at);
         let run: Run = touches.into_iter().collect();
@@ -186,13 +194,22 @@ impl Tracker {
 
     /// Returns statistics so far.
     pub fn stats(&self) -> TrackerStats {
-        let words =
-            self.touched.iter().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones()));
+        let touched = self.touched.iter().filter(|units| units.load(Ordering::Relaxed) != 0);
         TrackerStats {
-            touched: words.sum(),
+            touched: touched.count() as u64,
             loading: self.loading().map(|loading| loading.stats()),
         }
     }
+}
+
+/// Returns the units of its group that hold the part of `extent` within `range`, which overlaps it.
+fn units_of(extent: &Extent, range: &Range<u64>) -> UnitSet {
+    let within = |offset: u64| {
+        let skip = offset.clamp(extent.file_offset, extent.file_end()) - extent.file_offset;
+        // Fits: it is at most the length of the extent.
+        extent.group_offset.saturating_add(u32::try_from(skip).unwrap_or(extent.len))
+    };
+    UnitSet::of(within(range.start)..within(range.end))
 }
 
 impl std::fmt::Debug for Tracker {
