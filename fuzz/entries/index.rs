@@ -19,7 +19,7 @@ pub(crate) fn run(bytes: &[u8]) {
         let _ = ask(&index, inode);
     }
     for group in numbers(index.group_count()).map(GroupIdx) {
-        let _ = index.group(group);
+        let _ = (index.group(group), index.decoded(group));
     }
     for blob in numbers(index.blob_count()).map(BlobIdx) {
         let _ = index.blob(blob);
