@@ -1,8 +1,9 @@
 //! Guesses the groups that a start of an image needs first, from file names and the image
 //! configuration, for images without a profile.
 //!
-//! Every program start needs the dynamic loader, the C library and the files they read, then the
-//! program itself. The scheduler predicts everything else better from actual reads.
+//! A runtime reads the users before it starts anything. Then every program start needs the dynamic
+//! loader, the C library and the files they read, then the program itself. The scheduler predicts
+//! everything else better from actual reads.
 
 use std::collections::HashSet;
 
@@ -37,12 +38,12 @@ const LIBRARIES: [&[u8]; 9] = [
     b"libgcc_s.so",
     b"libstdc++.so",
 ];
+/// Files that container runtimes read to find the user of a process.
+const RUNTIME_FILES: [&[u8]; 2] = [b"etc/passwd", b"etc/group"];
 /// Files that the C library, shells and interpreters read first.
-const FILES: [&[u8]; 10] = [
+const FILES: [&[u8]; 8] = [
     b"etc/ld.so.cache",
     b"etc/ld.so.preload",
-    b"etc/passwd",
-    b"etc/group",
     b"etc/nsswitch.conf",
     b"etc/localtime",
     b"bin/sh",
@@ -55,6 +56,9 @@ const FILES: [&[u8]; 10] = [
 /// directories; a damaged index yields fewer groups.
 pub fn guess(index: &Index) -> Vec<GroupIdx> {
     let mut guess = Guess { index, groups: Vec::new(), met: HashSet::new() };
+    for file in RUNTIME_FILES {
+        guess.file(file);
+    }
     for dir in LIBRARY_DIRS {
         // Best effort: a read of the damaged directory reports the error.
         let _ = guess.libraries(dir);
@@ -143,30 +147,38 @@ mod tests {
     use inlay_store::tree::NodeId;
 
     #[test]
-    fn loaders_and_the_program_come_first() {
+    fn users_then_loaders_then_the_program_come_first() {
         let mut builder = Builder::new();
         let mut dirs = Vec::new();
         for name in [&b"lib64"[..], b"opt", b"etc"] {
             dirs.push(builder.dir(NodeId::ROOT, name));
         }
-        let data = 0..6000;
-        let data = std::slice::from_ref(&data);
-        builder.file(dirs[0], b"ld-linux-x86-64.so.2", meta(0o755), 6000, data);
-        builder.file(dirs[0], b"libunheard.so.7", meta(0o755), 6000, data);
-        builder.file(dirs[1], b"app", meta(0o755), 6000, data);
-        builder.file(dirs[2], b"passwd", meta(0o644), 6000, data);
+        // Each in a group of its own.
+        let mut file = |dir: usize, name: &str| {
+            let data = 0..600_000;
+            let data = std::slice::from_ref(&data);
+            builder.file(dirs[dir], name.as_bytes(), meta(0o755), 600_000, data);
+        };
+        file(0, "ld-linux-x86-64.so.2");
+        file(0, "libunheard.so.7");
+        file(1, "app");
+        file(2, "passwd");
+        file(2, "unheard");
         let snapshot = builder.finish(br#"{"config": {"Entrypoint": ["/opt/app", "-x"]}}"#);
         let index = &snapshot.index;
-        let guessed = guess(index);
-        assert!(!guessed.is_empty());
-        for path in [&b"lib64/ld-linux-x86-64.so.2"[..], b"opt/app", b"etc/passwd"] {
-            let search = Guess { index, groups: Vec::new(), met: HashSet::new() };
+        let search = Guess { index, groups: Vec::new(), met: HashSet::new() };
+        let groups = |path: &[u8]| {
             let inode = search.resolve(path).unwrap();
             let FileData::Extents(extents) = index.data(inode).unwrap() else { panic!() };
-            let group = extents.get(0).unwrap().unwrap().group;
-            assert!(guessed.contains(&group), "{path:?}");
+            extents.iter().map(|extent| extent.unwrap().group).collect::<Vec<_>>()
+        };
+        let mut expected = Vec::new();
+        for path in [&b"etc/passwd"[..], b"lib64/ld-linux-x86-64.so.2", b"opt/app"] {
+            let mut groups = groups(path);
+            groups.dedup();
+            expected.extend(groups);
         }
-        let search = Guess { index, groups: Vec::new(), met: HashSet::new() };
+        assert_eq!(guess(index), expected);
         // A path through a file does not resolve, as in Linux.
         assert_eq!(search.resolve(b"opt/app/../app"), None);
     }
