@@ -19,7 +19,7 @@ const ROUND_TRIP_MS: u64 = 50;
 const FORGET_BELOW_ONE_IN: u32 = 8;
 /// …and none of the last `FORGET_AFTER` runs did.
 const FORGET_AFTER: u32 = 8;
-/// Every run of this number forgets the units that only earlier runs touched.
+/// One run in this many forgets the units that only earlier runs touched.
 const UNITS_OF: u32 = 8;
 
 impl Profile {

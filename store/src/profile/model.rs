@@ -50,7 +50,7 @@ pub(super) enum Touched {
 pub struct UnitSet(pub(super) u16);
 
 impl UnitSet {
-    /// All units, whatever the length of the group.
+    /// All units of a group of any length.
     pub const ALL: Self = Self(u16::MAX);
 
     /// Returns the units that hold the decoded bytes `range` of a group; none if it is empty.

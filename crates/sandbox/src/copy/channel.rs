@@ -88,7 +88,8 @@ mod tests {
     use super::*;
 
     fn written(writes: &[Vec<u8>]) -> Vec<Bytes> {
-        let (sender, mut pieces) = mpsc::channel(100);
+        // Room for a piece per write: nothing reads before the end.
+        let (sender, mut pieces) = mpsc::channel(writes.len() + 1);
         let mut writer = PieceWriter::new(sender);
         for bytes in writes {
             writer.write_all(bytes).unwrap();

@@ -1,7 +1,7 @@
 //! Guesses the groups that a start of an image needs first, from file names and the image
 //! configuration, for images without a profile.
 //!
-//! A runtime reads the users before it starts anything. Then every program start needs the dynamic
+//! A runtime reads `/etc/passwd` and `/etc/group` first. Then every program start needs the dynamic
 //! loader, the C library and the files they read, then the program itself. The scheduler predicts
 //! everything else better from actual reads.
 
