@@ -403,7 +403,7 @@ fn snapshots_of_older_versions_stay_readable() {
     assert!(copied.success());
     let lines: Vec<_> = (0..20_000).map(|line| format!("line {line} of a large file\n")).collect();
     let large = lines.concat();
-    let small = "small contents, longer than what is inline: ".repeat(20);
+    let small = "small contents, too long for the index: ".repeat(20);
     let mounted = place.mount("old", &["--no-cache"]);
     for (name, contents) in
         [("dir/large", &*large), ("dir/small", &small), ("tiny", "tiny"), ("link", &small)]
